@@ -1,0 +1,5 @@
+//! The pure core of ebbtide: no files, no GPU, no clock, no randomness.
+#![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod units;

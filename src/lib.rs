@@ -1,0 +1,1 @@
+//! ebbtide: what fits, how fast, with which plan.
