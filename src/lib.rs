@@ -1,1 +1,3 @@
 //! ebbtide: what fits, how fast, with which plan.
+
+pub mod error;
