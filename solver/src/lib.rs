@@ -2,4 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod ids;
+pub mod machine;
+pub mod plan;
+pub mod problem;
+pub mod schedule;
 pub mod units;

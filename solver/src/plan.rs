@@ -1,0 +1,85 @@
+//! The plan: what becomes of every storable tensor and of every group of model states.
+
+use crate::ids::{Id, Table, TensorId};
+use crate::problem::Problem;
+
+/// What becomes of the pieces of one tensor. Pieces `[0, keep)` stay on the device, the next `swap`
+/// travel to the host and back, the rest are made again when backward needs them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Fate {
+    /// Pieces that stay on the device.
+    pub keep: u32,
+    /// Pieces that travel to host memory and back.
+    pub swap: u32,
+}
+
+/// Where the weights, gradients and optimizer states of one group live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Placement {
+    /// All on the device, updated there.
+    Resident,
+    /// Weights on the device; states on the host, which updates them from the gradients sent there.
+    HostOptimizer,
+    /// Weights fetched from the host for forward and again for backward; states on the host.
+    Streamed,
+}
+
+/// How long recomputed attention tensors live once they have been made again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Hold {
+    /// The attention output stays from its recomputation until its last use in backward.
+    pub output: bool,
+    /// So do the projections that attention reads.
+    pub projections: bool,
+}
+
+/// One decision for everything that can be decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// For every storable tensor.
+    pub fates: Table<TensorId, Fate>,
+    /// For every group of model states, in the problem's order.
+    pub placements: Vec<Placement>,
+    /// What is held of recomputed attention.
+    pub hold: Hold,
+}
+
+impl Fate {
+    /// All `pieces` stay.
+    pub const fn kept(pieces: u32) -> Self {
+        Self { keep: pieces, swap: 0 }
+    }
+    /// All `pieces` travel.
+    pub const fn swapped(pieces: u32) -> Self {
+        Self { keep: 0, swap: pieces }
+    }
+    /// Every piece is made again.
+    pub const RECOMPUTED: Self = Self { keep: 0, swap: 0 };
+
+    /// How many of `pieces` are made again.
+    pub const fn recompute(self, pieces: u32) -> u32 {
+        pieces - self.keep - self.swap
+    }
+}
+
+impl Hold {
+    /// Whatever has been made again stays until its last use.
+    pub const ALL: Self = Self { output: true, projections: true };
+    /// Nothing is held from one step to the next.
+    pub const NONE: Self = Self { output: false, projections: false };
+}
+
+impl Plan {
+    /// Everything stays on the device: the floor, where it fits.
+    pub fn keep_all(problem: &Problem) -> Self {
+        Self {
+            fates: problem.tensors.values().map(|t| Fate::kept(t.pieces)).collect(),
+            placements: vec![Placement::Resident; problem.states.len()],
+            hold: Hold::ALL,
+        }
+    }
+    /// The tensors in order with their fates.
+    pub fn iter(&self) -> impl Iterator<Item = (TensorId, Fate)> + '_ {
+        self.fates.values().enumerate().map(|(i, fate)| (TensorId::from_index(i), *fate))
+    }
+}
