@@ -42,6 +42,8 @@ pub struct Plan {
     pub placements: Vec<Placement>,
     /// What is held of recomputed attention.
     pub hold: Hold,
+    /// Streamed weights stay between two uses that are at most this many steps apart.
+    pub weight_gap: u32,
 }
 
 impl Fate {
@@ -70,12 +72,17 @@ impl Hold {
 }
 
 impl Plan {
+    /// Long enough that a block's two halves, and the turn from forward to backward in the last
+    /// block, use one copy of its weights.
+    pub const WEIGHT_GAP: u32 = 2;
+
     /// Everything stays on the device: the floor, where it fits.
     pub fn keep_all(problem: &Problem) -> Self {
         Self {
             fates: problem.tensors.values().map(|t| Fate::kept(t.pieces)).collect(),
             placements: vec![Placement::Resident; problem.states.len()],
             hold: Hold::ALL,
+            weight_gap: Self::WEIGHT_GAP,
         }
     }
     /// The tensors in order with their fates.

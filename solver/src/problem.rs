@@ -267,11 +267,11 @@ pub struct HostOptimizer {
 impl Value {
     /// Bytes of the part of this value that covers `rows` rows of `groups` of `of_groups` groups.
     pub fn bytes(&self, rows: u64, groups: u64, of_groups: u64) -> Bytes {
-        let all = self.row_bytes.checked_mul(rows).expect("bounded by size limits");
-        Bytes::new(match self.split {
-            Split::Groups => all * groups / of_groups,
-            _ => all,
-        }) + self.fixed_bytes
+        let all = Bytes::new(self.row_bytes) * rows + self.fixed_bytes;
+        match self.split {
+            Split::Groups => all.scaled(groups, of_groups),
+            Split::Whole | Split::Rows => all,
+        }
     }
 }
 

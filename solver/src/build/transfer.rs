@@ -1,0 +1,248 @@
+//! When copies start and when compute waits for them.
+//!
+//! In: a [`Draft`] and the predicted start of every position on the compute stream. Out: for every
+//! departure the position at which its device bytes are free again, for every arrival the position
+//! from which its landing buffer is taken; with them, every buffer's lifetime.
+//!
+//! Positions on the compute stream are the clock of all memory: a departure *retires* at a position
+//! at which compute waits for the copy, an arrival is *issued* after the operator before its
+//! position has ended. So lifetimes are facts of the schedule, whatever the copies' speed turns out
+//! to be; predicted times only choose good positions.
+//!
+//! Departures go in the order in which their buffers are complete, retire when they are predicted to
+//! have ended, and earlier, with a stall, where memory is needed. Arrivals go in the order in which they are
+//! needed, each as late as the link allows with one copy's time to spare, later where memory forbids.
+
+use super::expand::{Draft, DraftBuffer};
+use crate::problem::Problem;
+use crate::units::{Bytes, Span};
+
+/// The places of all copies, and every buffer's lifetime.
+#[derive(Debug)]
+pub struct Transfers {
+    /// Departures in the order of their stream.
+    pub out_order: Vec<usize>,
+    /// For every departure: before this position compute waits for it.
+    pub retired: Vec<usize>,
+    /// Arrivals in the order of their stream.
+    pub in_order: Vec<usize>,
+    /// For every arrival: it starts once everything before this position has ended.
+    pub issued: Vec<usize>,
+    /// For every buffer: the positions between which its bytes are taken.
+    pub lifetimes: Vec<Span>,
+    /// The most bytes alive at any position.
+    pub peak: Bytes,
+    /// Where that is.
+    pub peak_position: usize,
+}
+
+/// Memory does not suffice at a position, whatever waits for whatever.
+#[derive(Debug, Clone, Copy)]
+pub struct Overflow {
+    /// The position.
+    pub position: usize,
+    /// The bytes that must coexist there.
+    pub needed: Bytes,
+}
+
+/// Finds places for all copies. `clock[p]` is the predicted start of position `p`, in nanoseconds;
+/// one entry more than there are instructions.
+pub fn place_transfers(
+    problem: &Problem,
+    draft: &Draft,
+    clock: &[u64],
+) -> Result<Transfers, Overflow> {
+    let mut lifetimes: Vec<Span> =
+        draft.buffers.iter().map(|b| lifetime(b, draft.instructions.len())).collect();
+    let outward = retire(problem, draft, clock, &mut lifetimes)?;
+    let (in_order, issued) = issue(problem, draft, &outward, &mut lifetimes);
+    let usage = usage(draft, &lifetimes);
+    let (peak_position, peak) =
+        usage.iter().copied().enumerate().max_by_key(|&(p, u)| (u, usize::MAX - p)).unwrap_or((0, 0));
+    Ok(Transfers {
+        out_order: outward.order,
+        retired: outward.retired,
+        in_order,
+        issued,
+        lifetimes,
+        peak: Bytes::new(peak),
+        peak_position,
+    })
+}
+
+/// From first to last use on the compute stream.
+fn lifetime(buffer: &DraftBuffer, positions: usize) -> Span {
+    if buffer.persistent {
+        return Span::new(0, positions.max(1) as u64);
+    }
+    if buffer.first == usize::MAX {
+        return Span::new(0, 0);
+    }
+    Span::new(buffer.first as u64, buffer.last as u64 + 1)
+}
+
+/// Bytes alive at every position.
+fn usage(draft: &Draft, lifetimes: &[Span]) -> Vec<u64> {
+    let mut change = vec![0i128; draft.instructions.len() + 2];
+    for (buffer, life) in draft.buffers.iter().zip(lifetimes) {
+        if !life.is_empty() {
+            change[life.start as usize] += i128::from(aligned(buffer.bytes));
+            change[life.end as usize] -= i128::from(aligned(buffer.bytes));
+        }
+    }
+    change.pop();
+    let mut live = 0i128;
+    change
+        .into_iter()
+        .map(|c| {
+            live += c;
+            u64::try_from(live).expect("lifetimes balance")
+        })
+        .collect()
+}
+
+/// Sizes are counted as the arena places them.
+fn aligned(bytes: Bytes) -> u64 {
+    bytes.align_up(super::ALIGNMENT).get()
+}
+
+/// What the sweep over departures finds.
+struct Outward {
+    order: Vec<usize>,
+    retired: Vec<usize>,
+    /// Predicted start of every position with the stalls that memory forces.
+    clock: Vec<u64>,
+    /// Predicted end of every departure.
+    ended: Vec<u64>,
+}
+
+fn retire(
+    problem: &Problem,
+    draft: &Draft,
+    clock: &[u64],
+    lifetimes: &mut [Span],
+) -> Result<Outward, Overflow> {
+    let positions = draft.instructions.len();
+    let budget = problem.budget.device.get();
+    let buffer_of = |d: usize| &draft.buffers[draft.departures[d].buffer];
+    let mut order: Vec<usize> = (0..draft.departures.len()).collect();
+    order.sort_by_key(|&d| (buffer_of(d).last_write, d));
+    // What departs is alive until it retires, which the sweep decides: let it end never at first.
+    for departure in &draft.departures {
+        lifetimes[departure.buffer].end = positions as u64 + 1;
+    }
+    let mut live = usage(draft, lifetimes);
+    let mut outward = Outward {
+        retired: vec![positions; order.len()],
+        ended: vec![0; order.len()],
+        clock: Vec::with_capacity(positions + 1),
+        order,
+    };
+    let (mut stall, mut link_free, mut freed, mut next) = (0u64, 0u64, 0u64, 0usize);
+    let mut pending: Vec<usize> = Vec::new();
+    for position in 0..=positions {
+        let now = clock[position] + stall;
+        while next < outward.order.len() && buffer_of(outward.order[next]).last_write < position {
+            let departure = outward.order[next];
+            let bytes = buffer_of(departure).bytes;
+            link_free = link_free.max(now) + problem.machine.d2h.duration(bytes).get();
+            outward.ended[departure] = link_free;
+            pending.push(departure);
+            next += 1;
+        }
+        let mut wait = now;
+        pending.retain(|&d| {
+            let over = live[position] - freed > budget && position < positions;
+            let leaves = buffer_of(d).last < position && (over || outward.ended[d] <= now);
+            if leaves {
+                wait = wait.max(outward.ended[d]);
+                freed += aligned(buffer_of(d).bytes);
+                outward.retired[d] = position;
+                lifetimes[draft.departures[d].buffer].end = position as u64;
+            }
+            !leaves
+        });
+        live[position] -= freed;
+        if live[position] > budget && position < positions {
+            return Err(Overflow { position, needed: Bytes::new(live[position]) });
+        }
+        stall += wait - now;
+        outward.clock.push(clock[position] + stall);
+    }
+    for &d in &pending {
+        lifetimes[draft.departures[d].buffer].end = positions as u64;
+    }
+    Ok(outward)
+}
+
+/// Chooses the start of every arrival and extends its buffer's lifetime to it.
+fn issue(
+    problem: &Problem,
+    draft: &Draft,
+    outward: &Outward,
+    lifetimes: &mut [Span],
+) -> (Vec<usize>, Vec<usize>) {
+    let budget = problem.budget.device.get();
+    let used = |a: usize| draft.buffers[draft.arrivals[a].buffer].first;
+    let mut order: Vec<usize> =
+        (0..draft.arrivals.len()).filter(|&a| used(a) != usize::MAX).collect();
+    order.sort_by_key(|&a| (used(a), a));
+    let mut latest = latest_starts(problem, draft, outward, &order);
+    let mut live = usage(draft, lifetimes);
+    let mut issued = vec![0; draft.arrivals.len()];
+    let mut earliest = 0;
+    for &arrival in &order {
+        let buffer = draft.arrivals[arrival].buffer;
+        let bytes = aligned(draft.buffers[buffer].bytes);
+        let start = latest.pop().expect("one start for every arrival");
+        let wanted = outward.clock.partition_point(|&t| t <= start).saturating_sub(1);
+        let wanted = wanted.max(earliest).min(used(arrival));
+        let mut at = used(arrival);
+        while at > wanted && live[at - 1] + bytes <= budget {
+            at -= 1;
+            live[at] += bytes;
+        }
+        issued[arrival] = at;
+        earliest = at;
+        lifetimes[buffer].start = at as u64;
+    }
+    (order, issued)
+}
+
+/// The latest start of every arrival, in reverse order of use, that lets it and all after it come
+/// in time, with one copy's time to spare.
+fn latest_starts(
+    problem: &Problem,
+    draft: &Draft,
+    outward: &Outward,
+    order: &[usize],
+) -> Vec<u64> {
+    let contended = contended(draft);
+    let mut next_start = u64::MAX;
+    order
+        .iter()
+        .rev()
+        .map(|&arrival| {
+            let buffer = &draft.buffers[draft.arrivals[arrival].buffer];
+            let link = problem.machine.h2d;
+            let alone = link.duration(buffer.bytes);
+            let length =
+                if contended { link.latency + buffer.bytes / problem.machine.both.h2d } else { alone };
+            let length = length.max(alone).get();
+            let start = outward.clock[buffer.first].min(next_start).saturating_sub(length);
+            next_start = start;
+            let source = draft.arrivals[arrival].departure.map_or(0, |d| outward.ended[d]);
+            start.saturating_sub(length).max(source)
+        })
+        .collect()
+}
+
+/// Whether much leaves while things arrive: weights or gradients in backward.
+fn contended(draft: &Draft) -> bool {
+    let fetched: Bytes = draft.arrivals.iter().map(|a| draft.buffers[a.buffer].bytes).sum();
+    let swapped: Bytes = draft.arrivals.iter().filter(|a| a.departure.is_some())
+        .map(|a| draft.buffers[a.buffer].bytes).sum();
+    let left: Bytes = draft.departures.iter().map(|d| draft.buffers[d.buffer].bytes).sum();
+    let beside = left.saturating_sub(swapped);
+    beside * 10 > fetched
+}

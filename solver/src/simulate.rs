@@ -1,0 +1,210 @@
+//! What a schedule takes: a discrete-event simulation in integer nanoseconds.
+//!
+//! Four streams run in order and wait for events. Compute progresses at full speed, or slowed by
+//! the machine's millionths while copies run beside it; a copy takes its latency, then flows at its
+//! link's rate, or at the rate measured with both directions busy. Between two events every rate is
+//! constant, so time advances from event to event; nothing is sampled. No clock, no randomness.
+//!
+//! Work is kept in millionths of a nanosecond of undisturbed time, so rates are exact integers.
+
+use crate::ids::Id;
+use crate::machine::{Link, Machine};
+use crate::schedule::{Action, Instruction, Schedule, Space, Stream};
+use crate::units::{BytesPerSec, Instant, Nanos};
+
+/// When everything happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// Start and end of every instruction, by stream.
+    pub spans: [Vec<(Instant, Instant)>; 4],
+    /// Predicted starts on the compute stream by position, without the opening barrier; the last
+    /// entry is the end of the step. What the builder places copies by.
+    pub compute_starts: Vec<u64>,
+    /// The whole step.
+    pub step: Nanos,
+    /// Time in which an operator ran for the first time.
+    pub compute: Nanos,
+    /// Time in which one ran again.
+    pub recompute: Nanos,
+    /// Time by which copies beside it slowed compute.
+    pub slowed: Nanos,
+    /// Time in which compute waited, before its last operator ended.
+    pub stall: Nanos,
+    /// Time after the last operator, for copies and the host optimizer.
+    pub tail: Nanos,
+    /// Busy time of every stream.
+    pub busy: [Nanos; 4],
+}
+
+/// Why a schedule cannot be simulated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// Streams wait for one another, or for an event that nobody signals.
+    Deadlock {
+        /// The first stream that cannot go on.
+        stream: Stream,
+        /// Its instruction.
+        index: usize,
+    },
+    /// Time does not fit in 64 bits.
+    Overflow,
+}
+
+const MILLION: u64 = 1_000_000;
+
+/// The instruction that a stream is in.
+#[derive(Clone, Copy)]
+struct Running {
+    /// Undisturbed time that is left, in millionths of a nanosecond.
+    left: u128,
+    /// Latency that is left of a copy, which no contention stretches.
+    start: u64,
+}
+
+/// Simulates a schedule that is known to end.
+///
+/// # Panics
+/// When it does not end; [`try_simulate`] reports that.
+pub fn simulate(schedule: &Schedule) -> Timeline {
+    match try_simulate(schedule) {
+        Ok(timeline) => timeline,
+        Err(stuck) => panic!("a built schedule cannot be simulated: {stuck:?}"),
+    }
+}
+
+/// Simulates any schedule.
+pub fn try_simulate(schedule: &Schedule) -> Result<Timeline, Stuck> {
+    let mut signalled = vec![false; schedule.events as usize];
+    let mut next = [0usize; 4];
+    let mut running: [Option<Running>; 4] = [None; 4];
+    let mut spans: [Vec<(Instant, Instant)>; 4] = Default::default();
+    let mut now = 0u64;
+    loop {
+        start_ready(schedule, &signalled, &next, &mut running, now);
+        let Some(advance) = shortest(&running, &schedule.machine) else { break };
+        now = now.checked_add(advance).ok_or(Stuck::Overflow)?;
+        let rates = rates(&running, &schedule.machine);
+        for stream in 0..4 {
+            let Some(run) = &mut running[stream] else { continue };
+            run.left = run.left.saturating_sub(u128::from(advance) * u128::from(rates[stream]));
+            if run.left == 0 {
+                spans[stream].push((Instant::from_nanos(run.start), Instant::from_nanos(now)));
+                let instruction = &schedule.streams[stream][next[stream]];
+                if let Some(flag) =
+                    instruction.signals.and_then(|e| signalled.get_mut(e.index()))
+                {
+                    *flag = true;
+                }
+                next[stream] += 1;
+                running[stream] = None;
+            }
+        }
+    }
+    for stream in Stream::ALL {
+        let index = next[stream as usize];
+        if index < schedule.stream(stream).len() {
+            return Err(Stuck::Deadlock { stream, index });
+        }
+    }
+    Ok(summarise(schedule, spans))
+}
+
+fn start_ready(
+    schedule: &Schedule,
+    signalled: &[bool],
+    next: &[usize; 4],
+    running: &mut [Option<Running>; 4],
+    now: u64,
+) {
+    for stream in 0..4 {
+        if running[stream].is_some() {
+            continue;
+        }
+        let Some(instruction) = schedule.streams[stream].get(next[stream]) else { continue };
+        let ready = instruction
+            .waits
+            .iter()
+            .all(|e| signalled.get(e.index()).copied().unwrap_or(false));
+        if ready {
+            let left = u128::from(instruction.duration.get()) * u128::from(MILLION);
+            running[stream] = Some(Running { left, start: now });
+        }
+    }
+}
+
+/// Millionths of undisturbed time that pass in a nanosecond, by stream.
+fn rates(running: &[Option<Running>; 4], machine: &Machine) -> [u64; 4] {
+    let out = running[Stream::D2h as usize].is_some_and(|r| r.left > 0);
+    let back = running[Stream::H2d as usize].is_some_and(|r| r.left > 0);
+    let slowdown = match (out, back) {
+        (false, false) => 0,
+        (true, false) => machine.slowdown.d2h,
+        (false, true) => machine.slowdown.h2d,
+        (true, true) => machine.slowdown.both,
+    };
+    let compute = MILLION * MILLION / (MILLION + u64::from(slowdown));
+    let share = |link: Link, both: BytesPerSec| {
+        if out && back {
+            // A direction is never faster for having company.
+            let rate = u128::from(both.get().min(link.rate.get())) * u128::from(MILLION);
+            u64::try_from(rate / u128::from(link.rate.get())).unwrap_or(MILLION).max(1)
+        } else {
+            MILLION
+        }
+    };
+    let both = machine.both;
+    [compute, share(machine.d2h, both.d2h), share(machine.h2d, both.h2d), MILLION]
+}
+
+/// Time until the next instruction ends; none when nothing runs.
+fn shortest(running: &[Option<Running>; 4], machine: &Machine) -> Option<u64> {
+    let rates = rates(running, machine);
+    running
+        .iter()
+        .zip(rates)
+        .filter_map(|(run, rate)| Some(run.as_ref()?.left.div_ceil(u128::from(rate))))
+        .min()
+        .map(|t| u64::try_from(t).unwrap_or(u64::MAX))
+}
+
+fn summarise(schedule: &Schedule, spans: [Vec<(Instant, Instant)>; 4]) -> Timeline {
+    let busy = [0, 1, 2, 3].map(|s| spans[s].iter().map(|&(from, to)| to - from).sum::<Nanos>());
+    let compute_stream = schedule.stream(Stream::Compute);
+    let of = |which: fn(&Instruction) -> bool| -> Nanos {
+        compute_stream.iter().filter(|i| which(i)).map(|i| i.duration).sum()
+    };
+    let compute = of(|i| matches!(i.action, Action::Run(_)));
+    let recompute = of(|i| matches!(i.action, Action::Recompute(_)));
+    let last_op = compute_stream.iter().rposition(|i| i.action != Action::Barrier);
+    let ops_end = last_op.map_or(Instant::START, |i| spans[0][i].1);
+    let step = spans.iter().filter_map(|s| s.last()).map(|&(_, end)| end.since_start()).max();
+    let step = step.unwrap_or(Nanos::ZERO);
+    let busy_before_tail: Nanos = spans[0]
+        .iter()
+        .take(last_op.map_or(0, |i| i + 1))
+        .map(|&(from, to)| to - from)
+        .sum();
+    Timeline {
+        compute_starts: spans[0].iter().skip(1).map(|&(from, _)| from.get()).collect(),
+        step,
+        compute,
+        recompute,
+        slowed: busy_before_tail.saturating_sub(compute + recompute),
+        stall: ops_end.since_start() - busy_before_tail,
+        tail: step - ops_end.since_start(),
+        busy,
+        spans,
+    }
+}
+
+/// Bytes that the copies of one stream move.
+pub fn copied_bytes(schedule: &Schedule, stream: Stream) -> crate::units::Bytes {
+    schedule
+        .stream(stream)
+        .iter()
+        .filter(|i| i.action == Action::Copy)
+        .filter_map(|i| i.operands.iter().find_map(|o| schedule.buffers.get(o.buffer)))
+        .filter(|b| b.space == Space::Device || b.space == Space::Host)
+        .map(|b| b.bytes)
+        .sum()
+}
