@@ -1,0 +1,112 @@
+//! The heuristics in order of cost, until one reaches the lower bound.
+
+use super::best_fit::fit_in_order;
+use super::instance::{Instance, Item};
+use super::skyline::{drop_in_order, push_down};
+use super::sweep::{sweep, Fit, Sweep};
+
+/// Steps over gaps that all sweeps of one call may take together.
+const SWEEP_WORK: u64 = 40_000_000;
+/// Most items for which O(n²) heuristics are still quick.
+const FEW: usize = 4_000;
+
+/// The best offsets that the cheap heuristics find.
+pub(crate) fn quick(instance: &Instance) -> Vec<u64> {
+    let mut best = Best::new(instance);
+    if best.offer(drop_in_order(instance, &by(instance, nested_key))) || sweeps(instance, &mut best)
+    {
+        return best.offsets;
+    }
+    if instance.items.len() <= FEW {
+        fits(instance, &mut best);
+    }
+    best.offsets
+}
+
+/// The lowest placement so far.
+struct Best<'a> {
+    instance: &'a Instance,
+    offsets: Vec<u64>,
+    height: u64,
+}
+
+impl<'a> Best<'a> {
+    fn new(instance: &'a Instance) -> Self {
+        Self {
+            instance,
+            offsets: Vec::new(),
+            height: u64::MAX,
+        }
+    }
+    /// Keeps the offsets if they are lower, and says whether the best is at the bound.
+    fn offer(&mut self, offsets: Vec<u64>) -> bool {
+        let height = self.instance.height(&offsets);
+        if height < self.height {
+            (self.offsets, self.height) = (offsets, height);
+        }
+        self.height == self.instance.lower_bound
+    }
+}
+
+/// Sweeps forwards and backwards, with ever shorter items at the top.
+fn sweeps(instance: &Instance, best: &mut Best) -> bool {
+    let mirror = instance.mirrored();
+    let sections = instance.sections as u32;
+    let mut work = SWEEP_WORK;
+    for short in [
+        0,
+        sections / 2,
+        sections / 8,
+        sections / 32,
+        sections / 128,
+        4,
+        1,
+    ] {
+        for fit in [Fit::Best, Fit::First] {
+            for directed in [instance, &mirror] {
+                let Some(offsets) = sweep(directed, Sweep { fit, short }, &mut work) else {
+                    return false;
+                };
+                if best.offer(offsets) {
+                    return true;
+                }
+            }
+        }
+    }
+    let pushed = push_down(instance, &best.offsets);
+    best.offer(pushed)
+}
+
+/// Gap-filling greedy in several orders.
+fn fits(instance: &Instance, best: &mut Best) -> bool {
+    for key in [nested_key, area_key, size_key] {
+        for fit in [Fit::First, Fit::Best] {
+            if best.offer(fit_in_order(instance, &by(instance, key), fit)) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+type Key = (u64, u64);
+
+/// Longest lifetime first, then largest.
+fn nested_key(item: &Item) -> Key {
+    (u64::from(item.width()), item.size)
+}
+/// Largest size × lifetime first.
+fn area_key(item: &Item) -> Key {
+    (u64::from(item.width()).saturating_mul(item.size), item.size)
+}
+/// Largest first, then longest.
+fn size_key(item: &Item) -> Key {
+    (item.size, u64::from(item.width()))
+}
+
+/// Item numbers, the largest key first.
+fn by(instance: &Instance, key: fn(&Item) -> Key) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..instance.items.len() as u32).collect();
+    order.sort_by_cached_key(|&index| std::cmp::Reverse(key(&instance.items[index as usize])));
+    order
+}
