@@ -2,9 +2,11 @@
 #![forbid(unsafe_code)]
 
 pub mod arena;
+pub mod build;
 pub mod ids;
 pub mod machine;
 pub mod plan;
 pub mod problem;
 pub mod schedule;
+pub mod simulate;
 pub mod units;

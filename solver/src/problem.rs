@@ -187,7 +187,10 @@ impl Scaling {
     }
     /// The quantity of a run over `rows` rows.
     pub fn of(self, rows: u64) -> u64 {
-        self.row.checked_mul(rows).and_then(|r| r.checked_add(self.fixed)).expect("bounded by size limits")
+        self.row
+            .checked_mul(rows)
+            .and_then(|r| r.checked_add(self.fixed))
+            .expect("bounded by size limits")
     }
 }
 
@@ -293,11 +296,13 @@ impl Problem {
         let all_groups = Span::new(0, u64::from(self.groups));
         match self.values[self.tensors[tensor].value].split {
             Split::Whole => (self.all_rows(), all_groups),
-            Split::Groups => (self.all_rows(), Span::new(u64::from(first), u64::from(last))),
+            Split::Groups => (
+                self.all_rows(),
+                Span::new(u64::from(first), u64::from(last)),
+            ),
             Split::Rows => {
-                let at = |piece: u32| {
-                    (u64::from(piece) * self.granule.get()).min(self.tokens.get())
-                };
+                let at =
+                    |piece: u32| (u64::from(piece) * self.granule.get()).min(self.tokens.get());
                 (Span::new(at(first), at(last)), all_groups)
             }
         }

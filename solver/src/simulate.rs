@@ -1,8 +1,8 @@
 //! What a schedule takes: a discrete-event simulation in integer nanoseconds.
 //!
 //! Four streams run in order and wait for events. Compute progresses at full speed, or slowed by
-//! the machine's millionths while copies run beside it; a copy takes its latency, then flows at its
-//! link's rate, or at the rate measured with both directions busy. Between two events every rate is
+//! the machine's millionths while copies run beside it; a copy takes what it takes alone, or
+//! longer by the ratio of the rates measured alone and with both directions busy. Between two events every rate is
 //! constant, so time advances from event to event; nothing is sampled. No clock, no randomness.
 //!
 //! Work is kept in millionths of a nanosecond of undisturbed time, so rates are exact integers.
@@ -57,7 +57,7 @@ const MILLION: u64 = 1_000_000;
 struct Running {
     /// Undisturbed time that is left, in millionths of a nanosecond.
     left: u128,
-    /// Latency that is left of a copy, which no contention stretches.
+    /// When it started.
     start: u64,
 }
 
@@ -81,17 +81,24 @@ pub fn try_simulate(schedule: &Schedule) -> Result<Timeline, Stuck> {
     let mut now = 0u64;
     loop {
         start_ready(schedule, &signalled, &next, &mut running, now);
-        let Some(advance) = shortest(&running, &schedule.machine) else { break };
+        let Some(advance) = shortest(&running, &schedule.machine) else {
+            break;
+        };
         now = now.checked_add(advance).ok_or(Stuck::Overflow)?;
         let rates = rates(&running, &schedule.machine);
         for stream in 0..4 {
-            let Some(run) = &mut running[stream] else { continue };
-            run.left = run.left.saturating_sub(u128::from(advance) * u128::from(rates[stream]));
+            let Some(run) = &mut running[stream] else {
+                continue;
+            };
+            run.left = run
+                .left
+                .saturating_sub(u128::from(advance) * u128::from(rates[stream]));
             if run.left == 0 {
                 spans[stream].push((Instant::from_nanos(run.start), Instant::from_nanos(now)));
                 let instruction = &schedule.streams[stream][next[stream]];
-                if let Some(flag) =
-                    instruction.signals.and_then(|e| signalled.get_mut(e.index()))
+                if let Some(flag) = instruction
+                    .signals
+                    .and_then(|e| signalled.get_mut(e.index()))
                 {
                     *flag = true;
                 }
@@ -120,7 +127,9 @@ fn start_ready(
         if running[stream].is_some() {
             continue;
         }
-        let Some(instruction) = schedule.streams[stream].get(next[stream]) else { continue };
+        let Some(instruction) = schedule.streams[stream].get(next[stream]) else {
+            continue;
+        };
         let ready = instruction
             .waits
             .iter()
@@ -147,13 +156,20 @@ fn rates(running: &[Option<Running>; 4], machine: &Machine) -> [u64; 4] {
         if out && back {
             // A direction is never faster for having company.
             let rate = u128::from(both.get().min(link.rate.get())) * u128::from(MILLION);
-            u64::try_from(rate / u128::from(link.rate.get())).unwrap_or(MILLION).max(1)
+            u64::try_from(rate / u128::from(link.rate.get()))
+                .unwrap_or(MILLION)
+                .max(1)
         } else {
             MILLION
         }
     };
     let both = machine.both;
-    [compute, share(machine.d2h, both.d2h), share(machine.h2d, both.h2d), MILLION]
+    [
+        compute,
+        share(machine.d2h, both.d2h),
+        share(machine.h2d, both.h2d),
+        MILLION,
+    ]
 }
 
 /// Time until the next instruction ends; none when nothing runs.
@@ -171,13 +187,23 @@ fn summarise(schedule: &Schedule, spans: [Vec<(Instant, Instant)>; 4]) -> Timeli
     let busy = [0, 1, 2, 3].map(|s| spans[s].iter().map(|&(from, to)| to - from).sum::<Nanos>());
     let compute_stream = schedule.stream(Stream::Compute);
     let of = |which: fn(&Instruction) -> bool| -> Nanos {
-        compute_stream.iter().filter(|i| which(i)).map(|i| i.duration).sum()
+        compute_stream
+            .iter()
+            .filter(|i| which(i))
+            .map(|i| i.duration)
+            .sum()
     };
     let compute = of(|i| matches!(i.action, Action::Run(_)));
     let recompute = of(|i| matches!(i.action, Action::Recompute(_)));
-    let last_op = compute_stream.iter().rposition(|i| i.action != Action::Barrier);
+    let last_op = compute_stream
+        .iter()
+        .rposition(|i| i.action != Action::Barrier);
     let ops_end = last_op.map_or(Instant::START, |i| spans[0][i].1);
-    let step = spans.iter().filter_map(|s| s.last()).map(|&(_, end)| end.since_start()).max();
+    let step = spans
+        .iter()
+        .filter_map(|s| s.last())
+        .map(|&(_, end)| end.since_start())
+        .max();
     let step = step.unwrap_or(Nanos::ZERO);
     let busy_before_tail: Nanos = spans[0]
         .iter()
@@ -185,7 +211,11 @@ fn summarise(schedule: &Schedule, spans: [Vec<(Instant, Instant)>; 4]) -> Timeli
         .map(|&(from, to)| to - from)
         .sum();
     Timeline {
-        compute_starts: spans[0].iter().skip(1).map(|&(from, _)| from.get()).collect(),
+        compute_starts: spans[0]
+            .iter()
+            .skip(1)
+            .map(|&(from, _)| from.get())
+            .collect(),
         step,
         compute,
         recompute,
@@ -203,7 +233,11 @@ pub fn copied_bytes(schedule: &Schedule, stream: Stream) -> crate::units::Bytes 
         .stream(stream)
         .iter()
         .filter(|i| i.action == Action::Copy)
-        .filter_map(|i| i.operands.iter().find_map(|o| schedule.buffers.get(o.buffer)))
+        .filter_map(|i| {
+            i.operands
+                .iter()
+                .find_map(|o| schedule.buffers.get(o.buffer))
+        })
         .filter(|b| b.space == Space::Device || b.space == Space::Host)
         .map(|b| b.bytes)
         .sum()

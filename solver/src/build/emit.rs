@@ -95,7 +95,15 @@ impl Emitter<'_> {
         BufferId::from_index(self.draft.buffers.len() + host)
     }
 
-    fn copy(&self, from: BufferId, to: BufferId, rows: Span, groups: Span, bytes: Bytes, out: bool) -> Instruction {
+    fn copy(
+        &self,
+        from: BufferId,
+        to: BufferId,
+        rows: Span,
+        groups: Span,
+        bytes: Bytes,
+        out: bool,
+    ) -> Instruction {
         let machine = &self.problem.machine;
         let link = if out { machine.d2h } else { machine.h2d };
         Instruction {
@@ -104,8 +112,14 @@ impl Emitter<'_> {
             groups,
             micro_batch: 0,
             operands: vec![
-                Operand { buffer: from, access: Access::Read },
-                Operand { buffer: to, access: Access::Write },
+                Operand {
+                    buffer: from,
+                    access: Access::Read,
+                },
+                Operand {
+                    buffer: to,
+                    access: Access::Write,
+                },
             ],
             waits: Vec::new(),
             signals: None,
@@ -163,8 +177,7 @@ impl Emitter<'_> {
             let buffer = &self.draft.buffers[departure.buffer];
             let source = BufferId::from_index(departure.buffer);
             let host = self.host(departure.host);
-            let mut copy =
-                self.copy(source, host, buffer.rows, buffer.groups, buffer.bytes, true);
+            let mut copy = self.copy(source, host, buffer.rows, buffer.groups, buffer.bytes, true);
             copy.waits.push(self.before(buffer.last_write + 1));
             let event = self.event();
             copy.signals = Some(event);
@@ -175,7 +188,9 @@ impl Emitter<'_> {
         retirements.sort_unstable();
         for window in 0..retirements.len() {
             let (position, nth, event) = retirements[window];
-            let last_here = retirements.get(window + 1).is_none_or(|next| next.0 != position);
+            let last_here = retirements
+                .get(window + 1)
+                .is_none_or(|next| next.0 != position);
             if last_here && nth >= covered {
                 covered = nth;
                 self.streams[COMPUTE][position + 1].waits.push(event);
@@ -189,7 +204,12 @@ impl Emitter<'_> {
         for &d in &self.transfers.out_order {
             retiring[self.transfers.retired[d]] = Some(self.departed[d]);
         }
-        let updates = self.draft.host_updates.iter().map(|u| self.update_position(u)).collect::<Vec<_>>();
+        let updates = self
+            .draft
+            .host_updates
+            .iter()
+            .map(|u| self.update_position(u))
+            .collect::<Vec<_>>();
         let mut by_time: Vec<usize> = (0..updates.len()).collect();
         by_time.sort_by_key(|&u| (updates[u], u));
         let mut returning = by_time.into_iter().peekable();
@@ -209,8 +229,14 @@ impl Emitter<'_> {
         let buffer = &self.draft.buffers[arrival.buffer];
         let target = BufferId::from_index(arrival.buffer);
         let issued = self.transfers.issued[a];
-        let mut copy =
-            self.copy(self.host(arrival.host), target, buffer.rows, buffer.groups, buffer.bytes, false);
+        let mut copy = self.copy(
+            self.host(arrival.host),
+            target,
+            buffer.rows,
+            buffer.groups,
+            buffer.bytes,
+            false,
+        );
         copy.waits.push(self.before(issued));
         copy.waits.extend(retiring[issued]);
         if let Some(d) = arrival.departure {
@@ -243,9 +269,15 @@ impl Emitter<'_> {
                 access: Access::Read,
             })
             .collect();
-        operands.push(Operand { buffer: self.host(update.states), access: Access::Update });
+        operands.push(Operand {
+            buffer: self.host(update.states),
+            access: Access::Update,
+        });
         for &(weight, _) in &update.weights {
-            operands.push(Operand { buffer: self.host(weight), access: Access::Update });
+            operands.push(Operand {
+                buffer: self.host(weight),
+                access: Access::Update,
+            });
         }
         let mut waits: Vec<EventId> = update.gradients.iter().map(|&d| self.departed[d]).collect();
         waits.sort_unstable();
@@ -264,8 +296,14 @@ impl Emitter<'_> {
             let Some(resident) = resident else { continue };
             let buffer = &self.draft.buffers[resident];
             let target = BufferId::from_index(resident);
-            let mut copy =
-                self.copy(self.host(weight), target, buffer.rows, buffer.groups, buffer.bytes, false);
+            let mut copy = self.copy(
+                self.host(weight),
+                target,
+                buffer.rows,
+                buffer.groups,
+                buffer.bytes,
+                false,
+            );
             copy.waits.push(event);
             copy.waits.push(self.before(buffer.last + 1));
             self.streams[H2D].push(copy);
@@ -275,7 +313,9 @@ impl Emitter<'_> {
     /// The step ends when every stream has.
     fn end(&mut self) {
         for stream in [D2H, H2D, HOST] {
-            let Some(at) = self.streams[stream].len().checked_sub(1) else { continue };
+            let Some(at) = self.streams[stream].len().checked_sub(1) else {
+                continue;
+            };
             let event = match self.streams[stream][at].signals {
                 Some(event) => event,
                 None => self.event(),

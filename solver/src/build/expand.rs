@@ -120,8 +120,6 @@ struct Expander<'a> {
     plan: &'a Plan,
     draft: Draft,
     live: Table<ValueId, Vec<Instance>>,
-    /// For every weight: the group it belongs to.
-    group_of: Table<ValueId, Option<usize>>,
     /// For every value: the host buffer of its streamed weights.
     host_weight: Table<ValueId, Option<usize>>,
     /// Token tiles of every block, and of what belongs to none.
@@ -136,20 +134,17 @@ struct Expander<'a> {
 
 /// Runs the program under the plan.
 pub fn expand(problem: &Problem, plan: &Plan) -> Draft {
-    let mut group_of: Table<ValueId, Option<usize>> =
-        problem.values.values().map(|_| None).collect();
-    for (g, group) in problem.states.iter().enumerate() {
-        for &value in group.weights.iter().chain(&group.gradients).chain(&group.states) {
-            group_of[value] = Some(g);
-        }
-    }
-    let blocks = problem.program.values().filter_map(|s| s.block).max().map_or(0, |b| b + 1);
+    let blocks = problem
+        .program
+        .values()
+        .filter_map(|s| s.block)
+        .max()
+        .map_or(0, |b| b + 1);
     let mut expander = Expander {
         problem,
         plan,
         draft: Draft::default(),
         live: problem.values.values().map(|_| Vec::new()).collect(),
-        group_of,
         host_weight: problem.values.values().map(|_| None).collect(),
         grids: vec![None; blocks as usize + 1],
         departed: problem.tensors.values().map(|_| Vec::new()).collect(),
@@ -256,12 +251,17 @@ impl Expander<'_> {
                 .iter()
                 .map(|&w| {
                     let host = self.host_weight[w].expect("placed on the host");
-                    let resident = (placement == Placement::HostOptimizer)
-                        .then(|| self.live[w][0].buffer);
+                    let resident =
+                        (placement == Placement::HostOptimizer).then(|| self.live[w][0].buffer);
                     (host, resident)
                 })
                 .collect();
-            self.draft.host_updates.push(DraftHostUpdate { group: g, gradients, states, weights });
+            self.draft.host_updates.push(DraftHostUpdate {
+                group: g,
+                gradients,
+                states,
+                weights,
+            });
         }
     }
 
@@ -373,9 +373,9 @@ impl Expander<'_> {
         };
         let groups: Vec<Span> = match group {
             Some(g) if over_groups => vec![Span::new(g, g + 1)],
-            None if over_groups => {
-                (0..u64::from(self.problem.groups)).map(|g| Span::new(g, g + 1)).collect()
-            }
+            None if over_groups => (0..u64::from(self.problem.groups))
+                .map(|g| Span::new(g, g + 1))
+                .collect(),
             _ => vec![all_groups(self.problem)],
         };
         for &tile in &tiles {
@@ -396,12 +396,19 @@ impl Expander<'_> {
         for &value in &op.updates {
             operands.push((self.ensure(value, rows, groups), Access::Update));
         }
-        for (&value, fresh) in
-            op.accumulates.iter().map(|v| (v, false)).chain(op.writes.iter().map(|v| (v, true)))
+        for (&value, fresh) in op
+            .accumulates
+            .iter()
+            .map(|v| (v, false))
+            .chain(op.writes.iter().map(|v| (v, true)))
         {
             operands.push(self.write(value, rows, groups, fresh));
         }
-        let length = if matches!(op.domain, Domain::Rows | Domain::RowsOfGroup) { rows.len() } else { 0 };
+        let length = if matches!(op.domain, Domain::Rows | Domain::RowsOfGroup) {
+            rows.len()
+        } else {
+            0
+        };
         let scratch = op.workspace.of(length);
         if scratch > 0 {
             let buffer = self.buffer(None, rows, groups, false);
@@ -433,9 +440,19 @@ impl Expander<'_> {
 
     /// The part of a value that a run over `rows` and `groups` uses.
     fn part(&self, value: ValueId, rows: Span, groups: Span) -> (Span, Span) {
-        let Value { split, row_bytes, .. } = self.problem.values[value];
-        let rows = if row_bytes == 0 { self.problem.all_rows() } else { rows };
-        let groups = if split == Split::Groups { groups } else { all_groups(self.problem) };
+        let Value {
+            split, row_bytes, ..
+        } = self.problem.values[value];
+        let rows = if row_bytes == 0 {
+            self.problem.all_rows()
+        } else {
+            rows
+        };
+        let groups = if split == Split::Groups {
+            groups
+        } else {
+            all_groups(self.problem)
+        };
         (rows, groups)
     }
 
@@ -470,7 +487,9 @@ impl Expander<'_> {
     }
 
     fn make_available(&mut self, value: ValueId, rows: Span, groups: Span) {
-        let Some(tensor) = self.problem.values[value].tensor else { return };
+        let Some(tensor) = self.problem.values[value].tensor else {
+            return;
+        };
         if self.phase == Phase::Backward {
             let landed = self.departed[tensor]
                 .iter()
@@ -507,7 +526,11 @@ impl Expander<'_> {
     fn land(&mut self, value: ValueId, rows: Span, groups: Span, departure: usize) {
         let buffer = self.buffer(Some(value), rows, groups, false);
         let host = self.draft.departures[departure].host;
-        self.draft.arrivals.push(Arrival { buffer, host, departure: Some(departure) });
+        self.draft.arrivals.push(Arrival {
+            buffer,
+            host,
+            departure: Some(departure),
+        });
         self.live[value].push(Instance {
             buffer,
             rows,
@@ -533,7 +556,11 @@ impl Expander<'_> {
         let host = self.host_weight[value].expect("weights are resident or on the host");
         let (rows, groups) = (self.problem.all_rows(), all_groups(self.problem));
         let buffer = self.buffer(Some(value), rows, groups, false);
-        self.draft.arrivals.push(Arrival { buffer, host, departure: None });
+        self.draft.arrivals.push(Arrival {
+            buffer,
+            host,
+            departure: None,
+        });
         self.live[value] = vec![Instance {
             buffer,
             rows,
@@ -554,7 +581,11 @@ impl Expander<'_> {
             if !added {
                 cover(&mut instance.written, rows);
             }
-            let access = if added && !fresh { Access::Update } else { Access::Write };
+            let access = if added && !fresh {
+                Access::Update
+            } else {
+                Access::Write
+            };
             return (instance.buffer, access);
         }
         let (extent, all, swapped) = self.extent(value, rows, groups);
@@ -569,7 +600,9 @@ impl Expander<'_> {
         };
         if swapped {
             let departure = self.depart(value, &instance);
-            let tensor = self.problem.values[value].tensor.expect("only tensors are swapped");
+            let tensor = self.problem.values[value]
+                .tensor
+                .expect("only tensors are swapped");
             self.departed[tensor].push((extent, all, departure));
         }
         self.live[value].push(instance);
@@ -600,13 +633,22 @@ impl Expander<'_> {
             Some(host) => host,
             None => self.host_buffer(value, instance.rows, instance.groups, false),
         };
-        self.draft.departures.push(Departure { buffer: instance.buffer, host });
+        self.draft.departures.push(Departure {
+            buffer: instance.buffer,
+            host,
+        });
         self.draft.departures.len() - 1
     }
 
     fn host_buffer(&mut self, value: ValueId, rows: Span, groups: Span, persistent: bool) -> usize {
         let bytes = self.bytes(value, rows, groups);
-        self.draft.host_buffers.push(HostBuffer { value, rows, groups, bytes, persistent });
+        self.draft.host_buffers.push(HostBuffer {
+            value,
+            rows,
+            groups,
+            bytes,
+            persistent,
+        });
         self.draft.host_buffers.len() - 1
     }
 
@@ -658,7 +700,11 @@ impl Expander<'_> {
         }
         cuts.sort_unstable();
         cuts.dedup();
-        let grid = Rc::new(cuts.windows(2).map(|w| Span::new(w[0], w[1])).collect::<Vec<_>>());
+        let grid = Rc::new(
+            cuts.windows(2)
+                .map(|w| Span::new(w[0], w[1]))
+                .collect::<Vec<_>>(),
+        );
         if block.is_some() {
             self.grids[slot] = Some(Rc::clone(&grid));
         }
@@ -690,7 +736,10 @@ fn pieces_of(
         Split::Whole | Split::Groups => (1, 1),
         Split::Rows => {
             let piece = problem.pieces_bytes(tensor, 0, 1).get().max(1);
-            (pieces, u32::try_from(SWAP_CHUNK.get().div_ceil(piece)).unwrap_or(pieces))
+            (
+                pieces,
+                u32::try_from(SWAP_CHUNK.get().div_ceil(piece)).unwrap_or(pieces),
+            )
         }
     };
     cut(0, fate.keep, kept_chunk, false);

@@ -67,11 +67,7 @@ pub fn build(problem: &Problem, plan: &Plan) -> Result<Built, Infeasible> {
     Ok(built)
 }
 
-fn build_once(
-    problem: &Problem,
-    plan: &Plan,
-    clock: Option<&[u64]>,
-) -> Result<Built, Infeasible> {
+fn build_once(problem: &Problem, plan: &Plan, clock: Option<&[u64]>) -> Result<Built, Infeasible> {
     let draft = expand::expand(problem, plan);
     let host = host_bytes(&draft);
     if host > problem.budget.host {
@@ -98,13 +94,24 @@ fn build_once(
         .instructions
         .get(transfers.peak_position)
         .map_or_else(String::new, |i| problem.program[i.step].name.clone());
-    Ok(Built { peak: transfers.peak, peak_step, draft, transfers, schedule })
+    Ok(Built {
+        peak: transfers.peak,
+        peak_step,
+        draft,
+        transfers,
+        schedule,
+    })
 }
 
 /// Gives every buffer its address. The arena is as large as its placement is high, which is the
 /// peak where the placement is optimal.
 pub fn with_addresses(built: Built) -> Schedule {
-    let Built { draft, transfers, mut schedule, .. } = built;
+    let Built {
+        draft,
+        transfers,
+        mut schedule,
+        ..
+    } = built;
     let requests: Vec<arena::Request> = draft
         .buffers
         .iter()
@@ -132,19 +139,29 @@ fn starts(draft: &Draft) -> Vec<u64> {
 }
 
 fn host_bytes(draft: &Draft) -> Bytes {
-    draft.host_buffers.iter().map(|b| b.bytes.align_up(ALIGNMENT)).sum()
+    draft
+        .host_buffers
+        .iter()
+        .map(|b| b.bytes.align_up(ALIGNMENT))
+        .sum()
 }
 
 fn host_categories(problem: &Problem, draft: &Draft) -> Vec<(Category, Bytes)> {
     sum_categories(
-        draft.host_buffers.iter().map(|b| (problem.values[b.value].category, b.bytes)),
+        draft
+            .host_buffers
+            .iter()
+            .map(|b| (problem.values[b.value].category, b.bytes)),
     )
 }
 
 fn explain(problem: &Problem, draft: &Draft, overflow: transfer::Overflow) -> Infeasible {
     let at = overflow.position;
     let instruction = &draft.instructions[at];
-    let alive = draft.buffers.iter().filter(|b| b.persistent || (b.first <= at && at <= b.last));
+    let alive = draft
+        .buffers
+        .iter()
+        .filter(|b| b.persistent || (b.first <= at && at <= b.last));
     Infeasible {
         step: Some(problem.program[instruction.step].name.clone()),
         operator: Some(problem.ops[instruction.op].name.clone()),

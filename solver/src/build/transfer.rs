@@ -52,13 +52,20 @@ pub fn place_transfers(
     draft: &Draft,
     clock: &[u64],
 ) -> Result<Transfers, Overflow> {
-    let mut lifetimes: Vec<Span> =
-        draft.buffers.iter().map(|b| lifetime(b, draft.instructions.len())).collect();
+    let mut lifetimes: Vec<Span> = draft
+        .buffers
+        .iter()
+        .map(|b| lifetime(b, draft.instructions.len()))
+        .collect();
     let outward = retire(problem, draft, clock, &mut lifetimes)?;
     let (in_order, issued) = issue(problem, draft, &outward, &mut lifetimes);
     let usage = usage(draft, &lifetimes);
-    let (peak_position, peak) =
-        usage.iter().copied().enumerate().max_by_key(|&(p, u)| (u, usize::MAX - p)).unwrap_or((0, 0));
+    let (peak_position, peak) = usage
+        .iter()
+        .copied()
+        .enumerate()
+        .max_by_key(|&(p, u)| (u, usize::MAX - p))
+        .unwrap_or((0, 0));
     Ok(Transfers {
         out_order: outward.order,
         retired: outward.retired,
@@ -164,7 +171,10 @@ fn retire(
         });
         live[position] -= freed;
         if live[position] > budget && position < positions {
-            return Err(Overflow { position, needed: Bytes::new(live[position]) });
+            return Err(Overflow {
+                position,
+                needed: Bytes::new(live[position]),
+            });
         }
         stall += wait - now;
         outward.clock.push(clock[position] + stall);
@@ -184,8 +194,9 @@ fn issue(
 ) -> (Vec<usize>, Vec<usize>) {
     let budget = problem.budget.device.get();
     let used = |a: usize| draft.buffers[draft.arrivals[a].buffer].first;
-    let mut order: Vec<usize> =
-        (0..draft.arrivals.len()).filter(|&a| used(a) != usize::MAX).collect();
+    let mut order: Vec<usize> = (0..draft.arrivals.len())
+        .filter(|&a| used(a) != usize::MAX)
+        .collect();
     order.sort_by_key(|&a| (used(a), a));
     let mut latest = latest_starts(problem, draft, outward, &order);
     let mut live = usage(draft, lifetimes);
@@ -195,7 +206,10 @@ fn issue(
         let buffer = draft.arrivals[arrival].buffer;
         let bytes = aligned(draft.buffers[buffer].bytes);
         let start = latest.pop().expect("one start for every arrival");
-        let wanted = outward.clock.partition_point(|&t| t <= start).saturating_sub(1);
+        let wanted = outward
+            .clock
+            .partition_point(|&t| t <= start)
+            .saturating_sub(1);
         let wanted = wanted.max(earliest).min(used(arrival));
         let mut at = used(arrival);
         while at > wanted && live[at - 1] + bytes <= budget {
@@ -211,12 +225,7 @@ fn issue(
 
 /// The latest start of every arrival, in reverse order of use, that lets it and all after it come
 /// in time, with one copy's time to spare.
-fn latest_starts(
-    problem: &Problem,
-    draft: &Draft,
-    outward: &Outward,
-    order: &[usize],
-) -> Vec<u64> {
+fn latest_starts(problem: &Problem, draft: &Draft, outward: &Outward, order: &[usize]) -> Vec<u64> {
     let contended = contended(draft);
     let mut next_start = u64::MAX;
     order
@@ -226,12 +235,19 @@ fn latest_starts(
             let buffer = &draft.buffers[draft.arrivals[arrival].buffer];
             let link = problem.machine.h2d;
             let alone = link.duration(buffer.bytes);
-            let length =
-                if contended { link.latency + buffer.bytes / problem.machine.both.h2d } else { alone };
+            let length = if contended {
+                link.latency + buffer.bytes / problem.machine.both.h2d
+            } else {
+                alone
+            };
             let length = length.max(alone).get();
-            let start = outward.clock[buffer.first].min(next_start).saturating_sub(length);
+            let start = outward.clock[buffer.first]
+                .min(next_start)
+                .saturating_sub(length);
             next_start = start;
-            let source = draft.arrivals[arrival].departure.map_or(0, |d| outward.ended[d]);
+            let source = draft.arrivals[arrival]
+                .departure
+                .map_or(0, |d| outward.ended[d]);
             start.saturating_sub(length).max(source)
         })
         .collect()
@@ -239,10 +255,22 @@ fn latest_starts(
 
 /// Whether much leaves while things arrive: weights or gradients in backward.
 fn contended(draft: &Draft) -> bool {
-    let fetched: Bytes = draft.arrivals.iter().map(|a| draft.buffers[a.buffer].bytes).sum();
-    let swapped: Bytes = draft.arrivals.iter().filter(|a| a.departure.is_some())
-        .map(|a| draft.buffers[a.buffer].bytes).sum();
-    let left: Bytes = draft.departures.iter().map(|d| draft.buffers[d.buffer].bytes).sum();
+    let fetched: Bytes = draft
+        .arrivals
+        .iter()
+        .map(|a| draft.buffers[a.buffer].bytes)
+        .sum();
+    let swapped: Bytes = draft
+        .arrivals
+        .iter()
+        .filter(|a| a.departure.is_some())
+        .map(|a| draft.buffers[a.buffer].bytes)
+        .sum();
+    let left: Bytes = draft
+        .departures
+        .iter()
+        .map(|d| draft.buffers[d.buffer].bytes)
+        .sum();
     let beside = left.saturating_sub(swapped);
     beside * 10 > fetched
 }
