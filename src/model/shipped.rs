@@ -101,18 +101,18 @@ fn name_of(path: &Path) -> String {
 
 fn unknown(spec: &str) -> Error {
     let asked = spec.rsplit('/').next().unwrap_or(spec).to_lowercase();
-    let near: Vec<&str> = shipped()
-        .filter(|name| distance(name, &asked) <= asked.len().div_ceil(4))
-        .collect();
+    let near = shipped()
+        .min_by_key(|name| distance(name, &asked))
+        .filter(|name| distance(name, &asked) <= asked.len().div_ceil(4));
     let names: Vec<&str> = shipped().collect();
     let known = format!("shipped models are {}", names.join(", "));
+    let hint = near.map_or(known.clone(), |near| {
+        format!("did you mean {near}? {known}")
+    });
     Error::bad_input(format!(
         "\"{spec}\" is no file, no directory and no shipped model"
     ))
-    .hint(match near.is_empty() {
-        true => known,
-        false => format!("did you mean {}? {known}", near.join(" or ")),
-    })
+    .hint(hint)
 }
 
 /// How many insertions, deletions and replacements lead from `a` to `b` (Levenshtein).
