@@ -1,0 +1,25 @@
+//! Models: an HF `config.json` in, a [`ModelConfig`] out.
+//!
+//! ```text
+//! text ─► fields ─► refused? ─► family ─► ModelConfig ─► weights, parameters
+//! ```
+//! A [`ModelConfig`] is plain data that says everything about a dense decoder-only transformer
+//! that a step costs and computes. What is not modelled is refused by name, because a plan for a
+//! model that is nearly the user's is worse than none; what a config asks for and a step leaves
+//! out without changing its cost (dropout) is said in [`ModelConfig::notes`].
+//!
+//! Nothing here knows of tokens, bytes, devices or training methods.
+
+mod config;
+mod families;
+mod fields;
+mod positions;
+mod refused;
+mod shipped;
+mod weights;
+
+pub use config::{Activation, ModelConfig, NormKind, StoredDtype};
+pub use families::Family;
+pub use positions::{Positions, RopeScaling};
+pub use shipped::{load, shipped};
+pub use weights::{Part, Weight};
