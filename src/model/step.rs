@@ -1,0 +1,417 @@
+//! Builds the graph of a training step from a model's config.
+//!
+//! In: a [`ModelConfig`]. Out: a [`StepGraph`]. Every stage is written once, with what each of its
+//! operators reads, makes and computes. Element-wise work counts the elements read and written by
+//! kernels that are fused so that every tensor is touched once.
+
+use petgraph::graph::{DiGraph, NodeIndex};
+
+use super::config::ModelConfig;
+use super::graph::{
+    Cut, Layout, Node, Operator, Product, Role, Shared, Stage, StepGraph, Tensor, WeightGroup, Work,
+};
+use super::weights::{Part, Weight};
+
+/// The graph of one micro-batch's step; sizes are for each token.
+pub fn step_graph(model: &ModelConfig) -> StepGraph {
+    let mut builder = Builder {
+        model,
+        step: StepGraph { graph: DiGraph::new(), order: Vec::new(), groups: Vec::new() },
+    };
+    builder.step();
+    builder.step
+}
+
+struct Builder<'a> {
+    model: &'a ModelConfig,
+    step: StepGraph,
+}
+
+/// The weights of a block by part.
+struct BlockNodes {
+    norm1: NodeIndex,
+    qkv: NodeIndex,
+    o: NodeIndex,
+    norm2: NodeIndex,
+    up: NodeIndex,
+    down: NodeIndex,
+    gradients: [NodeIndex; 6],
+    x: NodeIndex,
+    n1: NodeIndex,
+    saved_qkv: NodeIndex,
+    saved_o: NodeIndex,
+    x2: NodeIndex,
+    n2: NodeIndex,
+    gate_up: NodeIndex,
+    h: NodeIndex,
+}
+
+impl Builder<'_> {
+    fn tensor(&mut self, tensor: Tensor) -> NodeIndex {
+        self.step.graph.add_node(Node::Tensor(tensor))
+    }
+
+    fn activation(
+        &mut self,
+        name: &str,
+        block: Option<u32>,
+        role: Role,
+        layout: Layout,
+        elements: u64,
+    ) -> NodeIndex {
+        self.tensor(Tensor {
+            name: name.to_owned(),
+            block,
+            role,
+            layout,
+            elements,
+            f32_elements: 0,
+            fixed_elements: 0,
+            version_of: None,
+        })
+    }
+
+    fn saved(&mut self, name: &str, block: u32, layout: Layout, elements: u64) -> NodeIndex {
+        self.activation(name, Some(block), Role::Saved, layout, elements)
+    }
+
+    fn passing(&mut self, name: &str, block: Option<u32>, elements: u64) -> NodeIndex {
+        self.activation(name, block, Role::Passing, Layout::ByRows, elements)
+    }
+
+    fn version(&mut self, of: NodeIndex) -> NodeIndex {
+        let original = match &self.step.graph[of] {
+            Node::Tensor(tensor) => tensor.clone(),
+            Node::Operator(_) => unreachable!("only tensors have versions"),
+        };
+        self.tensor(Tensor { version_of: Some(of), ..original })
+    }
+
+    fn operator(
+        &mut self,
+        operator: Operator,
+        reads: &[NodeIndex],
+        makes: &[NodeIndex],
+    ) -> NodeIndex {
+        let node = self.step.graph.add_node(Node::Operator(operator));
+        for &tensor in reads {
+            self.step.graph.add_edge(tensor, node, ());
+        }
+        for &tensor in makes {
+            self.step.graph.add_edge(node, tensor, ());
+        }
+        self.step.order.push(node);
+        node
+    }
+
+    fn step(&mut self) {
+        let model = self.model;
+        let layers = u32::try_from(model.layers).expect("bounded by the config reader");
+        let outer = self.outer_groups();
+        let mut blocks = Vec::new();
+        let first = self.saved("x", 0, Layout::Whole, model.hidden);
+        self.embedding(&outer, first);
+        let mut x = first;
+        for block in 0..layers {
+            let nodes = self.block(block, x);
+            self.attention(block, &nodes);
+            x = self.mlp(block, &nodes, block + 1 < layers);
+            blocks.push(nodes);
+        }
+        let mut gradient = self.head(&outer, x);
+        for (block, nodes) in (0..layers).zip(&blocks).rev() {
+            gradient = self.mlp_backward(block, nodes, gradient);
+            gradient = self.attention_backward(block, nodes, gradient);
+        }
+        self.embedding_backward(&outer, gradient);
+        let mut groups: Vec<_> = (0..layers)
+            .zip(&blocks)
+            .map(|(block, nodes)| self.block_group(block, nodes))
+            .collect();
+        groups.extend(outer.groups);
+        self.step.groups = groups;
+    }
+
+    // ---- weights ------------------------------------------------------------------------------
+
+    /// A weight of several parts (matrix, biases, small norms) and its gradient.
+    fn weight(&mut self, name: &str, block: Option<u32>, parts: &[Part], by_groups: bool) -> (NodeIndex, NodeIndex) {
+        let weights = match block {
+            Some(_) => self.model.block_weights(),
+            None => self.model.outer_weights(),
+        };
+        let chosen = weights.iter().filter(|w| parts.contains(&w.part));
+        let elements: u64 = chosen.clone().map(Weight::elements).sum();
+        // Norms of q and k are shared by all heads: each group has a gradient of its own.
+        let shared = [Part::QNorm, Part::KNorm, Part::OBias];
+        let once: u64 = chosen.filter(|w| shared.contains(&w.part)).map(Weight::elements).sum();
+        let weight = Tensor {
+            name: format!("{name}.weight"),
+            block,
+            role: Role::Weight,
+            layout: Layout::Whole,
+            elements: 0,
+            f32_elements: 0,
+            fixed_elements: elements,
+            version_of: None,
+        };
+        let gradient = Tensor {
+            name: format!("{name}.gradient"),
+            role: Role::Gradient,
+            layout: if by_groups { Layout::ByGroups } else { Layout::Whole },
+            fixed_elements: if by_groups {
+                elements - once + once * self.model.kv_heads
+            } else {
+                elements
+            },
+            ..weight.clone()
+        };
+        (self.tensor(weight), self.tensor(gradient))
+    }
+
+    fn block(&mut self, block: u32, x: NodeIndex) -> BlockNodes {
+        let model = self.model;
+        let at = Some(block);
+        let (q, kv) = (model.query_width(), 2 * model.kv_width());
+        let up_width = if model.gated { 2 } else { 1 } * model.intermediate;
+        let (norm1, g1) = self.weight("norm1", at, &[Part::AttnNorm, Part::AttnNormBias], false);
+        let (qkv, g2) =
+            self.weight("qkv", at, &[Part::Qkv, Part::QkvBias, Part::QNorm, Part::KNorm], true);
+        let (o, g3) = self.weight("o", at, &[Part::O, Part::OBias], true);
+        let (norm2, g4) = self.weight("norm2", at, &[Part::MlpNorm, Part::MlpNormBias], false);
+        let ups = [Part::GateUp, Part::GateUpBias, Part::Up, Part::UpBias];
+        let (up, g5) = self.weight("gate_up", at, &ups, false);
+        let (down, g6) = self.weight("down", at, &[Part::Down, Part::DownBias], false);
+        let n1 = self.saved("n1", block, Layout::ByRows, model.hidden);
+        let saved_qkv = self.saved("qkv", block, Layout::ByGroups, q + kv);
+        let saved_o = self.saved("o", block, Layout::ByGroups, q);
+        // Softmax statistics (log-sum-exp) travel with the output; with q and k norms, so do
+        // the inverse deviations of q and k with the projections.
+        self.add_f32(saved_o, model.heads);
+        if model.qk_norm {
+            self.add_f32(saved_qkv, model.heads + model.kv_heads);
+        }
+        let x2 = self.saved("x2", block, Layout::ByRows, model.hidden);
+        let n2 = self.saved("n2", block, Layout::ByRows, model.hidden);
+        let gate_up = self.saved("gate_up", block, Layout::ByRows, up_width);
+        let h = self.saved("h", block, Layout::ByRows, model.intermediate);
+        let gradients = [g1, g2, g3, g4, g5, g6];
+        BlockNodes {
+            norm1, qkv, o, norm2, up, down, gradients, x, n1, saved_qkv, saved_o, x2, n2, gate_up, h,
+        }
+    }
+
+    fn add_f32(&mut self, tensor: NodeIndex, elements: u64) {
+        if let Node::Tensor(tensor) = &mut self.step.graph[tensor] {
+            tensor.f32_elements += elements;
+        }
+    }
+
+    fn block_group(&self, block: u32, nodes: &BlockNodes) -> WeightGroup {
+        let attention = (Stage::AttentionBackward, Some(block));
+        let mlp = (Stage::MlpBackward, Some(block));
+        let weights =
+            vec![nodes.norm1, nodes.qkv, nodes.o, nodes.norm2, nodes.up, nodes.down];
+        WeightGroup {
+            name: format!("block {block}"),
+            parameters: weights.iter().map(|&w| self.fixed(w)).collect(),
+            weights,
+            gradients: nodes.gradients.to_vec(),
+            complete_after: vec![attention, attention, attention, mlp, mlp, mlp],
+        }
+    }
+
+    fn fixed(&self, node: NodeIndex) -> u64 {
+        self.step.tensor(node).map_or(0, |t| t.fixed_elements)
+    }
+}
+
+
+/// The weights outside the blocks.
+struct Outer {
+    embedding: (NodeIndex, NodeIndex),
+    final_norm: (NodeIndex, NodeIndex),
+    /// None where the embedding serves.
+    lm_head: Option<(NodeIndex, NodeIndex)>,
+    groups: Vec<WeightGroup>,
+}
+
+const fn gemm(k: u64, n: u64, product: Product, shared: Shared) -> Work {
+    Work::Gemm { k, n, product, shared }
+}
+
+const fn traffic(elements: u64) -> Work {
+    Work::Elementwise { elements }
+}
+
+impl Builder<'_> {
+    fn outer_groups(&mut self) -> Outer {
+        let embedding =
+            self.weight("embedding", None, &[Part::Embedding, Part::PositionEmbedding], false);
+        let final_norm =
+            self.weight("final_norm", None, &[Part::FinalNorm, Part::FinalNormBias], false);
+        let lm_head =
+            (!self.model.tied).then(|| self.weight("lm_head", None, &[Part::LmHead], false));
+        let group = |name: &str, members: &[((NodeIndex, NodeIndex), Stage)]| WeightGroup {
+            name: name.to_owned(),
+            weights: members.iter().map(|m| m.0 .0).collect(),
+            gradients: members.iter().map(|m| m.0 .1).collect(),
+            parameters: members.iter().map(|m| self.fixed(m.0 .0)).collect(),
+            complete_after: members.iter().map(|m| (m.1, None)).collect(),
+        };
+        let mut head = vec![(final_norm, Stage::Head)];
+        head.extend(lm_head.map(|w| (w, Stage::Head)));
+        let groups = vec![
+            group("embedding", &[(embedding, Stage::EmbeddingBackward)]),
+            group("head", &head),
+        ];
+        Outer { embedding, final_norm, lm_head, groups }
+    }
+
+    fn run(
+        &mut self,
+        name: &'static str,
+        place: (Stage, Option<u32>, Cut),
+        work: &[Work],
+        reads: &[NodeIndex],
+        makes: &[NodeIndex],
+    ) {
+        let (stage, block, cut) = place;
+        let work = work.to_vec();
+        self.operator(Operator { name, block, stage, cut, work }, reads, makes);
+    }
+
+    fn embedding(&mut self, outer: &Outer, x: NodeIndex) {
+        let place = (Stage::Embedding, None, Cut::Rows);
+        let work = [traffic(2 * self.model.hidden)];
+        self.run("embedding", place, &work, &[outer.embedding.0], &[x]);
+    }
+
+    fn attention(&mut self, block: u32, b: &BlockNodes) {
+        let m = self.model;
+        let (d, q, kv) = (m.hidden, m.query_width(), 2 * m.kv_width());
+        let place = |cut| (Stage::Attention, Some(block), cut);
+        self.run("norm", place(Cut::Rows), &[traffic(2 * d)], &[b.x, b.norm1], &[b.n1]);
+        // The rotation, biases and norms of q and k are one pass over q and k in place.
+        let project = [
+            gemm(d, q + kv, Product::Forward, Shared::Output),
+            traffic(2 * (q + m.kv_width())),
+        ];
+        self.run("qkv_projection", place(Cut::RowsAndGroups), &project, &[b.n1, b.qkv], &[b.saved_qkv]);
+        let attend = [Work::Attention { backward: false, window: m.window(block as usize) }];
+        self.run("attention", place(Cut::Groups), &attend, &[b.saved_qkv], &[b.saved_o]);
+    }
+
+    /// Makes the next block's input, or the head's.
+    fn mlp(&mut self, block: u32, b: &BlockNodes, more: bool) -> NodeIndex {
+        let m = self.model;
+        let (d, q, f) = (m.hidden, m.query_width(), m.intermediate);
+        let ups = if m.gated { 2 } else { 1 };
+        let place = |cut| (Stage::Mlp, Some(block), cut);
+        let next = if more {
+            self.saved("x", block + 1, Layout::Whole, d)
+        } else {
+            self.activation("final_x", None, Role::Passing, Layout::Whole, d)
+        };
+        let output = [gemm(q, d, Product::Forward, Shared::Input)];
+        self.run("output_projection", place(Cut::RowsAndGroups), &output, &[b.x, b.saved_o, b.o], &[b.x2]);
+        self.run("norm", place(Cut::Rows), &[traffic(2 * d)], &[b.x2, b.norm2], &[b.n2]);
+        let up = [gemm(d, ups * f, Product::Forward, Shared::None)];
+        self.run("up_projection", place(Cut::Rows), &up, &[b.n2, b.up], &[b.gate_up]);
+        let activate = [traffic((ups + 1) * f)];
+        self.run("activation", place(Cut::Rows), &activate, &[b.gate_up], &[b.h]);
+        let down = [gemm(f, d, Product::Forward, Shared::None)];
+        self.run("down_projection", place(Cut::Rows), &down, &[b.x2, b.h, b.down], &[next]);
+        next
+    }
+
+    /// Logits, loss and their gradients a tile at a time; makes the residual gradient.
+    fn head(&mut self, outer: &Outer, x: NodeIndex) -> NodeIndex {
+        let (d, v) = (self.model.hidden, self.model.vocab);
+        let place = (Stage::Head, None, Cut::Rows);
+        let (weight, weight_gradient) = outer.lm_head.unwrap_or(outer.embedding);
+        let (norm, norm_gradient) = outer.final_norm;
+        let normed = self.passing("final_n", None, d);
+        let logits = self.passing("logits", None, v);
+        self.run("norm", place, &[traffic(2 * d)], &[x, norm], &[normed]);
+        let project = [gemm(d, v, Product::Forward, Shared::None)];
+        self.run("logits", place, &project, &[normed, weight], &[logits]);
+        // One pass finds maximum and sum, a second writes the gradient in place.
+        let d_logits = self.version(logits);
+        self.run("cross_entropy", place, &[traffic(3 * v)], &[logits], &[d_logits]);
+        let d_normed = self.passing("final_n.gradient", None, d);
+        let back = [gemm(d, v, Product::InputGradient, Shared::None)];
+        self.run("logits_input_gradient", place, &back, &[d_logits, weight], &[d_normed]);
+        let grad = [gemm(d, v, Product::WeightGradient, Shared::None)];
+        self.run("logits_weight_gradient", place, &grad, &[normed, d_logits], &[weight_gradient]);
+        let residual =
+            self.activation("residual.gradient", None, Role::Passing, Layout::Whole, d);
+        let makes = [residual, norm_gradient];
+        self.run("norm_backward", place, &[traffic(3 * d)], &[x, d_normed, norm], &makes);
+        residual
+    }
+
+    fn mlp_backward(&mut self, block: u32, b: &BlockNodes, gradient: NodeIndex) -> NodeIndex {
+        let m = self.model;
+        let (d, f) = (m.hidden, m.intermediate);
+        let ups = if m.gated { 2 } else { 1 };
+        let place = (Stage::MlpBackward, Some(block), Cut::Rows);
+        let at = Some(block);
+        let [_, _, _, norm2, up, down] = b.gradients;
+        let d_h = self.passing("h.gradient", at, f);
+        let back = |k, n| [gemm(k, n, Product::InputGradient, Shared::None)];
+        let grad = |k, n| [gemm(k, n, Product::WeightGradient, Shared::None)];
+        self.run("down_input_gradient", place, &back(f, d), &[gradient, b.down], &[d_h]);
+        self.run("down_weight_gradient", place, &grad(f, d), &[b.h, gradient], &[down]);
+        let d_up = self.passing("gate_up.gradient", at, ups * f);
+        let activate = [traffic((2 * ups + 1) * f)];
+        self.run("activation_backward", place, &activate, &[b.gate_up, d_h], &[d_up]);
+        let d_n2 = self.passing("n2.gradient", at, d);
+        self.run("up_input_gradient", place, &back(d, ups * f), &[d_up, b.up], &[d_n2]);
+        self.run("up_weight_gradient", place, &grad(d, ups * f), &[b.n2, d_up], &[up]);
+        let next = self.version(gradient);
+        let reads = [b.x2, d_n2, b.norm2, gradient];
+        self.run("norm_backward", place, &[traffic(4 * d)], &reads, &[next, norm2]);
+        next
+    }
+
+    fn attention_backward(&mut self, block: u32, b: &BlockNodes, gradient: NodeIndex) -> NodeIndex {
+        let m = self.model;
+        let (d, q, kv) = (m.hidden, m.query_width(), 2 * m.kv_width());
+        let at = Some(block);
+        let place = |cut| (Stage::AttentionBackward, at, cut);
+        let [norm1, qkv, o, ..] = b.gradients;
+        let grouped = |elements| (Role::Passing, Layout::ByGroups, elements);
+        let (role, layout, elements) = grouped(q);
+        let d_o = self.activation("o.gradient", at, role, layout, elements);
+        let back = [gemm(q, d, Product::InputGradient, Shared::Input)];
+        self.run("output_input_gradient", place(Cut::RowsAndGroups), &back, &[gradient, b.o], &[d_o]);
+        let grad = [gemm(q, d, Product::WeightGradient, Shared::Input)];
+        self.run("output_weight_gradient", place(Cut::RowsAndGroups), &grad, &[b.saved_o, gradient], &[o]);
+        let (role, layout, elements) = grouped(q + kv);
+        let d_qkv = self.activation("qkv.gradient", at, role, layout, elements);
+        let attend = [Work::Attention { backward: true, window: m.window(block as usize) }];
+        let reads = [b.saved_qkv, b.saved_o, d_o];
+        self.run("attention_backward", place(Cut::Groups), &attend, &reads, &[d_qkv]);
+        let rotated = self.version(d_qkv);
+        let rotate = [traffic(2 * (q + m.kv_width()))];
+        let norms: &[NodeIndex] = if m.qk_norm { &[b.saved_qkv] } else { &[] };
+        let reads = [&[d_qkv], norms].concat();
+        self.run("rotary_backward", place(Cut::RowsAndGroups), &rotate, &reads, &[rotated]);
+        let d_n1 = self.activation("n1.gradient", at, Role::Passing, Layout::Whole, d);
+        let back = [gemm(d, q + kv, Product::InputGradient, Shared::Output)];
+        self.run("qkv_input_gradient", place(Cut::RowsAndGroups), &back, &[rotated, b.qkv], &[d_n1]);
+        let grad = [gemm(d, q + kv, Product::WeightGradient, Shared::Output)];
+        self.run("qkv_weight_gradient", place(Cut::RowsAndGroups), &grad, &[b.n1, rotated], &[qkv]);
+        let next = self.version(gradient);
+        let reads = [b.x, d_n1, b.norm1, gradient];
+        self.run("norm_backward", place(Cut::Rows), &[traffic(4 * d)], &reads, &[next, norm1]);
+        next
+    }
+
+    fn embedding_backward(&mut self, outer: &Outer, gradient: NodeIndex) {
+        let place = (Stage::EmbeddingBackward, None, Cut::Rows);
+        let work = [traffic(3 * self.model.hidden)];
+        self.run("embedding_backward", place, &work, &[gradient], &[outer.embedding.1]);
+    }
+}
