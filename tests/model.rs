@@ -344,7 +344,8 @@ const REFUSED: &str = r#"
   => attn_factor is 1, not
 "rope_scaling": [1]
   => rope_scaling is [1], not an object
-"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
+"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 8}
   => high_freq_factor is 4.0, not more than low_freq_factor 4
 "rope_scaling": {"type": "default"}, "rope_parameters": {}
   => both rope_scaling and
@@ -358,9 +359,11 @@ const REFUSED: &str = r#"
   => layer_types names 1 layers, but the model has 2
 "layer_types": ["full_attention", "linear_attention"]
   => [1] is "linear_attention"
-"model_type": "qwen2", "num_key_value_heads": 1, "layer_types": ["sliding_attention", "full_attention"]
+"model_type": "qwen2", "num_key_value_heads": 1, "layer_types": ["sliding_attention",
+    "full_attention"]
   => layer_types[0] is sliding_attention, but no sliding window
-"model_type": "mistral", "num_key_value_heads": 1, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]
+"model_type": "mistral", "num_key_value_heads": 1, "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"]
   => which mistral does not read
 
 "model_type": "rwkv"
@@ -386,8 +389,8 @@ const REFUSED: &str = r#"
   => mixture of experts (num_local_experts = 8)
 "num_experts": 64
   => mixture of experts (num_experts = 64)
-"n_routed_experts": 256, "kv_lora_rank": 512
-  => mixture of experts (n_routed_experts = 256), multi-head latent attention (kv_lora_rank
+"n_routed_experts": 256, "num_experts_per_tok": 8, "kv_lora_rank": 512
+  => mixture of experts (n_routed_experts = 256, num_experts_per_tok = 8), multi-head
 "ssm_cfg": {"layer": "Mamba2"}
   => state-space, convolution or linear-attention layers
 "hybrid_override_pattern": "M*M-"
@@ -412,19 +415,21 @@ const REFUSED: &str = r#"
 
 #[test]
 fn what_is_wrong_or_not_modelled_is_refused_by_name() {
-    let mut lines = REFUSED.lines().filter(|line| !line.is_empty());
-    while let Some(more) = lines.next() {
-        let says = lines
-            .next()
-            .and_then(|line| line.strip_prefix("  => "))
-            .expect(more);
-        let error = read(more).expect_err(more);
+    let mut more = String::new();
+    for line in REFUSED.lines() {
+        let Some(says) = line.strip_prefix("  => ") else {
+            more += line;
+            continue;
+        };
+        let error = read(&more).expect_err(&more);
         assert_eq!(error.kind, Kind::BadInput);
         assert!(
             error.to_string().contains(says),
             "{more}\nsays: {error}\nnot: {says}"
         );
+        more.clear();
     }
+    assert!(more.is_empty(), "the table ends with what an error says");
 }
 
 #[test]
@@ -434,6 +439,47 @@ fn keys_that_ask_for_nothing_are_not_refused() {
             "pruned_heads": {}, "partial_rotary_factor": 1.0, "rope_scaling": {},
             "sliding_window": null, "attn_logit_softcapping": null"#,
     );
+}
+
+#[test]
+fn no_value_of_any_key_panics() {
+    let odd = [
+        "null",
+        "true",
+        "-1",
+        "0",
+        "1",
+        "1.5",
+        "18446744073709551615",
+        "1e308",
+        "\"x\"",
+        "[]",
+    ];
+    let deeper = ["{}", "[1]", "[\"x\"]", "{\"type\": 1}"];
+    for name in shipped() {
+        let path = format!("{}/profiles/models/{name}.json", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(path).unwrap();
+        let keys = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix('"')?.split('"').next());
+        for key in keys {
+            for value in odd.iter().chain(&deeper) {
+                let changed = format!("{},\n\"{key}\": {value}}}", &text[..text.len() - 3]);
+                if let Ok(config) = ModelConfig::read(name, &changed) {
+                    assert!(
+                        (1..=1 << 44).contains(&config.parameters()),
+                        "{key}: {value}"
+                    );
+                }
+            }
+        }
+        for end in 0..text.len() - 2 {
+            assert!(
+                ModelConfig::read(name, &text[..end]).is_err(),
+                "{name} cut at {end}"
+            );
+        }
+    }
 }
 
 #[test]

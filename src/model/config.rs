@@ -5,13 +5,15 @@
 //! count of weights, gradients and optimizer states within 64 bits. They do not bound FLOPs of a
 //! step, which also grow with tokens: count those in 128 bits.
 
-use super::families::{family_of, Bias, Family, Traits, Windowed};
+use super::families::{family_of, Bias, Family, Traits};
 use super::fields::{parse, Fields};
 use super::positions::{read_rope, Positions, MAX_POSITIONS};
 use super::refused::refuse_unmodelled;
+use super::windows::read_windows;
 use crate::error::{Error, Result};
 
-const MAX_LAYERS: u64 = 10_000;
+/// The most blocks.
+pub(super) const MAX_LAYERS: u64 = 10_000;
 const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_HEADS: u64 = 1 << 16;
 const MAX_HEAD_DIM: u64 = 1 << 14;
@@ -21,10 +23,6 @@ const MAX_INTERMEDIATE: u64 = 1 << 24;
 const MAX_VOCAB: u64 = 1 << 26;
 /// About 17 trillion.
 const MAX_PARAMETERS: u64 = 1 << 44;
-/// HF's window when a family with windows does not state its size.
-const DEFAULT_WINDOW: u64 = 4096;
-/// HF's first layer with a window when Qwen does not state it.
-const DEFAULT_MAX_WINDOW_LAYERS: u64 = 28;
 const DROPOUT_KEYS: [&str; 6] = [
     "attention_dropout",
     "hidden_dropout",
@@ -110,7 +108,8 @@ pub struct ModelConfig {
     pub qk_norm: bool,
     /// Whether the LM head is the embedding.
     pub tied: bool,
-    /// What the embedding is multiplied with on its way into block 0 (Gemma: `sqrt(hidden)`).
+    /// What the embedding is multiplied with on its way into block 0 (Gemma: `sqrt(hidden)`,
+    /// which HF rounds to the weights' type).
     pub embedding_scale: Option<f64>,
     /// How the order of tokens enters.
     pub positions: Positions,
@@ -191,11 +190,10 @@ fn read_fields(fields: Fields) -> Result<ModelConfig> {
     let layers = fields.need_whole(fields.either(keys.layers), 1..=MAX_LAYERS)?;
     let hidden = fields.need_whole(fields.either(keys.hidden), 1..=MAX_HIDDEN)?;
     let (heads, kv_heads, head_dim) = read_heads(fields, traits, hidden)?;
-    let intermediate = match traits.family {
-        Family::Gpt2 => fields
-            .whole("n_inner", 1..=MAX_INTERMEDIATE)?
-            .unwrap_or(4 * hidden),
-        _ => fields.need_whole(fields.either(keys.intermediate), 1..=MAX_INTERMEDIATE)?,
+    let inner_key = fields.either(keys.intermediate);
+    let intermediate = match fields.whole(inner_key, 1..=MAX_INTERMEDIATE)? {
+        None if traits.family == Family::Gpt2 => 4 * hidden,
+        stated => fields.need(inner_key, stated)?,
     };
     let max_positions = fields.need_whole(fields.either(keys.positions), 1..=MAX_POSITIONS)?;
     let positions = if traits.learned_positions {
@@ -242,9 +240,8 @@ fn read_heads(fields: Fields, traits: &Traits, hidden: u64) -> Result<(u64, u64,
     let heads = fields.need_whole(heads_key, 1..=MAX_HEADS)?;
     let kv_key = "num_key_value_heads";
     let kv_heads = match fields.whole(kv_key, 1..=MAX_HEADS)? {
-        Some(stated) => stated,
         None if traits.kv_heads_optional || fields.is_null(kv_key) => heads,
-        None => fields.need_whole(kv_key, 1..=MAX_HEADS)?,
+        stated => fields.need(kv_key, stated)?,
     };
     if heads % kv_heads != 0 {
         return Err(fields.wrong(kv_key, format!("a divisor of {heads_key} {heads}")));
@@ -306,75 +303,6 @@ fn read_activation(fields: Fields, traits: &Traits, notes: &mut Vec<String>) -> 
         Some("gelu") => Activation::Gelu,
         Some("gelu_new" | "gelu_pytorch_tanh") => Activation::GeluTanh,
         Some(_) => return Err(fields.wrong(key, "one of silu, gelu, gelu_new, gelu_pytorch_tanh")),
-    })
-}
-
-/// Each layer's window.
-fn read_windows(fields: Fields, traits: &Traits, layers: u64) -> Result<Vec<Option<u64>>> {
-    let size = read_window_size(fields, traits)?;
-    let first = match traits.windowed {
-        Windowed::Late => fields
-            .whole("max_window_layers", 0..=MAX_LAYERS)?
-            .unwrap_or(DEFAULT_MAX_WINDOW_LAYERS),
-        Windowed::Always | Windowed::Never => 0,
-    };
-    let usual = (0..layers)
-        .map(|layer| size.filter(|_| layer >= first))
-        .collect();
-    let Some(types) = fields.texts("layer_types")? else {
-        return Ok(usual);
-    };
-    if types.len() as u64 != layers {
-        return Err(Error::bad_input(format!(
-            "layer_types names {} layers, but the model has {layers}",
-            types.len()
-        )));
-    }
-    let mut windows = Vec::with_capacity(types.len());
-    for (layer, kind) in types.into_iter().enumerate() {
-        windows.push(match kind {
-            "full_attention" => None,
-            "sliding_attention" if size.is_some() => size,
-            "sliding_attention" => {
-                return Err(Error::bad_input(format!(
-                    "layer_types[{layer}] is sliding_attention, but no sliding window is stated"
-                ))
-                .hint("state sliding_window, and use_sliding_window true where the family has it"))
-            }
-            other => {
-                return Err(Error::bad_input(format!(
-                    "layer_types[{layer}] is \"{other}\", which is not modelled"
-                ))
-                .hint("full_attention and sliding_attention are"))
-            }
-        });
-    }
-    if traits.windowed != Windowed::Late && windows != usual {
-        return Err(Error::bad_input(format!(
-            "layer_types gives layers windows of their own, which {} does not read",
-            traits.model_type
-        )));
-    }
-    Ok(windows)
-}
-
-/// The size of the model's window, where any layer may have one.
-fn read_window_size(fields: Fields, traits: &Traits) -> Result<Option<u64>> {
-    let key = "sliding_window";
-    let stated = fields.whole(key, 1..=MAX_POSITIONS)?;
-    let used = match traits.windowed {
-        Windowed::Never if stated.is_some() => {
-            return Err(fields
-                .wrong(key, "null")
-                .hint(format!("{} has no sliding window", traits.model_type)))
-        }
-        Windowed::Never => false,
-        Windowed::Always => true,
-        Windowed::Late => fields.flag("use_sliding_window")?.unwrap_or(false),
-    };
-    Ok(match stated {
-        _ if !used || fields.is_null(key) => None,
-        stated => stated.or(Some(DEFAULT_WINDOW)),
     })
 }
 

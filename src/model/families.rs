@@ -236,7 +236,7 @@ fn not_served(model_type: Option<&str>, architectures: &[&str]) -> Error {
         Some(name) if name.starts_with("gemma") => {
             "gemma 2 and later have four norms in a block, which is not modelled"
         }
-        _ => "a model published in another's form can say so in model_type",
+        _ => "dense decoder-only models in the form of these are planned",
     };
     Error::bad_input(format!("{asked} is not served; served are {served}")).hint(hint)
 }

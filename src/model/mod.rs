@@ -17,6 +17,7 @@ mod positions;
 mod refused;
 mod shipped;
 mod weights;
+mod windows;
 
 pub use config::{Activation, ModelConfig, NormKind, StoredDtype};
 pub use families::Family;

@@ -133,10 +133,12 @@ const FEATURES: &[Feature] = &[
 pub(super) fn refuse_unmodelled(fields: Fields) -> Result<()> {
     let mut found = Vec::new();
     for feature in FEATURES {
-        for key in feature.keys {
-            if let Some(value) = fields.get(key).filter(|value| feature.is_asked_for(value)) {
-                found.push(format!("{} ({key} = {})", feature.name, shown(value)));
-            }
+        let asked: Vec<String> = (feature.keys.iter())
+            .filter_map(|key| Some((key, fields.get(key).filter(|v| feature.is_asked_for(v))?)))
+            .map(|(key, value)| format!("{key} = {}", shown(value)))
+            .collect();
+        if !asked.is_empty() {
+            found.push(format!("{} ({})", feature.name, asked.join(", ")));
         }
     }
     if found.is_empty() {

@@ -49,7 +49,7 @@ pub fn shipped() -> impl Iterator<Item = &'static str> {
 /// said of the file.
 pub fn load(spec: &str) -> Result<ModelConfig> {
     let path = Path::new(spec);
-    if path.is_file() {
+    if path.exists() && !path.is_dir() {
         return read_file(path);
     }
     let inside = path.join("config.json");
