@@ -44,19 +44,35 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An input that cannot be used.
     pub fn bad_input(message: impl Into<String>) -> Self {
-        Self { kind: Kind::BadInput, message: message.into(), hint: None }
+        Self {
+            kind: Kind::BadInput,
+            message: message.into(),
+            hint: None,
+        }
     }
     /// Nothing fits.
     pub fn infeasible(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Infeasible, message: message.into(), hint: None }
+        Self {
+            kind: Kind::Infeasible,
+            message: message.into(),
+            hint: None,
+        }
     }
     /// A device, driver or library is missing.
     pub fn no_device(message: impl Into<String>) -> Self {
-        Self { kind: Kind::NoDevice, message: message.into(), hint: None }
+        Self {
+            kind: Kind::NoDevice,
+            message: message.into(),
+            hint: None,
+        }
     }
     /// The checker found violations.
     pub fn refused(message: impl Into<String>) -> Self {
-        Self { kind: Kind::Refused, message: message.into(), hint: None }
+        Self {
+            kind: Kind::Refused,
+            message: message.into(),
+            hint: None,
+        }
     }
     /// The same failure with the way out.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -1,3 +1,5 @@
 //! ebbtide: what fits, how fast, with which plan.
 
 pub mod error;
+pub mod format;
+pub mod profile;
