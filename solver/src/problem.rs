@@ -155,6 +155,8 @@ pub struct Op {
     pub block: Option<u32>,
     /// Over what one run extends.
     pub domain: Domain,
+    /// Whether memory bounds it rather than arithmetic: copies beside it slow it by another factor.
+    pub memory_bound: bool,
     /// Read only.
     pub reads: Vec<ValueId>,
     /// Written from nothing.
@@ -167,8 +169,6 @@ pub struct Op {
     pub workspace: Scaling,
     /// Picoseconds of a run over `n` rows: `fixed + n × row`. A `Group` or `Whole` run has no rows.
     pub picos: Scaling,
-    /// Floating-point operations of a run over `n` rows, as the model counts them (causal halves).
-    pub flops: Scaling,
 }
 
 /// A quantity that is linear in the rows of a run.
@@ -254,8 +254,6 @@ pub struct StateGroup {
     pub updates: Vec<(StepId, OpId)>,
     /// What the host optimizer needs, where the method has one.
     pub host: Option<HostOptimizer>,
-    /// Host memory of the weights where they are streamed from there.
-    pub host_weight_bytes: Bytes,
 }
 
 /// The optimizer's work for one group where the host does it.
@@ -263,7 +261,7 @@ pub struct StateGroup {
 pub struct HostOptimizer {
     /// Time of the update.
     pub duration: Nanos,
-    /// Host memory: master weights, moments and the landing place of the gradient.
+    /// Host memory of master weights and moments.
     pub bytes: Bytes,
 }
 

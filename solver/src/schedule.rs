@@ -135,6 +135,8 @@ pub struct ScheduledOp {
     pub block: Option<u32>,
     /// Over what one run extends.
     pub domain: Domain,
+    /// Whether memory bounds it rather than arithmetic: copies beside it slow it by another factor.
+    pub memory_bound: bool,
     /// Whether it belongs to the step proper, so that it must run exactly once on every range.
     pub required: bool,
     /// Values to which it contributes (gradients and sums over head groups).

@@ -8,7 +8,7 @@
 //! Work is kept in millionths of a nanosecond of undisturbed time, so rates are exact integers.
 
 use crate::ids::Id;
-use crate::machine::{Link, Machine};
+use crate::machine::Machine;
 use crate::schedule::{Action, Instruction, Schedule, Space, Stream};
 use crate::units::{BytesPerSec, Instant, Nanos};
 
@@ -59,6 +59,8 @@ struct Running {
     left: u128,
     /// When it started.
     start: u64,
+    /// Whether it is an operator that memory bounds.
+    memory_bound: bool,
 }
 
 /// Simulates a schedule that is known to end.
@@ -81,11 +83,11 @@ pub fn try_simulate(schedule: &Schedule) -> Result<Timeline, Stuck> {
     let mut now = 0u64;
     loop {
         start_ready(schedule, &signalled, &next, &mut running, now);
-        let Some(advance) = shortest(&running, &schedule.machine) else {
+        let rates = rates(schedule, &running);
+        let Some(advance) = shortest(&running, &rates) else {
             break;
         };
         now = now.checked_add(advance).ok_or(Stuck::Overflow)?;
-        let rates = rates(&running, &schedule.machine);
         for stream in 0..4 {
             let Some(run) = &mut running[stream] else {
                 continue;
@@ -136,49 +138,83 @@ fn start_ready(
             .all(|e| signalled.get(e.index()).copied().unwrap_or(false));
         if ready {
             let left = u128::from(instruction.duration.get()) * u128::from(MILLION);
-            running[stream] = Some(Running { left, start: now });
+            let memory_bound = match instruction.action {
+                Action::Run(op) | Action::Recompute(op) => {
+                    schedule.ops.get(op).is_some_and(|op| op.memory_bound)
+                }
+                _ => false,
+            };
+            running[stream] = Some(Running {
+                left,
+                start: now,
+                memory_bound,
+            });
         }
     }
 }
 
 /// Millionths of undisturbed time that pass in a nanosecond, by stream.
-fn rates(running: &[Option<Running>; 4], machine: &Machine) -> [u64; 4] {
-    let out = running[Stream::D2h as usize].is_some_and(|r| r.left > 0);
-    let back = running[Stream::H2d as usize].is_some_and(|r| r.left > 0);
-    let slowdown = match (out, back) {
-        (false, false) => 0,
-        (true, false) => machine.slowdown.d2h,
-        (false, true) => machine.slowdown.h2d,
-        (true, true) => machine.slowdown.both,
+fn rates(schedule: &Schedule, running: &[Option<Running>; 4]) -> [u64; 4] {
+    let Machine {
+        links,
+        host_adam,
+        host_memory,
+        ..
+    } = schedule.machine;
+    let busy = |stream: Stream| running[stream as usize].is_some_and(|r| r.left > 0);
+    let (out, back) = (busy(Stream::D2h), busy(Stream::H2d));
+    let slowdown = match running[Stream::Compute as usize] {
+        Some(Running {
+            memory_bound: true, ..
+        }) => schedule.machine.elementwise_slowdown,
+        _ => schedule.machine.matmul_slowdown,
     };
-    let compute = MILLION * MILLION / (MILLION + u64::from(slowdown));
-    let share = |link: Link, both: BytesPerSec| {
+    let stretched = slowdown.stretch(Nanos::new(MILLION), out, back);
+    let compute = MILLION * MILLION / stretched.get();
+    let share = |alone: BytesPerSec, both: BytesPerSec| {
         if out && back {
-            // A direction is never faster for having company.
-            let rate = u128::from(both.get().min(link.rate.get())) * u128::from(MILLION);
-            u64::try_from(rate / u128::from(link.rate.get()))
-                .unwrap_or(MILLION)
-                .max(1)
+            part(both.get(), alone.get())
         } else {
             MILLION
         }
     };
-    let both = machine.both;
-    [
-        compute,
-        share(machine.d2h, both.d2h),
-        share(machine.h2d, both.h2d),
-        MILLION,
-    ]
+    let (d2h, h2d) = (
+        share(links.d2h.rate, links.both.d2h),
+        share(links.h2d.rate, links.both.h2d),
+    );
+    // What copies leave of host memory's bandwidth is the optimizer's.
+    let host = host_memory.map_or(MILLION, |memory| {
+        let copied = |on: bool, rate: BytesPerSec, share: u64| {
+            if on {
+                rate.get() / MILLION * share
+            } else {
+                0
+            }
+        };
+        let taken = copied(out, links.d2h.rate, d2h) + copied(back, links.h2d.rate, h2d);
+        let wanted = host_adam
+            .params_per_s
+            .get()
+            .saturating_mul(host_adam.bytes_per_param.get());
+        part(memory.get().saturating_sub(taken), wanted)
+    });
+    [compute, d2h, h2d, host]
+}
+
+/// `rate` in millionths of `of`: at least one, at most all.
+fn part(rate: u64, of: u64) -> u64 {
+    let millionths = u128::from(rate) * u128::from(MILLION) / u128::from(of.max(1));
+    u64::try_from(millionths)
+        .unwrap_or(MILLION)
+        .clamp(1, MILLION)
 }
 
 /// Time until the next instruction ends; none when nothing runs.
-fn shortest(running: &[Option<Running>; 4], machine: &Machine) -> Option<u64> {
-    let rates = rates(running, machine);
+fn shortest(running: &[Option<Running>; 4], rates: &[u64; 4]) -> Option<u64> {
     running
         .iter()
         .zip(rates)
-        .filter_map(|(run, rate)| Some(run.as_ref()?.left.div_ceil(u128::from(rate))))
+        .filter_map(|(run, &rate)| Some(run.as_ref()?.left.div_ceil(u128::from(rate))))
         .min()
         .map(|t| u64::try_from(t).unwrap_or(u64::MAX))
 }

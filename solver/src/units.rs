@@ -227,8 +227,8 @@ impl fmt::Display for Tokens {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const M: u64 = 1 << 20;
         match self.0 {
-            n if n >= M && n.is_multiple_of(M) => f.pad(&format!("{}m", n / M)),
-            n if n >= 1024 && n.is_multiple_of(1024) => f.pad(&format!("{}k", n / 1024)),
+            n if n >= M && n % M == 0 => f.pad(&format!("{}m", n / M)),
+            n if n >= 1024 && n % 1024 == 0 => f.pad(&format!("{}k", n / 1024)),
             n => f.pad(&n.to_string()),
         }
     }

@@ -275,8 +275,11 @@ impl StepGraph {
 
     /// First and last position in the execution order at which a tensor is touched.
     pub fn live_range(&self, tensor: NodeIndex) -> Option<(usize, usize)> {
-        let touching: Vec<_> =
-            self.makers(tensor).into_iter().chain(self.readers(tensor)).collect();
+        let touching: Vec<_> = self
+            .makers(tensor)
+            .into_iter()
+            .chain(self.readers(tensor))
+            .collect();
         let at = |op: &NodeIndex| self.order.iter().position(|o| o == op);
         let positions: Vec<usize> = touching.iter().filter_map(at).collect();
         Some((*positions.iter().min()?, *positions.iter().max()?))

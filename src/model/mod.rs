@@ -13,9 +13,11 @@
 mod config;
 mod families;
 mod fields;
+pub mod graph;
 mod positions;
 mod refused;
 mod shipped;
+mod step;
 mod weights;
 mod windows;
 
@@ -23,4 +25,5 @@ pub use config::{Activation, ModelConfig, NormKind, StoredDtype};
 pub use families::Family;
 pub use positions::{Positions, RopeScaling};
 pub use shipped::{load, shipped};
+pub use step::step_graph;
 pub use weights::{Part, Weight};

@@ -16,7 +16,11 @@ use super::weights::{Part, Weight};
 pub fn step_graph(model: &ModelConfig) -> StepGraph {
     let mut builder = Builder {
         model,
-        step: StepGraph { graph: DiGraph::new(), order: Vec::new(), groups: Vec::new() },
+        step: StepGraph {
+            graph: DiGraph::new(),
+            order: Vec::new(),
+            groups: Vec::new(),
+        },
     };
     builder.step();
     builder.step
@@ -84,7 +88,10 @@ impl Builder<'_> {
             Node::Tensor(tensor) => tensor.clone(),
             Node::Operator(_) => unreachable!("only tensors have versions"),
         };
-        self.tensor(Tensor { version_of: Some(of), ..original })
+        self.tensor(Tensor {
+            version_of: Some(of),
+            ..original
+        })
     }
 
     fn operator(
@@ -135,7 +142,13 @@ impl Builder<'_> {
     // ---- weights ------------------------------------------------------------------------------
 
     /// A weight of several parts (matrix, biases, small norms) and its gradient.
-    fn weight(&mut self, name: &str, block: Option<u32>, parts: &[Part], by_groups: bool) -> (NodeIndex, NodeIndex) {
+    fn weight(
+        &mut self,
+        name: &str,
+        block: Option<u32>,
+        parts: &[Part],
+        by_groups: bool,
+    ) -> (NodeIndex, NodeIndex) {
         let weights = match block {
             Some(_) => self.model.block_weights(),
             None => self.model.outer_weights(),
@@ -144,7 +157,10 @@ impl Builder<'_> {
         let elements: u64 = chosen.clone().map(Weight::elements).sum();
         // Norms of q and k are shared by all heads: each group has a gradient of its own.
         let shared = [Part::QNorm, Part::KNorm, Part::OBias];
-        let once: u64 = chosen.filter(|w| shared.contains(&w.part)).map(Weight::elements).sum();
+        let once: u64 = chosen
+            .filter(|w| shared.contains(&w.part))
+            .map(Weight::elements)
+            .sum();
         let weight = Tensor {
             name: format!("{name}.weight"),
             block,
@@ -158,7 +174,11 @@ impl Builder<'_> {
         let gradient = Tensor {
             name: format!("{name}.gradient"),
             role: Role::Gradient,
-            layout: if by_groups { Layout::ByGroups } else { Layout::Whole },
+            layout: if by_groups {
+                Layout::ByGroups
+            } else {
+                Layout::Whole
+            },
             fixed_elements: if by_groups {
                 elements - once + once * self.model.kv_heads
             } else {
@@ -175,8 +195,12 @@ impl Builder<'_> {
         let (q, kv) = (model.query_width(), 2 * model.kv_width());
         let up_width = if model.gated { 2 } else { 1 } * model.intermediate;
         let (norm1, g1) = self.weight("norm1", at, &[Part::AttnNorm, Part::AttnNormBias], false);
-        let (qkv, g2) =
-            self.weight("qkv", at, &[Part::Qkv, Part::QkvBias, Part::QNorm, Part::KNorm], true);
+        let (qkv, g2) = self.weight(
+            "qkv",
+            at,
+            &[Part::Qkv, Part::QkvBias, Part::QNorm, Part::KNorm],
+            true,
+        );
         let (o, g3) = self.weight("o", at, &[Part::O, Part::OBias], true);
         let (norm2, g4) = self.weight("norm2", at, &[Part::MlpNorm, Part::MlpNormBias], false);
         let ups = [Part::GateUp, Part::GateUpBias, Part::Up, Part::UpBias];
@@ -197,7 +221,21 @@ impl Builder<'_> {
         let h = self.saved("h", block, Layout::ByRows, model.intermediate);
         let gradients = [g1, g2, g3, g4, g5, g6];
         BlockNodes {
-            norm1, qkv, o, norm2, up, down, gradients, x, n1, saved_qkv, saved_o, x2, n2, gate_up, h,
+            norm1,
+            qkv,
+            o,
+            norm2,
+            up,
+            down,
+            gradients,
+            x,
+            n1,
+            saved_qkv,
+            saved_o,
+            x2,
+            n2,
+            gate_up,
+            h,
         }
     }
 
@@ -210,8 +248,14 @@ impl Builder<'_> {
     fn block_group(&self, block: u32, nodes: &BlockNodes) -> WeightGroup {
         let attention = (Stage::AttentionBackward, Some(block));
         let mlp = (Stage::MlpBackward, Some(block));
-        let weights =
-            vec![nodes.norm1, nodes.qkv, nodes.o, nodes.norm2, nodes.up, nodes.down];
+        let weights = vec![
+            nodes.norm1,
+            nodes.qkv,
+            nodes.o,
+            nodes.norm2,
+            nodes.up,
+            nodes.down,
+        ];
         WeightGroup {
             name: format!("block {block}"),
             parameters: weights.iter().map(|&w| self.fixed(w)).collect(),
@@ -226,7 +270,6 @@ impl Builder<'_> {
     }
 }
 
-
 /// The weights outside the blocks.
 struct Outer {
     embedding: (NodeIndex, NodeIndex),
@@ -237,7 +280,12 @@ struct Outer {
 }
 
 const fn gemm(k: u64, n: u64, product: Product, shared: Shared) -> Work {
-    Work::Gemm { k, n, product, shared }
+    Work::Gemm {
+        k,
+        n,
+        product,
+        shared,
+    }
 }
 
 const fn traffic(elements: u64) -> Work {
@@ -246,10 +294,18 @@ const fn traffic(elements: u64) -> Work {
 
 impl Builder<'_> {
     fn outer_groups(&mut self) -> Outer {
-        let embedding =
-            self.weight("embedding", None, &[Part::Embedding, Part::PositionEmbedding], false);
-        let final_norm =
-            self.weight("final_norm", None, &[Part::FinalNorm, Part::FinalNormBias], false);
+        let embedding = self.weight(
+            "embedding",
+            None,
+            &[Part::Embedding, Part::PositionEmbedding],
+            false,
+        );
+        let final_norm = self.weight(
+            "final_norm",
+            None,
+            &[Part::FinalNorm, Part::FinalNormBias],
+            false,
+        );
         let lm_head =
             (!self.model.tied).then(|| self.weight("lm_head", None, &[Part::LmHead], false));
         let group = |name: &str, members: &[((NodeIndex, NodeIndex), Stage)]| WeightGroup {
@@ -265,7 +321,12 @@ impl Builder<'_> {
             group("embedding", &[(embedding, Stage::EmbeddingBackward)]),
             group("head", &head),
         ];
-        Outer { embedding, final_norm, lm_head, groups }
+        Outer {
+            embedding,
+            final_norm,
+            lm_head,
+            groups,
+        }
     }
 
     fn run(
@@ -278,7 +339,17 @@ impl Builder<'_> {
     ) {
         let (stage, block, cut) = place;
         let work = work.to_vec();
-        self.operator(Operator { name, block, stage, cut, work }, reads, makes);
+        self.operator(
+            Operator {
+                name,
+                block,
+                stage,
+                cut,
+                work,
+            },
+            reads,
+            makes,
+        );
     }
 
     fn embedding(&mut self, outer: &Outer, x: NodeIndex) {
@@ -291,15 +362,36 @@ impl Builder<'_> {
         let m = self.model;
         let (d, q, kv) = (m.hidden, m.query_width(), 2 * m.kv_width());
         let place = |cut| (Stage::Attention, Some(block), cut);
-        self.run("norm", place(Cut::Rows), &[traffic(2 * d)], &[b.x, b.norm1], &[b.n1]);
+        self.run(
+            "norm",
+            place(Cut::Rows),
+            &[traffic(2 * d)],
+            &[b.x, b.norm1],
+            &[b.n1],
+        );
         // The rotation, biases and norms of q and k are one pass over q and k in place.
         let project = [
             gemm(d, q + kv, Product::Forward, Shared::Output),
             traffic(2 * (q + m.kv_width())),
         ];
-        self.run("qkv_projection", place(Cut::RowsAndGroups), &project, &[b.n1, b.qkv], &[b.saved_qkv]);
-        let attend = [Work::Attention { backward: false, window: m.window(block as usize) }];
-        self.run("attention", place(Cut::Groups), &attend, &[b.saved_qkv], &[b.saved_o]);
+        self.run(
+            "qkv_projection",
+            place(Cut::RowsAndGroups),
+            &project,
+            &[b.n1, b.qkv],
+            &[b.saved_qkv],
+        );
+        let attend = [Work::Attention {
+            backward: false,
+            window: m.window(block as usize),
+        }];
+        self.run(
+            "attention",
+            place(Cut::Groups),
+            &attend,
+            &[b.saved_qkv],
+            &[b.saved_o],
+        );
     }
 
     /// Makes the next block's input, or the head's.
@@ -314,14 +406,44 @@ impl Builder<'_> {
             self.activation("final_x", None, Role::Passing, Layout::Whole, d)
         };
         let output = [gemm(q, d, Product::Forward, Shared::Input)];
-        self.run("output_projection", place(Cut::RowsAndGroups), &output, &[b.x, b.saved_o, b.o], &[b.x2]);
-        self.run("norm", place(Cut::Rows), &[traffic(2 * d)], &[b.x2, b.norm2], &[b.n2]);
+        self.run(
+            "output_projection",
+            place(Cut::RowsAndGroups),
+            &output,
+            &[b.x, b.saved_o, b.o],
+            &[b.x2],
+        );
+        self.run(
+            "norm",
+            place(Cut::Rows),
+            &[traffic(2 * d)],
+            &[b.x2, b.norm2],
+            &[b.n2],
+        );
         let up = [gemm(d, ups * f, Product::Forward, Shared::None)];
-        self.run("up_projection", place(Cut::Rows), &up, &[b.n2, b.up], &[b.gate_up]);
+        self.run(
+            "up_projection",
+            place(Cut::Rows),
+            &up,
+            &[b.n2, b.up],
+            &[b.gate_up],
+        );
         let activate = [traffic((ups + 1) * f)];
-        self.run("activation", place(Cut::Rows), &activate, &[b.gate_up], &[b.h]);
+        self.run(
+            "activation",
+            place(Cut::Rows),
+            &activate,
+            &[b.gate_up],
+            &[b.h],
+        );
         let down = [gemm(f, d, Product::Forward, Shared::None)];
-        self.run("down_projection", place(Cut::Rows), &down, &[b.x2, b.h, b.down], &[next]);
+        self.run(
+            "down_projection",
+            place(Cut::Rows),
+            &down,
+            &[b.x2, b.h, b.down],
+            &[next],
+        );
         next
     }
 
@@ -338,16 +460,39 @@ impl Builder<'_> {
         self.run("logits", place, &project, &[normed, weight], &[logits]);
         // One pass finds maximum and sum, a second writes the gradient in place.
         let d_logits = self.version(logits);
-        self.run("cross_entropy", place, &[traffic(3 * v)], &[logits], &[d_logits]);
+        self.run(
+            "cross_entropy",
+            place,
+            &[traffic(3 * v)],
+            &[logits],
+            &[d_logits],
+        );
         let d_normed = self.passing("final_n.gradient", None, d);
         let back = [gemm(d, v, Product::InputGradient, Shared::None)];
-        self.run("logits_input_gradient", place, &back, &[d_logits, weight], &[d_normed]);
+        self.run(
+            "logits_input_gradient",
+            place,
+            &back,
+            &[d_logits, weight],
+            &[d_normed],
+        );
         let grad = [gemm(d, v, Product::WeightGradient, Shared::None)];
-        self.run("logits_weight_gradient", place, &grad, &[normed, d_logits], &[weight_gradient]);
-        let residual =
-            self.activation("residual.gradient", None, Role::Passing, Layout::Whole, d);
+        self.run(
+            "logits_weight_gradient",
+            place,
+            &grad,
+            &[normed, d_logits],
+            &[weight_gradient],
+        );
+        let residual = self.activation("residual.gradient", None, Role::Passing, Layout::Whole, d);
         let makes = [residual, norm_gradient];
-        self.run("norm_backward", place, &[traffic(3 * d)], &[x, d_normed, norm], &makes);
+        self.run(
+            "norm_backward",
+            place,
+            &[traffic(3 * d)],
+            &[x, d_normed, norm],
+            &makes,
+        );
         residual
     }
 
@@ -361,17 +506,53 @@ impl Builder<'_> {
         let d_h = self.passing("h.gradient", at, f);
         let back = |k, n| [gemm(k, n, Product::InputGradient, Shared::None)];
         let grad = |k, n| [gemm(k, n, Product::WeightGradient, Shared::None)];
-        self.run("down_input_gradient", place, &back(f, d), &[gradient, b.down], &[d_h]);
-        self.run("down_weight_gradient", place, &grad(f, d), &[b.h, gradient], &[down]);
+        self.run(
+            "down_input_gradient",
+            place,
+            &back(f, d),
+            &[gradient, b.down],
+            &[d_h],
+        );
+        self.run(
+            "down_weight_gradient",
+            place,
+            &grad(f, d),
+            &[b.h, gradient],
+            &[down],
+        );
         let d_up = self.passing("gate_up.gradient", at, ups * f);
         let activate = [traffic((2 * ups + 1) * f)];
-        self.run("activation_backward", place, &activate, &[b.gate_up, d_h], &[d_up]);
+        self.run(
+            "activation_backward",
+            place,
+            &activate,
+            &[b.gate_up, d_h],
+            &[d_up],
+        );
         let d_n2 = self.passing("n2.gradient", at, d);
-        self.run("up_input_gradient", place, &back(d, ups * f), &[d_up, b.up], &[d_n2]);
-        self.run("up_weight_gradient", place, &grad(d, ups * f), &[b.n2, d_up], &[up]);
+        self.run(
+            "up_input_gradient",
+            place,
+            &back(d, ups * f),
+            &[d_up, b.up],
+            &[d_n2],
+        );
+        self.run(
+            "up_weight_gradient",
+            place,
+            &grad(d, ups * f),
+            &[b.n2, d_up],
+            &[up],
+        );
         let next = self.version(gradient);
         let reads = [b.x2, d_n2, b.norm2, gradient];
-        self.run("norm_backward", place, &[traffic(4 * d)], &reads, &[next, norm2]);
+        self.run(
+            "norm_backward",
+            place,
+            &[traffic(4 * d)],
+            &reads,
+            &[next, norm2],
+        );
         next
     }
 
@@ -385,33 +566,90 @@ impl Builder<'_> {
         let (role, layout, elements) = grouped(q);
         let d_o = self.activation("o.gradient", at, role, layout, elements);
         let back = [gemm(q, d, Product::InputGradient, Shared::Input)];
-        self.run("output_input_gradient", place(Cut::RowsAndGroups), &back, &[gradient, b.o], &[d_o]);
+        self.run(
+            "output_input_gradient",
+            place(Cut::RowsAndGroups),
+            &back,
+            &[gradient, b.o],
+            &[d_o],
+        );
         let grad = [gemm(q, d, Product::WeightGradient, Shared::Input)];
-        self.run("output_weight_gradient", place(Cut::RowsAndGroups), &grad, &[b.saved_o, gradient], &[o]);
+        self.run(
+            "output_weight_gradient",
+            place(Cut::RowsAndGroups),
+            &grad,
+            &[b.saved_o, gradient],
+            &[o],
+        );
         let (role, layout, elements) = grouped(q + kv);
         let d_qkv = self.activation("qkv.gradient", at, role, layout, elements);
-        let attend = [Work::Attention { backward: true, window: m.window(block as usize) }];
+        let attend = [Work::Attention {
+            backward: true,
+            window: m.window(block as usize),
+        }];
         let reads = [b.saved_qkv, b.saved_o, d_o];
-        self.run("attention_backward", place(Cut::Groups), &attend, &reads, &[d_qkv]);
+        self.run(
+            "attention_backward",
+            place(Cut::Groups),
+            &attend,
+            &reads,
+            &[d_qkv],
+        );
         let rotated = self.version(d_qkv);
         let rotate = [traffic(2 * (q + m.kv_width()))];
         let norms: &[NodeIndex] = if m.qk_norm { &[b.saved_qkv] } else { &[] };
-        let reads = [&[d_qkv], norms].concat();
-        self.run("rotary_backward", place(Cut::RowsAndGroups), &rotate, &reads, &[rotated]);
+        let reads = [&[d_qkv][..], norms].concat();
+        // With norms of q and k, their gradients too.
+        let makes: &[NodeIndex] = if m.qk_norm {
+            &[rotated, qkv]
+        } else {
+            &[rotated]
+        };
+        self.run(
+            "rotary_backward",
+            place(Cut::RowsAndGroups),
+            &rotate,
+            &reads,
+            makes,
+        );
         let d_n1 = self.activation("n1.gradient", at, Role::Passing, Layout::Whole, d);
         let back = [gemm(d, q + kv, Product::InputGradient, Shared::Output)];
-        self.run("qkv_input_gradient", place(Cut::RowsAndGroups), &back, &[rotated, b.qkv], &[d_n1]);
+        self.run(
+            "qkv_input_gradient",
+            place(Cut::RowsAndGroups),
+            &back,
+            &[rotated, b.qkv],
+            &[d_n1],
+        );
         let grad = [gemm(d, q + kv, Product::WeightGradient, Shared::Output)];
-        self.run("qkv_weight_gradient", place(Cut::RowsAndGroups), &grad, &[b.n1, rotated], &[qkv]);
+        self.run(
+            "qkv_weight_gradient",
+            place(Cut::RowsAndGroups),
+            &grad,
+            &[b.n1, rotated],
+            &[qkv],
+        );
         let next = self.version(gradient);
         let reads = [b.x, d_n1, b.norm1, gradient];
-        self.run("norm_backward", place(Cut::Rows), &[traffic(4 * d)], &reads, &[next, norm1]);
+        self.run(
+            "norm_backward",
+            place(Cut::Rows),
+            &[traffic(4 * d)],
+            &reads,
+            &[next, norm1],
+        );
         next
     }
 
     fn embedding_backward(&mut self, outer: &Outer, gradient: NodeIndex) {
         let place = (Stage::EmbeddingBackward, None, Cut::Rows);
         let work = [traffic(3 * self.model.hidden)];
-        self.run("embedding_backward", place, &work, &[gradient], &[outer.embedding.1]);
+        self.run(
+            "embedding_backward",
+            place,
+            &work,
+            &[gradient],
+            &[outer.embedding.1],
+        );
     }
 }

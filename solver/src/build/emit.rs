@@ -105,7 +105,11 @@ impl Emitter<'_> {
         out: bool,
     ) -> Instruction {
         let machine = &self.problem.machine;
-        let link = if out { machine.d2h } else { machine.h2d };
+        let link = if out {
+            machine.links.d2h
+        } else {
+            machine.links.h2d
+        };
         Instruction {
             action: Action::Copy,
             rows,
@@ -123,7 +127,7 @@ impl Emitter<'_> {
             ],
             waits: Vec::new(),
             signals: None,
-            duration: link.duration(bytes),
+            duration: link.time(bytes),
         }
     }
 
@@ -375,6 +379,7 @@ fn scheduled_ops(problem: &Problem, draft: &Draft) -> Table<crate::ids::OpId, Sc
             name: op.name.clone(),
             block: op.block,
             domain: op.domain,
+            memory_bound: op.memory_bound,
             required: required[id.index()],
             accumulates: op.accumulates.clone(),
             updates: op.updates.clone(),

@@ -152,7 +152,7 @@ fn retire(
         while next < outward.order.len() && buffer_of(outward.order[next]).last_write < position {
             let departure = outward.order[next];
             let bytes = buffer_of(departure).bytes;
-            link_free = link_free.max(now) + problem.machine.d2h.duration(bytes).get();
+            link_free = link_free.max(now) + problem.machine.links.d2h.time(bytes).get();
             outward.ended[departure] = link_free;
             pending.push(departure);
             next += 1;
@@ -233,10 +233,10 @@ fn latest_starts(problem: &Problem, draft: &Draft, outward: &Outward, order: &[u
         .rev()
         .map(|&arrival| {
             let buffer = &draft.buffers[draft.arrivals[arrival].buffer];
-            let link = problem.machine.h2d;
-            let alone = link.duration(buffer.bytes);
+            let link = problem.machine.links.h2d;
+            let alone = link.time(buffer.bytes);
             let length = if contended {
-                link.latency + buffer.bytes / problem.machine.both.h2d
+                link.latency + buffer.bytes / problem.machine.links.both.h2d
             } else {
                 alone
             };

@@ -1,0 +1,63 @@
+//! The JSON on disk. Only types in here are serialised; each file converts to and from plain
+//! values, and says in `schema` which version of which format it is.
+//!
+//! Reading refuses rather than guesses: an unknown field, another version or a number out of
+//! range ends with one error that names the place in the file.
+
+pub mod number;
+pub mod profile;
+
+use crate::error::{Error, Result};
+use serde::de::DeserializeOwned;
+use serde::Deserialize;
+
+/// The value in `text`, which must say that it is of `schema`.
+///
+/// # Errors
+/// Text that is no JSON or ends early, another schema, or a field that is missing, unknown or out
+/// of range, named by its path.
+pub fn read_json<T: DeserializeOwned>(text: &str, schema: &str) -> Result<T> {
+    /// The version, read before everything else so that another version is told as such.
+    #[derive(Deserialize)]
+    struct Header {
+        schema: Option<String>,
+    }
+    let refuse = |error: serde_path_to_error::Error<serde_json::Error>| {
+        let path = error.path().to_string();
+        let place = if path == "." {
+            String::new()
+        } else {
+            format!("{path}: ")
+        };
+        Error::bad_input(format!("{place}{}", error.inner()))
+    };
+    let header: Header = decode(text).map_err(refuse)?;
+    match header.schema.as_deref() {
+        Some(found) if found == schema => decode(text).map_err(refuse),
+        Some(found) => Err(Error::bad_input(format!("schema is `{found}`"))
+            .hint(format!("this version reads `{schema}`"))),
+        None => Err(
+            Error::bad_input("the field `schema` is missing").hint(format!(
+                "a file of this kind begins with `\"schema\": \"{schema}\"`"
+            )),
+        ),
+    }
+}
+
+/// Decodes all of `text`; what follows the value is an error too.
+fn decode<T: DeserializeOwned>(
+    text: &str,
+) -> std::result::Result<T, serde_path_to_error::Error<serde_json::Error>> {
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let mut track = serde_path_to_error::Track::new();
+    let value = T::deserialize(serde_path_to_error::Deserializer::new(
+        &mut reader,
+        &mut track,
+    ))
+    .map_err(|error| serde_path_to_error::Error::new(track.path(), error))?;
+    let root = serde_path_to_error::Track::new().path();
+    reader
+        .end()
+        .map_err(|error| serde_path_to_error::Error::new(root, error))?;
+    Ok(value)
+}

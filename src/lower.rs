@@ -1,0 +1,638 @@
+//! From a model's graph, a profile and a workload to the solver's [`Problem`]: the only file that
+//! speaks both vocabularies.
+//!
+//! Every tensor node becomes a value (versions of one tensor share it), every operator node an
+//! operator whose time comes from the profile and whose FLOPs from its [`Work`], every stage of a
+//! block a step with a loop nest. What the profile had to guess is collected and reported.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebbtide_solver::ids::{OpId, StepId, Table, TensorId, ValueId};
+use ebbtide_solver::problem::{
+    Budget, Category, Domain, HostOptimizer, Node, Op, Phase, Problem, Scaling, Split, StateGroup,
+    Step, Value,
+};
+use ebbtide_solver::units::{Bytes, Nanos, Tokens};
+use petgraph::graph::NodeIndex;
+
+use crate::error::{Error, Result};
+use crate::methods::Method;
+use crate::model::graph::{
+    self, Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work,
+};
+use crate::model::ModelConfig;
+use crate::profile::cost::{Attention, AttentionDirection, Costs, Estimate, Gemm, GemmDirection};
+use crate::profile::{Dtype, Profile};
+
+/// What is trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Tokens of a sequence.
+    pub seq: u64,
+    /// Sequences of a micro-batch.
+    pub batch: u64,
+    /// Micro-batches of an optimizer step.
+    pub accumulate: u32,
+    /// The type of weights and activations.
+    pub dtype: Dtype,
+}
+
+/// How operators are cut: a decision of the search, since it trades time for transient memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tiling {
+    /// Longest token range of a block's loops.
+    pub tile: u64,
+    /// Longest token range of the head's.
+    pub head_tile: u64,
+    /// Groups in which attention heads are processed; divides the key/value heads.
+    pub groups: u32,
+}
+
+/// A problem and what only the shell knows of it.
+#[derive(Clone, Debug)]
+pub struct Lowered {
+    /// The solver's problem.
+    pub problem: Problem,
+    /// How it is cut.
+    pub tiling: Tiling,
+    /// FLOPs of every operator: of each run, and for each row.
+    pub flops: Table<OpId, Flops>,
+    /// What the profile had to extrapolate, each once.
+    pub extrapolated: BTreeSet<String>,
+}
+
+/// Floating-point operations of a run over `n` rows: `fixed + n × row`. Causal attention counts the
+/// half that it needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flops {
+    /// Part that every run has.
+    pub fixed: u128,
+    /// Part for each row.
+    pub row: u128,
+}
+
+/// The longest token count that a plan is made for.
+pub const MAX_TOKENS: u64 = 1 << 24;
+
+/// The longest single operator: sums of picoseconds stay in 64 bits.
+const LONGEST: Nanos = Nanos::new(100_000_000_000_000);
+
+impl Workload {
+    /// Rows of every activation.
+    pub fn tokens(&self) -> u64 {
+        self.seq * self.batch
+    }
+    /// Refuses what cannot be planned.
+    pub fn check(&self, model: &ModelConfig) -> Result<()> {
+        let tokens = self
+            .seq
+            .checked_mul(self.batch)
+            .filter(|&t| t <= MAX_TOKENS);
+        if self.seq == 0 || self.batch == 0 || self.accumulate == 0 {
+            return Err(Error::bad_input(
+                "sequence, batch and accumulation must be at least 1",
+            ));
+        }
+        if tokens.is_none() {
+            return Err(Error::bad_input(format!(
+                "{} sequences of {} tokens are more than {} tokens in a micro-batch",
+                self.batch,
+                self.seq,
+                Tokens::new(MAX_TOKENS)
+            ))
+            .hint("a shorter --seq, a smaller --batch, or --accumulate"));
+        }
+        if let crate::model::Positions::Learned { positions } = model.positions {
+            if self.seq > positions {
+                return Err(Error::bad_input(format!(
+                    "{} has learned positions for {positions} tokens; --seq {} is beyond them",
+                    model.name, self.seq
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The tilings worth trying: tiles long enough for full-rate products, all divisions of the
+/// key/value heads by powers of two.
+pub fn tilings(model: &ModelConfig, workload: &Workload) -> Vec<Tiling> {
+    /// Logits of a tile of the head, at most.
+    const LOGITS: u64 = 1 << 30;
+    let tokens = workload.tokens();
+    let row = (model.vocab * workload.dtype.bytes()).max(1);
+    let head_tile = (LOGITS / row)
+        .max(1)
+        .next_power_of_two()
+        .clamp(1024, 1 << 16)
+        .min(tokens);
+    let mut groups = vec![1];
+    while model.kv_heads % (2 * groups[groups.len() - 1]) == 0 {
+        groups.push(2 * groups[groups.len() - 1]);
+    }
+    if groups[groups.len() - 1] != model.kv_heads {
+        groups.push(model.kv_heads);
+    }
+    let tiles: BTreeSet<u64> = [4096, 16384]
+        .into_iter()
+        .map(|t: u64| t.min(tokens))
+        .collect();
+    let tilings = tiles.iter().flat_map(|&tile| {
+        groups.iter().map(move |&groups| Tiling {
+            tile,
+            head_tile,
+            groups: u32::try_from(groups).expect("bounded by the config reader"),
+        })
+    });
+    tilings.collect()
+}
+
+/// Lowers a training step.
+///
+/// # Errors
+/// A type that the profile has no rates for; a step whose operators take more than a day.
+pub fn lower(
+    graph: &StepGraph,
+    model: &ModelConfig,
+    profile: &Profile,
+    method: Method,
+    workload: &Workload,
+    budget: Budget,
+    tiling: Tiling,
+) -> Result<Lowered> {
+    let costs = profile.costs(workload.dtype)?;
+    let tokens = Tokens::new(workload.tokens());
+    let granule = Tokens::new(tokens.get().div_ceil(16).next_multiple_of(128));
+    let mut lowering = Lowering {
+        graph,
+        model,
+        profile,
+        costs,
+        workload: *workload,
+        tiling,
+        value_of: vec![None; graph.graph.node_count()],
+        flops: Table::new(),
+        extrapolated: BTreeSet::new(),
+        too_long: None,
+        problem: Problem {
+            tokens,
+            micro_batches: workload.accumulate,
+            groups: tiling.groups,
+            granule,
+            values: Table::new(),
+            tensors: Table::new(),
+            ops: Table::new(),
+            program: Table::new(),
+            states: Vec::new(),
+            machine: profile.machine,
+            budget,
+        },
+    };
+    lowering.values();
+    let steps = lowering.program();
+    lowering.states(method, &steps);
+    if let Some(name) = lowering.too_long {
+        return Err(Error::bad_input(format!(
+            "one {name} takes longer than {LONGEST} on {}",
+            profile.name
+        ))
+        .hint("a shorter --seq"));
+    }
+    let Lowering {
+        problem,
+        flops,
+        extrapolated,
+        ..
+    } = lowering;
+    Ok(Lowered {
+        problem,
+        tiling,
+        flops,
+        extrapolated,
+    })
+}
+
+struct Lowering<'a> {
+    graph: &'a StepGraph,
+    model: &'a ModelConfig,
+    profile: &'a Profile,
+    costs: Costs<'a>,
+    workload: Workload,
+    tiling: Tiling,
+    value_of: Vec<Option<ValueId>>,
+    flops: Table<OpId, Flops>,
+    extrapolated: BTreeSet<String>,
+    too_long: Option<&'static str>,
+    problem: Problem,
+}
+
+impl Lowering<'_> {
+    fn value(&self, tensor: NodeIndex) -> ValueId {
+        self.value_of[tensor.index()].expect("every tensor has a value")
+    }
+
+    fn values(&mut self) {
+        let width = self.workload.dtype.bytes();
+        for node in self.graph.graph.node_indices() {
+            let Some(tensor) = self.graph.tensor(node) else {
+                continue;
+            };
+            let value = match tensor.version_of {
+                Some(original) => self.value(original),
+                None => self.problem.values.push(Value {
+                    name: tensor.name.clone(),
+                    block: tensor.block,
+                    category: match tensor.role {
+                        Role::Saved => Category::Activations,
+                        Role::Passing => Category::Transients,
+                        Role::Weight => Category::Weights,
+                        Role::Gradient => Category::Gradients,
+                    },
+                    row_bytes: tensor.elements * width + tensor.f32_elements * 4,
+                    fixed_bytes: Bytes::new(tensor.fixed_elements * width),
+                    split: match tensor.layout {
+                        Layout::Whole => Split::Whole,
+                        Layout::ByRows => Split::Rows,
+                        Layout::ByGroups => Split::Groups,
+                    },
+                    tensor: None,
+                }),
+            };
+            self.value_of[node.index()] = Some(value);
+        }
+    }
+
+    /// Operators and steps; says which step each stage of each block became.
+    fn program(&mut self) -> BTreeMap<(Stage, Option<u32>), StepId> {
+        let mut steps: Vec<((Stage, Option<u32>), Vec<(Cut, OpId)>)> = Vec::new();
+        for &node in &self.graph.order {
+            let operator = self
+                .graph
+                .operator(node)
+                .expect("the order lists operators");
+            let op = self.operator(node, operator);
+            let place = (operator.stage, operator.block);
+            match steps.last_mut() {
+                Some((last, ops)) if *last == place => ops.push((operator.cut, op)),
+                _ => steps.push((place, vec![(operator.cut, op)])),
+            }
+        }
+        let mut by_place = BTreeMap::new();
+        for ((stage, block), ops) in steps {
+            let tile = if stage == Stage::Head {
+                self.tiling.head_tile
+            } else {
+                self.tiling.tile
+            };
+            let step = self.problem.program.push(Step {
+                name: step_name(stage, block),
+                block,
+                phase: match stage {
+                    Stage::Embedding | Stage::Attention | Stage::Mlp | Stage::Head => {
+                        Phase::Forward
+                    }
+                    _ => Phase::Backward,
+                },
+                tile: Tokens::new(tile),
+                body: body(stage, &ops),
+            });
+            by_place.insert((stage, block), step);
+        }
+        by_place
+    }
+
+    fn operator(&mut self, node: NodeIndex, operator: &Operator) -> OpId {
+        let (mut writes, mut accumulates, mut updates) = (Vec::new(), Vec::new(), Vec::new());
+        let mut saved = Vec::new();
+        for made in self.graph.makes(node) {
+            let tensor = self.graph.tensor(made).expect("operators make tensors");
+            let value = self.value(made);
+            let summed = operator.cut == Cut::RowsAndGroups && tensor.layout != Layout::ByGroups;
+            if tensor.version_of.is_some() {
+                updates.push(value);
+            } else if tensor.role == Role::Gradient || summed {
+                accumulates.push(value);
+            } else {
+                writes.push(value);
+            }
+            if tensor.role == Role::Saved {
+                saved.push(value);
+            }
+        }
+        let mut reads: Vec<ValueId> = self
+            .graph
+            .reads(node)
+            .into_iter()
+            .map(|t| self.value(t))
+            .collect();
+        reads.retain(|value| !updates.contains(value));
+        let (picos, flops) = self.cost(operator);
+        let op = self.problem.ops.push(Op {
+            name: operator.name.to_owned(),
+            block: operator.block,
+            domain: match operator.cut {
+                Cut::Rows => Domain::Rows,
+                Cut::RowsAndGroups => Domain::RowsOfGroup,
+                Cut::Groups => Domain::Group,
+                Cut::Nothing => Domain::Whole,
+            },
+            memory_bound: operator
+                .work
+                .iter()
+                .all(|w| matches!(w, Work::Elementwise { .. })),
+            reads,
+            writes,
+            accumulates,
+            updates,
+            workspace: self.workspace(operator),
+            picos,
+        });
+        self.flops.push(flops);
+        for value in saved {
+            self.tensor(value, op);
+        }
+        op
+    }
+
+    fn tensor(&mut self, value: ValueId, producer: OpId) {
+        let Problem {
+            tokens,
+            granule,
+            groups,
+            ..
+        } = self.problem;
+        let pieces = match self.problem.values[value].split {
+            Split::Whole => 1,
+            Split::Groups => groups,
+            Split::Rows => u32::try_from(tokens.get().div_ceil(granule.get())).unwrap_or(1),
+        };
+        let tensor = ebbtide_solver::problem::Tensor {
+            value,
+            producer,
+            pieces,
+        };
+        let id: TensorId = self.problem.tensors.push(tensor);
+        self.problem.values[value].tensor = Some(id);
+    }
+
+    // ---- costs --------------------------------------------------------------------------------
+
+    fn cost(&mut self, operator: &Operator) -> (Scaling, Flops) {
+        let by_rows = matches!(operator.cut, Cut::Rows | Cut::RowsAndGroups);
+        let tile = match operator.stage {
+            Stage::Head => self.tiling.head_tile,
+            _ => self.tiling.tile,
+        };
+        let rows = if by_rows {
+            tile.min(self.workload.tokens())
+        } else {
+            self.workload.tokens()
+        };
+        let groups = match operator.cut {
+            Cut::RowsAndGroups | Cut::Groups => u64::from(self.tiling.groups),
+            Cut::Rows | Cut::Nothing => 1,
+        };
+        let launch = self.profile.launch;
+        let (mut picos, mut flops) = (Scaling::default(), Flops::default());
+        for &work in &operator.work {
+            let (estimate, count) = self.work(work, rows, groups, operator);
+            if estimate.time > LONGEST {
+                self.too_long = Some(operator.name);
+                continue;
+            }
+            if let Some(why) = estimate.extrapolated {
+                self.extrapolated.insert(format!("{}: {why}", kind(work)));
+            }
+            if by_rows {
+                picos.fixed += launch.get() * 1000;
+                picos.row += estimate.time.saturating_sub(launch).get() * 1000 / rows.max(1);
+                flops.row += count / u128::from(rows.max(1));
+            } else {
+                picos.fixed += estimate.time.get() * 1000;
+                flops.fixed += count;
+            }
+        }
+        (picos, flops)
+    }
+
+    /// Time and FLOPs of one run over `rows` rows of one of `groups` groups.
+    fn work(&self, work: Work, rows: u64, groups: u64, operator: &Operator) -> (Estimate, u128) {
+        match work {
+            Work::Gemm {
+                k,
+                n,
+                product,
+                shared,
+            } => {
+                let gemm = Gemm {
+                    m: rows,
+                    k: if shared == Shared::Input {
+                        k / groups
+                    } else {
+                        k
+                    },
+                    n: if shared == Shared::Output {
+                        n / groups
+                    } else {
+                        n
+                    },
+                    direction: match product {
+                        Product::Forward => GemmDirection::Forward,
+                        Product::InputGradient => GemmDirection::Dgrad,
+                        Product::WeightGradient => GemmDirection::Wgrad,
+                    },
+                    // Residuals and sums over head groups and tiles are added to what is there.
+                    accumulate: product == Product::WeightGradient
+                        || matches!(operator.name, "output_projection" | "down_projection")
+                        || (operator.name == "qkv_input_gradient" && groups > 1),
+                };
+                (self.costs.gemm(&gemm), gemm.flops())
+            }
+            Work::Attention { backward, window } => {
+                let attention = self.attention(backward, window);
+                (self.costs.attention(&attention), attention.flops())
+            }
+            Work::Elementwise { elements } => {
+                let bytes = elements * rows / groups * self.workload.dtype.bytes();
+                (self.costs.elementwise(Bytes::new(bytes)), 0)
+            }
+            Work::Update { .. } => unreachable!("updates are lowered with their states"),
+        }
+    }
+
+    fn attention(&self, backward: bool, window: Option<u64>) -> Attention {
+        let groups = u64::from(self.tiling.groups);
+        Attention {
+            tokens: self.workload.seq,
+            batch: self.workload.batch,
+            heads: self.model.heads / groups,
+            kv_heads: self.model.kv_heads / groups,
+            head_dim: self.model.head_dim,
+            window,
+            direction: if backward {
+                AttentionDirection::Backward
+            } else {
+                AttentionDirection::Forward
+            },
+        }
+    }
+
+    fn workspace(&self, operator: &Operator) -> Scaling {
+        let bytes = operator.work.iter().map(|&work| match work {
+            Work::Attention { backward, window } => self
+                .costs
+                .attention_workspace(&self.attention(backward, window))
+                .get(),
+            _ => 0,
+        });
+        Scaling::fixed(bytes.sum())
+    }
+
+    // ---- model states -------------------------------------------------------------------------
+
+    fn states(&mut self, method: Method, steps: &BTreeMap<(Stage, Option<u32>), StepId>) {
+        let last = self.problem.last_step();
+        let state_bytes = method.state_bytes(self.workload.dtype);
+        for group in &self.graph.groups {
+            let parameters: u64 = group.parameters.iter().sum();
+            let states = (state_bytes > 0).then(|| {
+                self.problem.values.push(Value {
+                    name: format!("{}.states", group.name),
+                    block: None,
+                    category: Category::OptimizerStates,
+                    row_bytes: 0,
+                    fixed_bytes: Bytes::new(parameters * state_bytes),
+                    split: Split::Whole,
+                    tensor: None,
+                })
+            });
+            let mut updates = Vec::new();
+            for member in 0..group.weights.len() {
+                let after = if method.fused() {
+                    steps[&group.complete_after[member]]
+                } else {
+                    last
+                };
+                updates.push((after, self.update(method, group, member, states)));
+            }
+            self.problem.states.push(StateGroup {
+                name: group.name.clone(),
+                weights: group.weights.iter().map(|&w| self.value(w)).collect(),
+                gradients: group.gradients.iter().map(|&g| self.value(g)).collect(),
+                parameters,
+                states,
+                updates,
+                host: method
+                    .on_host()
+                    .then(|| self.host_optimizer(method, parameters)),
+            });
+        }
+    }
+
+    fn host_optimizer(&self, method: Method, parameters: u64) -> HostOptimizer {
+        let dtype = self.workload.dtype;
+        let adam = self.profile.machine.host_adam;
+        HostOptimizer {
+            // Bound by memory, so in proportion to the traffic of the measured AdamW.
+            duration: adam.time(parameters).scaled(
+                method.update_traffic(dtype),
+                adam.bytes_per_param.get().max(1),
+            ),
+            bytes: Bytes::new(parameters * method.state_bytes(dtype)),
+        }
+    }
+
+    fn update(
+        &mut self,
+        method: Method,
+        group: &graph::WeightGroup,
+        member: usize,
+        states: Option<ValueId>,
+    ) -> OpId {
+        let gradient = self.value(group.gradients[member]);
+        let by_groups = self.problem.values[gradient].split == Split::Groups;
+        let runs = if by_groups {
+            u64::from(self.tiling.groups)
+        } else {
+            1
+        };
+        let parameters = group.parameters[member] / runs;
+        let estimate = match method {
+            Method::AdamW => self.costs.device_adam(parameters),
+            Method::Sgd | Method::Lomo => {
+                let traffic = parameters * method.update_traffic(self.workload.dtype);
+                self.costs.elementwise(Bytes::new(traffic))
+            }
+        };
+        let mut updates = vec![self.value(group.weights[member])];
+        updates.extend(states);
+        let op = self.problem.ops.push(Op {
+            name: format!("{}_update", method.name()),
+            block: None,
+            domain: if by_groups {
+                Domain::Group
+            } else {
+                Domain::Whole
+            },
+            memory_bound: true,
+            reads: vec![gradient],
+            writes: Vec::new(),
+            accumulates: Vec::new(),
+            updates,
+            workspace: Scaling::default(),
+            picos: Scaling::fixed(estimate.time.min(LONGEST).get() * 1000),
+        });
+        self.flops.push(Flops::default());
+        op
+    }
+}
+
+/// The loop nest of a step: attention loops over head groups and within them over tiles,
+/// everything else over tiles only, so that what it makes lives for a tile.
+fn body(stage: Stage, ops: &[(Cut, OpId)]) -> Vec<Node> {
+    let all = |ops: &[(Cut, OpId)]| ops.iter().map(|&(_, op)| Node::Op(op)).collect::<Vec<_>>();
+    if !matches!(stage, Stage::Attention | Stage::AttentionBackward) {
+        return vec![Node::Rows(all(ops))];
+    }
+    let of_groups = |cut: Cut| matches!(cut, Cut::RowsAndGroups | Cut::Groups);
+    ops.chunk_by(|a, b| of_groups(a.0) == of_groups(b.0))
+        .map(|chunk| {
+            if !of_groups(chunk[0].0) {
+                return Node::Rows(all(chunk));
+            }
+            let inner = chunk
+                .chunk_by(|a, b| a.0 == b.0)
+                .flat_map(|run| match run[0].0 {
+                    Cut::RowsAndGroups => vec![Node::Rows(all(run))],
+                    _ => all(run),
+                });
+            Node::Groups(inner.collect())
+        })
+        .collect()
+}
+
+fn step_name(stage: Stage, block: Option<u32>) -> String {
+    let stage = match stage {
+        Stage::Embedding => "embedding",
+        Stage::Attention => "attention",
+        Stage::Mlp => "mlp",
+        Stage::Head => "head and loss",
+        Stage::MlpBackward => "mlp backward",
+        Stage::AttentionBackward => "attention backward",
+        Stage::EmbeddingBackward => "embedding backward",
+        Stage::Update => "update",
+    };
+    match block {
+        Some(block) => format!("{stage} of block {block}"),
+        None => stage.to_owned(),
+    }
+}
+
+const fn kind(work: Work) -> &'static str {
+    match work {
+        Work::Gemm { .. } => "matrix product",
+        Work::Attention { .. } => "attention",
+        Work::Elementwise { .. } => "element-wise",
+        Work::Update { .. } => "update",
+    }
+}
