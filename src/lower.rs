@@ -114,8 +114,9 @@ impl Workload {
     }
 }
 
-/// The tilings worth trying: tiles long enough for full-rate products, all divisions of the
-/// key/value heads by powers of two.
+/// The tilings worth trying: a tile long enough for full-rate products and short enough that
+/// its transients are small beside a whole tensor; all divisions of the key/value heads by powers
+/// of two.
 pub fn tilings(model: &ModelConfig, workload: &Workload) -> Vec<Tiling> {
     /// Logits of a tile of the head, at most.
     const LOGITS: u64 = 1 << 30;
@@ -133,16 +134,11 @@ pub fn tilings(model: &ModelConfig, workload: &Workload) -> Vec<Tiling> {
     if groups[groups.len() - 1] != model.kv_heads {
         groups.push(model.kv_heads);
     }
-    let tiles: BTreeSet<u64> = [4096, 16384]
-        .into_iter()
-        .map(|t: u64| t.min(tokens))
-        .collect();
-    let tilings = tiles.iter().flat_map(|&tile| {
-        groups.iter().map(move |&groups| Tiling {
-            tile,
-            head_tile,
-            groups: u32::try_from(groups).expect("bounded by the config reader"),
-        })
+    let tile = (tokens / 16).next_power_of_two().clamp(4096, 16384).min(tokens);
+    let tilings = groups.into_iter().map(|groups| Tiling {
+        tile,
+        head_tile,
+        groups: u32::try_from(groups).expect("bounded by the config reader"),
     });
     tilings.collect()
 }

@@ -8,5 +8,6 @@ pub mod machine;
 pub mod plan;
 pub mod problem;
 pub mod schedule;
+pub mod search;
 pub mod simulate;
 pub mod units;

@@ -17,7 +17,7 @@ use crate::schedule::Schedule;
 use crate::simulate::simulate;
 use crate::units::{Bytes, Nanos};
 
-pub use expand::Draft;
+pub use expand::{expand, Draft, DraftInstruction};
 pub use transfer::Transfers;
 
 /// Every device offset is a multiple of it.

@@ -1,0 +1,436 @@
+//! The problem in the large: what the relaxation and the strategies need to know of it.
+//!
+//! In: a [`Problem`]. Out: an [`Outline`]: for every step its time with nothing recomputed, for
+//! every tensor its size, the steps between which it is needed, and what making it again costs; for
+//! every step the moments at which memory is tightest. All of it is read off two expansions of the
+//! program, one that keeps everything and one that keeps nothing, so that no cost is written twice.
+//!
+//! A [`Moment`] says what must be on the device at one position *whatever the plan decides*: what
+//! the operator there works on, what is passing through, the parts of saved tensors that forward still
+//! needs. So a bound that respects all moments is a bound for every plan.
+
+use std::collections::BTreeMap;
+
+use crate::build::{expand, Draft};
+use crate::ids::{Id, StepId, Table, TensorId};
+use crate::plan::{Fate, Hold, Plan};
+use crate::problem::{Category, Domain, Node, Phase, Problem, Split};
+
+/// The problem in the large.
+#[derive(Clone, Debug)]
+pub struct Outline {
+    /// Every step, in order.
+    pub steps: Table<StepId, StepOutline>,
+    /// Every storable tensor.
+    pub tensors: Table<TensorId, TensorOutline>,
+    /// Every group of model states.
+    pub groups: Vec<GroupOutline>,
+}
+
+/// A step.
+#[derive(Clone, Debug)]
+pub struct StepOutline {
+    /// Nanoseconds with nothing recomputed, without updates that depend on placement.
+    pub compute_ns: u64,
+    /// When memory is tightest, none implied by another.
+    pub moments: Vec<Moment>,
+    /// Tensors that its operators read or write when nothing is recomputed.
+    pub touched: Vec<TensorId>,
+}
+
+/// What memory must hold at one position, whatever the plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Bytes that every plan has there.
+    pub fixed: u64,
+    /// Tensors that this step touches of which the kept part is there beside the fixed bytes. The
+    /// kept parts of untouched tensors that are needed later are there at every moment.
+    pub kept: Vec<TensorId>,
+    /// For every group: bytes of its weights that are in `fixed` already.
+    pub weights: BTreeMap<usize, u64>,
+    /// For every group: bytes of complete gradients that wait for the update at the end.
+    pub gradients: BTreeMap<usize, u64>,
+}
+
+/// A storable tensor.
+#[derive(Clone, Debug)]
+pub struct TensorOutline {
+    /// Its size.
+    pub bytes: u64,
+    /// Pieces that decisions are made of.
+    pub pieces: u32,
+    /// Nanoseconds of making all of it again from its producer's operands.
+    pub recompute_ns: u64,
+    /// The step that makes it.
+    pub made: StepId,
+    /// The last forward step that uses it.
+    pub forward_until: StepId,
+    /// The first backward step that needs it.
+    pub needed: StepId,
+    /// The last backward step that needs it.
+    pub needed_until: StepId,
+    /// Tensors that its producer reads.
+    pub operands: Vec<TensorId>,
+    /// Whether it stays once made again, so that it is made again once only.
+    pub held: bool,
+}
+
+/// A group of model states.
+#[derive(Clone, Debug)]
+pub struct GroupOutline {
+    /// Bytes of its weights.
+    pub weight_bytes: u64,
+    /// Bytes of its gradients.
+    pub gradient_bytes: u64,
+    /// Bytes of its optimizer states on the device.
+    pub state_bytes: u64,
+    /// Nanoseconds of its update on the device at the end of the step; 0 where it is fused.
+    pub update_ns: u64,
+    /// First and last step of forward that uses it.
+    pub forward: Option<(StepId, StepId)>,
+    /// First and last step of backward that uses it, or contributes to its gradient.
+    pub backward: Option<(StepId, StepId)>,
+}
+
+/// Reads the outline off the program.
+pub fn outline(problem: &Problem) -> Outline {
+    let single = Problem { micro_batches: 1, ..problem.clone() };
+    let keep = expand(&single, &Plan::keep_all(problem));
+    let mut nothing = Plan::keep_all(problem);
+    nothing.fates.values_mut().for_each(|fate| *fate = Fate::RECOMPUTED);
+    nothing.hold = Hold::NONE;
+    let drop = expand(&single, &nothing);
+    let tensors = tensors(problem, &keep);
+    let groups = groups(problem, &keep);
+    let steps = steps(problem, &keep, &drop, &tensors);
+    Outline { steps, tensors, groups }
+}
+
+fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
+    let first = StepId::from_index(0);
+    let last = problem.last_step();
+    let mut tensors: Table<TensorId, TensorOutline> = problem
+        .tensors
+        .iter()
+        .map(|(id, tensor)| {
+            let producer = &problem.ops[tensor.producer];
+            let operands =
+                producer.reads.iter().filter_map(|&v| problem.values[v].tensor).collect();
+            let held = match problem.values[tensor.value].split {
+                Split::Rows => false,
+                Split::Whole | Split::Groups => true,
+            };
+            TensorOutline {
+                bytes: problem.tensor_bytes(id).get(),
+                pieces: tensor.pieces,
+                recompute_ns: 0,
+                made: first,
+                forward_until: first,
+                needed: last,
+                needed_until: last,
+                operands,
+                held,
+            }
+        })
+        .collect();
+    let mut needed = vec![false; tensors.len()];
+    for instruction in &keep.instructions {
+        let op = &problem.ops[instruction.op];
+        for &value in op.writes.iter().chain(&op.accumulates) {
+            if let Some(tensor) = problem.values[value].tensor {
+                tensors[tensor].made = instruction.step;
+                tensors[tensor].forward_until = instruction.step;
+                tensors[tensor].recompute_ns += instruction.duration.get();
+            }
+        }
+        for &value in &op.reads {
+            let Some(tensor) = problem.values[value].tensor else { continue };
+            if problem.program[instruction.step].phase == Phase::Forward {
+                tensors[tensor].forward_until = instruction.step;
+            } else {
+                if !std::mem::replace(&mut needed[tensor.index()], true) {
+                    tensors[tensor].needed = instruction.step;
+                }
+                tensors[tensor].needed_until = instruction.step;
+            }
+        }
+    }
+    tensors
+}
+
+fn groups(problem: &Problem, keep: &Draft) -> Vec<GroupOutline> {
+    let mut of_weight = vec![None; problem.values.len()];
+    let mut outlines: Vec<GroupOutline> = Vec::new();
+    for (g, group) in problem.states.iter().enumerate() {
+        for &value in group.weights.iter().chain(&group.gradients) {
+            of_weight[value.index()] = Some(g);
+        }
+        let bytes = |values: &[_]| values.iter().map(|&v| problem.value_bytes(v).get()).sum();
+        outlines.push(GroupOutline {
+            weight_bytes: bytes(&group.weights),
+            gradient_bytes: bytes(&group.gradients),
+            state_bytes: group.states.map_or(0, |v| problem.value_bytes(v).get()),
+            update_ns: 0,
+            forward: None,
+            backward: None,
+        });
+    }
+    for instruction in &keep.instructions {
+        let op = &problem.ops[instruction.op];
+        let update = op.updates.iter().find_map(|v| of_weight[v.index()]);
+        if let Some(g) = update {
+            if problem.states[g].host.is_some() {
+                outlines[g].update_ns += instruction.duration.get();
+            }
+            continue;
+        }
+        let phase = problem.program[instruction.step].phase;
+        for value in op.reads.iter().chain(&op.accumulates) {
+            let Some(g) = of_weight[value.index()] else { continue };
+            let range = match phase {
+                Phase::Forward => &mut outlines[g].forward,
+                Phase::Backward => &mut outlines[g].backward,
+            };
+            let start = range.map_or(instruction.step, |r| r.0);
+            *range = Some((start, instruction.step));
+        }
+    }
+    outlines
+}
+
+fn steps(
+    problem: &Problem,
+    keep: &Draft,
+    drop: &Draft,
+    tensors: &Table<TensorId, TensorOutline>,
+) -> Table<StepId, StepOutline> {
+    let mut steps: Table<StepId, StepOutline> = problem
+        .program
+        .values()
+        .map(|step| StepOutline {
+            compute_ns: 0,
+            moments: Vec::new(),
+            touched: touched(problem, &step.body),
+        })
+        .collect();
+    let passing = live(problem, keep, |c| {
+        matches!(c, Category::Transients | Category::Workspace)
+    });
+    let required = forward_required(problem, drop);
+    let gradients = gradients(problem, keep);
+    let first_in_step = first_uses(problem, keep);
+    let telling = telling_positions(problem, keep, &passing);
+    for (position, instruction) in keep.instructions.iter().enumerate() {
+        let step = instruction.step;
+        let op = &problem.ops[instruction.op];
+        let deferred = op.updates.iter().any(|&v| problem.values[v].category == Category::Weights)
+            && problem.states.iter().any(|g| g.host.is_some());
+        if deferred {
+            continue;
+        }
+        steps[step].compute_ns += instruction.duration.get();
+        if !telling[position] {
+            continue;
+        }
+        let mut moment = Moment {
+            fixed: passing[position],
+            kept: Vec::new(),
+            weights: BTreeMap::new(),
+            gradients: BTreeMap::new(),
+        };
+        for &(g, until, bytes, first) in &gradients {
+            if first <= position && position <= until {
+                moment.fixed += bytes;
+            } else if until < position && problem.states[g].host.is_some() {
+                *moment.gradients.entry(g).or_default() += bytes;
+            }
+        }
+        for (g, group) in problem.states.iter().enumerate() {
+            for weight in group.weights.iter().filter(|w| op.reads.contains(w)) {
+                let bytes = problem.value_bytes(*weight).get();
+                moment.fixed += bytes;
+                *moment.weights.entry(g).or_default() += bytes;
+            }
+        }
+        let forward = problem.program[step].phase == Phase::Forward;
+        for &id in &steps[step].touched {
+            let tensor = &tensors[id];
+            let must = if forward {
+                required.get(position).map_or(0, |r| r.get(&id).copied().unwrap_or(0))
+            } else {
+                operand_bytes(problem, instruction, id)
+            };
+            if 2 * must >= tensor.bytes && must > 0 {
+                moment.fixed += must;
+            } else if forward && tensor.made < step
+                || !forward
+                    && (tensor.needed_until > step || position <= first_in_step[id.index()])
+            {
+                // In the step of its last use a kept range may be through before others, so it
+                // counts up to that step's first use only.
+                moment.kept.push(id);
+            }
+        }
+        add_moment(&mut steps[step].moments, moment, tensors);
+    }
+    steps
+}
+
+/// The positions worth looking at: for every operator of a step its first run, and the first
+/// run beside which most is passing through.
+fn telling_positions(problem: &Problem, keep: &Draft, passing: &[u64]) -> Vec<bool> {
+    let mut telling = vec![false; passing.len()];
+    let mut most: Vec<Option<(StepId, usize)>> = vec![None; problem.ops.len()];
+    let mut mark = |at: Option<(StepId, usize)>| {
+        if let Some((_, position)) = at {
+            telling[position] = true;
+        }
+    };
+    for (position, instruction) in keep.instructions.iter().enumerate() {
+        let best = &mut most[instruction.op.index()];
+        match best {
+            Some((step, at)) if *step == instruction.step => {
+                if passing[position] > passing[*at] {
+                    *at = position;
+                }
+            }
+            _ => {
+                mark(best.replace((instruction.step, position)));
+                mark(Some((instruction.step, position)));
+            }
+        }
+    }
+    most.into_iter().for_each(mark);
+    telling
+}
+
+/// The tensors that a loop nest reads or writes.
+fn touched(problem: &Problem, body: &[Node]) -> Vec<TensorId> {
+    let mut tensors = Vec::new();
+    for node in body {
+        match node {
+            Node::Op(op) => {
+                let op = &problem.ops[*op];
+                let values = op.reads.iter().chain(&op.writes).chain(&op.accumulates);
+                tensors.extend(values.filter_map(|&v| problem.values[v].tensor));
+            }
+            Node::Rows(body) | Node::Groups(body) => tensors.extend(touched(problem, body)),
+        }
+    }
+    tensors.sort_unstable();
+    tensors.dedup();
+    tensors
+}
+
+/// For every tensor: the position of its first use in the last step that uses it.
+fn first_uses(problem: &Problem, keep: &Draft) -> Vec<usize> {
+    let mut uses = vec![(StepId::from_index(0), 0usize); problem.tensors.len()];
+    for (position, instruction) in keep.instructions.iter().enumerate() {
+        for &value in &problem.ops[instruction.op].reads {
+            if let Some(tensor) = problem.values[value].tensor {
+                let (step, at) = &mut uses[tensor.index()];
+                if *step != instruction.step {
+                    (*step, *at) = (instruction.step, position);
+                }
+            }
+        }
+    }
+    uses.into_iter().map(|(_, at)| at).collect()
+}
+
+/// Bytes alive at every position of a draft, of some categories.
+fn live(problem: &Problem, draft: &Draft, which: impl Fn(Category) -> bool) -> Vec<u64> {
+    let mut change = vec![0i128; draft.instructions.len() + 1];
+    for buffer in draft.buffers.iter().filter(|b| which(b.category) && b.first != usize::MAX) {
+        let saved = buffer.value.is_some_and(|v| problem.values[v].tensor.is_some());
+        if !saved {
+            change[buffer.first] += i128::from(buffer.bytes.get());
+            change[buffer.last + 1] -= i128::from(buffer.bytes.get());
+        }
+    }
+    let mut sum = 0i128;
+    let totals = change.iter().take(draft.instructions.len()).map(|c| {
+        sum += c;
+        u64::try_from(sum).unwrap_or(0)
+    });
+    totals.collect()
+}
+
+/// For every position of forward: the bytes of each tensor that are needed later in forward, so
+/// that no plan can be without them. The expansion that keeps nothing shows exactly these.
+fn forward_required(problem: &Problem, drop: &Draft) -> Vec<BTreeMap<TensorId, u64>> {
+    let is_forward =
+        |step: StepId| problem.program[step].phase == Phase::Forward;
+    let positions = drop.instructions.iter().take_while(|i| is_forward(i.step)).count();
+    let mut required = vec![BTreeMap::new(); positions];
+    for buffer in &drop.buffers {
+        let tensor = buffer.value.and_then(|v| problem.values[v].tensor);
+        let (Some(tensor), true) = (tensor, buffer.first < positions) else { continue };
+        for at in required.iter_mut().take(buffer.last.min(positions - 1) + 1).skip(buffer.first) {
+            *at.entry(tensor).or_insert(0) += buffer.bytes.get();
+        }
+    }
+    required
+}
+
+/// Every gradient buffer: its group, last contribution, bytes, first contribution.
+fn gradients(problem: &Problem, keep: &Draft) -> Vec<(usize, usize, u64, usize)> {
+    let mut of_gradient = vec![None; problem.values.len()];
+    for (g, group) in problem.states.iter().enumerate() {
+        for &value in &group.gradients {
+            of_gradient[value.index()] = Some(g);
+        }
+    }
+    keep.buffers
+        .iter()
+        .filter_map(|b| {
+            let group = of_gradient[b.value?.index()]?;
+            Some((group, b.last_write, b.bytes.get(), b.first))
+        })
+        .collect()
+}
+
+/// Bytes of a tensor that one run reads.
+fn operand_bytes(
+    problem: &Problem,
+    instruction: &crate::build::DraftInstruction,
+    tensor: TensorId,
+) -> u64 {
+    let value = problem.tensors[tensor].value;
+    let op = &problem.ops[instruction.op];
+    if !op.reads.contains(&value) {
+        return 0;
+    }
+    let rows = match op.domain {
+        Domain::Group | Domain::Whole => problem.tokens.get(),
+        Domain::Rows | Domain::RowsOfGroup => instruction.rows.len(),
+    };
+    let groups = instruction.groups.len();
+    problem.values[value].bytes(rows, groups, u64::from(problem.groups)).get()
+}
+
+/// Keeps a moment unless another one of its step implies it.
+fn add_moment(
+    moments: &mut Vec<Moment>,
+    new: Moment,
+    tensors: &Table<TensorId, TensorOutline>,
+) {
+    let sum = |bytes: &BTreeMap<usize, u64>| bytes.values().sum::<u64>();
+    let implies = |a: &Moment, b: &Moment| {
+        // What `b` counts as kept and `a` does not is at most so many bytes; weights count once
+        // more where they are resident and not at work, gradients where they stay.
+        let only_in_b = b.kept.iter().filter(|t| !a.kept.contains(t));
+        let missing: u64 = only_in_b.map(|t| tensors[*t].bytes).sum();
+        let (wa, wb) = (sum(&a.weights), sum(&b.weights));
+        let (ga, gb) = (sum(&a.gradients), sum(&b.gradients));
+        a.fixed >= b.fixed + missing
+            && a.fixed + wb >= b.fixed + missing + wa
+            && a.fixed + ga >= b.fixed + missing + gb
+            && a.fixed + ga + wb >= b.fixed + missing + gb + wa
+    };
+    if moments.iter().any(|m| implies(m, &new)) {
+        return;
+    }
+    moments.retain(|m| !implies(&new, m));
+    moments.push(new);
+}

@@ -1,0 +1,405 @@
+//! The relaxation: a linear program whose optimum no plan can beat.
+//!
+//! In: a [`Problem`] with its [`Coarse`] outline. Out: a bound in nanoseconds, and how much of every tensor
+//! it would keep, swap and recompute. It is the formulation of the search in queue form, every
+//! whole-or-nothing choice made fractional, and inside a step every rounding in the plan's favour.
+//!
+//! For every tensor t (size b, recomputed in c): kept k and swapped s with k + s ≤ 1. For every step
+//! j of length Δ: bytes out and in, with queues over steps:
+//!
+//! ```text
+//! minimise  Σ Δ_j + tail + Σ resident_g · update_g
+//! compute   Δ_j ≥ compute_j + Σ_{t needed first in j} c_t (1 − k_t − s_t) + early_j + κ·copy time
+//! links     out + c·in ≤ β·Δ and its mirror                 the measured polygon
+//! out       left_j = left_{j-1} + made_j − out_j ≥ 0        nothing leaves before it is made
+//! in        ahead_j = ahead_{j-1} + in_j − needed_j ≥ 0     everything is back when needed
+//! memory    fixed + Σ kept + still leaving + already back + states ≤ device      every moment
+//! host      Σ swapped + states there ≤ host
+//! ```
+//! *Early*: when t is made again in a step before its operands are needed themselves (a block input
+//! from the block before: a checkpoint segment), what is not retained of these operands must be made
+//! for it and, unless it is held, made again later; early_u ≥ r_t + r_u − 1 for such an operand u.
+//!
+//! Time is in milliseconds, memory in GiB: the solver's tolerances want numbers near one.
+
+use crate::problem::Problem;
+
+use super::coarse::{Coarse, CoarseMoment};
+use super::lp::{Column, Lp, Optimum};
+
+const GIB: f64 = (1u64 << 30) as f64;
+const MS: f64 = 1e6;
+
+/// What the relaxation found.
+#[derive(Clone, Debug)]
+pub struct Relaxed {
+    /// No plan is faster, in nanoseconds.
+    pub bound_ns: u64,
+    /// For every class: the fractions kept and swapped.
+    pub fates: Vec<(f64, f64)>,
+    /// For every group of groups: the fractions resident, with the optimizer on the host, and
+    /// streamed.
+    pub placements: Vec<[f64; 3]>,
+}
+
+/// What a plan must leave free beyond what the relaxation knows: for planning, not for the bound.
+#[derive(Clone, Debug, Default)]
+pub struct Margins {
+    /// Device bytes in every epoch.
+    pub device: Vec<u64>,
+    /// Host bytes.
+    pub host: u64,
+}
+
+/// Solves the relaxation; nothing where even it is infeasible.
+pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Option<Relaxed> {
+    let mut model = Model {
+        problem,
+        coarse,
+        margins,
+        lp: Lp::default(),
+        keep: Vec::new(),
+        swap: Vec::new(),
+        early: vec![None; coarse.classes.len()],
+        placed: Vec::new(),
+        stays: Vec::new(),
+    };
+    model.tensors();
+    model.states();
+    model.steps();
+    model.host();
+    let optimum = model.lp.minimise()?;
+    Some(model.read(&optimum))
+}
+
+struct Model<'a> {
+    problem: &'a Problem,
+    coarse: &'a Coarse,
+    margins: &'a Margins,
+    lp: Lp,
+    keep: Vec<Column>,
+    swap: Vec<Column>,
+    /// Fraction made early for another class, with the epoch in which that happens.
+    early: Vec<Option<(Column, usize)>>,
+    /// Resident, host optimizer (where the method has one), streamed.
+    placed: Vec<(Column, Option<Column>, Column)>,
+    /// Weights that stay from forward to backward though they are streamed.
+    stays: Vec<Option<Column>>,
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / GIB
+}
+
+fn ms(nanos: u64) -> f64 {
+    nanos as f64 / MS
+}
+
+impl Model<'_> {
+    fn repeats(&self) -> f64 {
+        f64::from(self.problem.micro_batches)
+    }
+
+    fn tensors(&mut self) {
+        for _ in &self.coarse.classes {
+            let keep = self.lp.column(0.0, 1.0);
+            let swap = self.lp.column(0.0, 1.0);
+            self.lp.at_most(vec![(keep, 1.0), (swap, 1.0)], 1.0);
+            self.keep.push(keep);
+            self.swap.push(swap);
+        }
+        for (c, class) in self.coarse.classes.iter().enumerate() {
+            let again = [(self.keep[c], -1.0), (self.swap[c], -1.0)];
+            self.made_early(c, class.needed, &again, 1.0);
+        }
+    }
+
+    /// What is made again of a class in an epoch, a fraction of `constant + terms`, wants its
+    /// operands there: those that are needed later themselves and are not held, early.
+    fn made_early(&mut self, class: usize, epoch: usize, terms: &[(Column, f64)], constant: f64) {
+        for &operand in &self.coarse.classes[class].operands {
+            if self.coarse.classes[operand].held || self.coarse.classes[operand].needed <= epoch {
+                continue;
+            }
+            let early = match self.early[operand] {
+                Some((early, _)) => early,
+                None => {
+                    let column = self.lp.column(0.0, 1.0);
+                    self.early[operand] = Some((column, epoch));
+                    self.made_early(operand, epoch, &[(column, 1.0)], 0.0);
+                    column
+                }
+            };
+            self.early_row(operand, early, terms, constant);
+        }
+    }
+
+    /// early ≥ (made again of the reader) + (not retained of the operand) − 1
+    fn early_row(&mut self, operand: usize, early: Column, terms: &[(Column, f64)], constant: f64) {
+        let mut row = vec![(early, -1.0), (self.keep[operand], -1.0), (self.swap[operand], -1.0)];
+        row.extend_from_slice(terms);
+        self.lp.at_most(row, -constant);
+    }
+
+    fn states(&mut self) {
+        for group in &self.coarse.groups {
+            let resident = self.lp.column(ms(group.update_ns), 1.0);
+            let host = group.host_ns.map(|_| self.lp.column(0.0, 1.0));
+            let streamed = self.lp.column(0.0, 1.0);
+            let mut row = vec![(resident, 1.0), (streamed, 1.0)];
+            row.extend(host.map(|h| (h, 1.0)));
+            self.lp.equal(row, 1.0);
+            self.placed.push((resident, host, streamed));
+            let both = group.forward.is_some() && group.backward.is_some();
+            self.stays.push(both.then(|| {
+                let stays = self.lp.column(0.0, 1.0);
+                self.lp.at_most(vec![(stays, 1.0), (streamed, -1.0)], 0.0);
+                stays
+            }));
+        }
+    }
+
+    // ---- epochs -------------------------------------------------------------------------------
+
+    fn steps(&mut self) {
+        let epochs = self.coarse.epochs.len();
+        let (mut left, mut ahead, mut host_left) = (None, None, None);
+        // One epoch more than there are: the tail, in which links and host finish.
+        for j in 0..=epochs {
+            let tail = j == epochs;
+            let cost = if tail { 1.0 } else { self.repeats() };
+            let length = self.lp.column(cost, f64::INFINITY);
+            let out = self.lp.column(0.0, f64::INFINITY);
+            let into = self.lp.column(0.0, f64::INFINITY);
+            self.links(length, out, into);
+            self.compute(j, length, out, into);
+            let new_left = self.lp.column(0.0, if tail { 0.0 } else { f64::INFINITY });
+            // left_j − left_{j-1} − made_j + out_j = 0
+            let leaving = self.leaving(j);
+            let mut row = vec![(new_left, 1.0), (out, 1.0)];
+            row.extend(left.map(|l| (l, -1.0)));
+            row.extend(leaving.iter().map(|&(c, bytes)| (c, -bytes)));
+            self.lp.equal(row, 0.0);
+            // ahead_j − ahead_{j-1} − in_j + needed_j = 0
+            let needed = self.arriving(j);
+            let new_ahead = self.lp.column(0.0, f64::INFINITY);
+            let mut row = vec![(new_ahead, 1.0), (into, -1.0)];
+            row.extend(ahead.map(|a| (a, -1.0)));
+            row.extend(needed.iter().copied());
+            self.lp.equal(row, 0.0);
+            host_left = self.host_queue(j, length, host_left);
+            if !tail {
+                self.memory(j, new_left, ahead, &needed);
+            }
+            (left, ahead) = (Some(new_left), Some(new_ahead));
+        }
+    }
+
+    /// What becomes ready to leave in epoch `j`: (column, GiB).
+    fn leaving(&self, j: usize) -> Vec<(Column, f64)> {
+        let mut terms = Vec::new();
+        for (c, class) in self.coarse.classes.iter().enumerate().filter(|(_, t)| t.made == j) {
+            terms.push((self.swap[c], gib(class.bytes)));
+        }
+        for (g, group) in self.coarse.groups.iter().enumerate() {
+            if group.backward.or(group.forward).is_some_and(|(_, last)| last == j) {
+                terms.extend(self.leaving_of_group(g));
+            }
+        }
+        terms
+    }
+
+    /// The host's optimizer wants gradients; a fused one on the device sends new weights back.
+    fn leaving_of_group(&self, g: usize) -> Vec<(Column, f64)> {
+        let group = &self.coarse.groups[g];
+        let (_, host, streamed) = self.placed[g];
+        let sent = if host.is_some() { group.gradient_bytes } else { group.weight_bytes };
+        host.into_iter().chain([streamed]).map(|c| (c, gib(sent))).collect()
+    }
+
+    /// What must have arrived by the end of epoch `j`: (column, GiB).
+    fn arriving(&self, j: usize) -> Vec<(Column, f64)> {
+        let mut terms = Vec::new();
+        for (c, class) in self.coarse.classes.iter().enumerate().filter(|(_, t)| t.needed == j) {
+            terms.push((self.swap[c], gib(class.bytes)));
+        }
+        for (g, group) in self.coarse.groups.iter().enumerate() {
+            let (_, host, streamed) = self.placed[g];
+            let weights = gib(group.weight_bytes);
+            if group.forward.is_some_and(|(first, _)| first == j) {
+                terms.push((streamed, weights));
+            }
+            if group.backward.is_some_and(|(first, _)| first == j) {
+                terms.push((streamed, weights));
+                terms.extend(self.stays[g].map(|c| (c, -weights)));
+            }
+            if j == self.coarse.epochs.len() {
+                terms.extend(host.map(|c| (c, weights)));
+            }
+        }
+        terms
+    }
+
+    fn links(&mut self, length: Column, out: Column, into: Column) {
+        for cut in self.problem.machine.links.contention() {
+            // GiB in a millisecond.
+            let capacity = cut.capacity as f64;
+            let per_ms = GIB * 1e3 / capacity;
+            let weights = [cut.d2h_weight, cut.h2d_weight].map(|w| w as f64 * per_ms);
+            self.lp.at_most(vec![(length, -1.0), (out, weights[0]), (into, weights[1])], 0.0);
+        }
+    }
+
+    fn compute(&mut self, j: usize, length: Column, out: Column, into: Column) {
+        let Some(epoch) = self.coarse.epochs.get(j) else { return };
+        let mut terms = vec![(length, -1.0)];
+        let mut constant = ms(epoch.compute_ns);
+        for (c, class) in self.coarse.classes.iter().enumerate() {
+            let cost = ms(class.recompute_ns);
+            if class.needed == j {
+                constant += cost;
+                terms.push((self.keep[c], -cost));
+                terms.push((self.swap[c], -cost));
+            }
+            if let Some((early, _)) = self.early[c].filter(|&(_, at)| at == j) {
+                terms.push((early, cost));
+            }
+        }
+        // While a copy runs, compute progresses at 1/(1+σ) of its speed, or waits.
+        let machine = &self.problem.machine;
+        let drag = |ppm: u32| {
+            let sigma = f64::from(ppm) / 1e6;
+            sigma / (1.0 + sigma)
+        };
+        let slow = machine.matmul_slowdown;
+        let gentle = machine.elementwise_slowdown;
+        let copies = [
+            (out, slow.d2h_ppm.min(gentle.d2h_ppm), machine.links.d2h.rate),
+            (into, slow.h2d_ppm.min(gentle.h2d_ppm), machine.links.h2d.rate),
+        ];
+        let mut slowed = false;
+        for (column, ppm, rate) in copies {
+            if ppm == 0 {
+                continue;
+            }
+            let mut row = terms.clone();
+            row.push((column, drag(ppm) * GIB * 1e3 / rate.get() as f64));
+            self.lp.at_most(row, -constant);
+            slowed = true;
+        }
+        if !slowed {
+            self.lp.at_most(terms, -constant);
+        }
+    }
+
+    /// The host's optimizer: work that its groups bring, less what an epoch's length serves.
+    fn host_queue(&mut self, j: usize, length: Column, left: Option<Column>) -> Option<Column> {
+        if self.coarse.groups.iter().all(|g| g.host_ns.is_none()) {
+            return None;
+        }
+        let tail = j == self.coarse.epochs.len();
+        let column = self.lp.column(0.0, if tail { 0.0 } else { f64::INFINITY });
+        // left_j ≥ left_{j-1} + brought_j − Δ_j
+        let mut row = vec![(column, -1.0), (length, -1.0)];
+        row.extend(left.map(|l| (l, 1.0)));
+        for (g, group) in self.coarse.groups.iter().enumerate() {
+            let ends = group.backward.or(group.forward).is_some_and(|(_, last)| last == j);
+            let (Some(work), true) = (group.host_ns, ends) else { continue };
+            row.extend(self.placed[g].1.map(|c| (c, ms(work))));
+            row.push((self.placed[g].2, ms(work)));
+        }
+        self.lp.at_most(row, 0.0);
+        Some(column)
+    }
+
+    // ---- memory -------------------------------------------------------------------------------
+
+    fn memory(&mut self, j: usize, left: Column, ahead: Option<Column>, needed: &[(Column, f64)]) {
+        // Still leaving throughout the epoch: what forward is through with before it, less what
+        // leaves until its end: left_j − (made until j, used by forward in j or later).
+        let leaving = self.lp.column(0.0, f64::INFINITY);
+        let mut row = vec![(left, 1.0), (leaving, -1.0)];
+        for (c, class) in self.coarse.classes.iter().enumerate() {
+            if class.made <= j && class.forward_until >= j {
+                row.push((self.swap[c], -gib(class.bytes)));
+            }
+        }
+        for (g, group) in self.coarse.groups.iter().enumerate() {
+            if group.backward.or(group.forward).is_some_and(|(_, last)| last == j) {
+                row.extend(self.leaving_of_group(g).into_iter().map(|(c, b)| (c, -b)));
+            }
+        }
+        self.lp.at_most(row, 0.0);
+        // Already back before the epoch for a later one: ahead_{j-1} − needed_j.
+        let back = ahead.map(|ahead| {
+            let back = self.lp.column(0.0, f64::INFINITY);
+            let mut row = vec![(ahead, 1.0), (back, -1.0)];
+            row.extend(needed.iter().map(|&(c, b)| (c, -b)));
+            self.lp.at_most(row, 0.0);
+            back
+        });
+        let moving: Vec<_> = [leaving].into_iter().chain(back).map(|c| (c, 1.0)).collect();
+        let margin = self.margins.device.get(j).copied().unwrap_or(0);
+        let limit = gib(self.problem.budget.device.get()) - gib(margin);
+        for moment in &self.coarse.epochs[j].moments {
+            let row = self.moment(j, moment, moving.clone());
+            self.lp.at_most(row, limit - gib(moment.fixed));
+        }
+    }
+
+    fn moment(
+        &self,
+        j: usize,
+        moment: &CoarseMoment,
+        mut row: Vec<(Column, f64)>,
+    ) -> Vec<(Column, f64)> {
+        for &class in &moment.kept {
+            row.push((self.keep[class], gib(self.coarse.classes[class].bytes)));
+        }
+        for (g, group) in self.coarse.groups.iter().enumerate() {
+            let (resident, host, _) = self.placed[g];
+            let at_work = moment.weights.get(&g).copied().unwrap_or(0);
+            let waiting = moment.gradients.get(&g).copied().unwrap_or(0);
+            let weights = gib(group.weight_bytes - at_work);
+            row.push((resident, weights + gib(group.state_bytes + waiting)));
+            row.extend(host.map(|c| (c, weights)));
+            let between = group.forward.is_some_and(|(_, last)| last < j)
+                && group.backward.is_some_and(|(first, _)| first > j);
+            if between {
+                row.extend(self.stays[g].map(|c| (c, gib(group.weight_bytes))));
+            }
+        }
+        row
+    }
+
+    fn host(&mut self) {
+        let mut row: Vec<(Column, f64)> = Vec::new();
+        for (c, class) in self.coarse.classes.iter().enumerate() {
+            row.push((self.swap[c], self.repeats() * gib(class.bytes)));
+        }
+        for (g, group) in self.coarse.groups.iter().enumerate() {
+            let (_, host, streamed) = self.placed[g];
+            row.extend(host.map(|c| (c, gib(group.host_bytes))));
+            row.push((streamed, gib(group.host_bytes)));
+        }
+        let limit = self.problem.budget.host.get().saturating_sub(self.margins.host);
+        self.lp.at_most(row, gib(limit));
+    }
+
+    fn read(&self, optimum: &Optimum) -> Relaxed {
+        // Tolerances of the solver are not in the plan's favour: take them off.
+        let objective = (optimum.objective * (1.0 - 1e-7)).max(0.0);
+        let value = |c: Column| optimum.value(c);
+        Relaxed {
+            bound_ns: (objective * MS) as u64,
+            fates: self.keep.iter().zip(&self.swap).map(|(&k, &s)| (value(k), value(s))).collect(),
+            placements: self
+                .placed
+                .iter()
+                .map(|&(resident, host, streamed)| {
+                    [value(resident), host.map_or(0.0, value), value(streamed)]
+                })
+                .collect(),
+        }
+    }
+}
