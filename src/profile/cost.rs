@@ -8,7 +8,7 @@
 //! Not known: what a kernel loses to cold caches, to a hot device's lower clock, to tiles that do
 //! not fill the last wave. All of it is in the samples, and only there.
 
-use super::{AttentionRate, Dtype, GemmRate, Profile, Rate, Workspace};
+use super::{AttentionRate, Dtype, GemmRate, Host, Profile, Rate, Workspace};
 use ebbtide_solver::units::{Bytes, Nanos};
 use std::fmt;
 
@@ -218,15 +218,11 @@ impl Costs<'_> {
         let shape = [gemm.m, gemm.k, gemm.n];
         let (work, beyond) = match &self.profile.gemm {
             GemmRate::Constant(rate) => (rate.time(gemm.flops()), None),
-            GemmRate::Sampled {
-                forward,
-                dgrad,
-                wgrad,
-            } => {
+            GemmRate::Sampled(grids) => {
                 let grid = match gemm.direction {
-                    GemmDirection::Forward => forward,
-                    GemmDirection::Dgrad => dgrad,
-                    GemmDirection::Wgrad => wgrad,
+                    GemmDirection::Forward => &grids.forward,
+                    GemmDirection::Dgrad => &grids.dgrad,
+                    GemmDirection::Wgrad => &grids.wgrad,
                 };
                 (whole(grid.at(shape)), grid.beyond(shape))
             }
@@ -304,7 +300,7 @@ impl Costs<'_> {
 
     /// AdamW on the device for `params` parameters with f32 states.
     pub fn device_adam(&self, params: u64) -> Estimate {
-        let per_param = u128::from(self.profile.machine.host_adam.bytes_per_param.get());
+        let per_param = u128::from(self.profile.host.adam_traffic.get());
         let work = match self.profile.device_adam_params_per_s {
             Some(rate) => rate.time(params.into()),
             None => self
@@ -356,9 +352,20 @@ impl Profile {
 
     /// The time of one kernel with this much work.
     fn kernel_time(&self, work: u128) -> Nanos {
-        let time = work.saturating_add(self.launch.get().into()).min(LONGEST);
-        Nanos::new(u64::try_from(time).expect("bounded"))
+        bounded(work.saturating_add(self.launch.get().into()))
     }
+}
+
+impl Host {
+    /// How long the host's AdamW takes for `params` parameters when nothing else uses its memory.
+    pub fn adam_time(&self, params: u64) -> Nanos {
+        bounded(self.adam_params_per_s.time(params.into()))
+    }
+}
+
+/// A time as an estimate says it.
+fn bounded(nanos: u128) -> Nanos {
+    Nanos::new(u64::try_from(nanos.min(LONGEST)).expect("bounded"))
 }
 
 /// The nearest whole number of nanoseconds.

@@ -203,23 +203,19 @@ impl Grid {
                 None => (below, 0.0),
             };
         }
-        let mut log_time = 0.0;
-        for corner in 0..8usize {
-            let above = [corner & 1, corner >> 1 & 1, corner >> 2 & 1];
-            let weight: f64 = (0..3)
-                .map(|i| {
-                    if above[i] == 1 {
-                        cell[i].1
-                    } else {
-                        1.0 - cell[i].1
-                    }
-                })
-                .product();
-            if weight > 0.0 {
-                log_time +=
-                    weight * self.log_time[self.node([0, 1, 2].map(|i| cell[i].0 + above[i]))];
+        // Each line as a + part·(b − a): where both ends are equal, so is everything between.
+        let line = |axis: usize, ends: &dyn Fn(usize) -> f64| {
+            let (below, part) = cell[axis];
+            let start = ends(below);
+            if part > 0.0 {
+                start + part * (ends(below + 1) - start)
+            } else {
+                start
             }
-        }
+        };
+        let log_time = line(0, &|m| {
+            line(1, &|k| line(2, &|n| self.log_time[self.node([m, k, n])]))
+        });
         log_time.exp() * scale
     }
 
