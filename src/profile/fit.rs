@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn curve_passes_through_its_samples_and_goes_on_outside() {
-        // Rates 1, 2, 2 per ns; quadratic beyond, by the first slope (4^1/2 = 2 each doubling) before.
+        // Beyond: with the square. Before: by the first slope, which is 1.
         let (curve, raised) = Curve::new(vec![(400, 800.0), (100, 100.0), (200, 200.0)], 2.0);
         assert_eq!(raised, 0.0);
         for (x, t) in [
@@ -327,6 +327,17 @@ mod tests {
             Grid::new(&[([1, 1, 1], 10.0), ([2, 1, 1], 8.0), ([4, 1, 1], 20.0)]).unwrap();
         assert!((grid.at([2, 1, 1]) - 10.0).abs() < 1e-9);
         assert!((raised - 0.25).abs() < 1e-9);
+    }
+
+    #[test]
+    fn nodes_between_samples_raise_no_sample() {
+        // By the other sample's rate the node (1, 1, 1) would take 500 ns, more than (1, 2, 1).
+        let samples = [([2, 1, 1], 2000.0), ([1, 2, 1], 10.0)];
+        let (grid, raised) = Grid::new(&samples).unwrap();
+        assert_eq!(raised, 0.0);
+        for (shape, time) in samples {
+            assert!((grid.at(shape) / time - 1.0).abs() < 1e-12, "{shape:?}");
+        }
     }
 
     #[test]
