@@ -7,7 +7,6 @@ use ebbtide::profile::cost::{
     Attention, AttentionDirection, Costs, Extrapolation, Gemm, GemmDirection,
 };
 use ebbtide::profile::{build, load, shipped, Dtype, Profile};
-use ebbtide_solver::contention::cuts;
 use ebbtide_solver::machine::Slowdown;
 use ebbtide_solver::units::{Bytes, Nanos};
 use serde_json::{json, Value};
@@ -131,16 +130,17 @@ fn unit_profile_counts_flops_and_bytes() {
     assert_eq!(costs.elementwise(Bytes::gib(1)).time, Nanos::ZERO);
     assert_eq!(costs.device_adam(1_000_000).time, Nanos::ZERO);
 
-    assert_eq!(unit.machine.d2h.duration(Bytes::new(17)), Nanos::new(17));
-    assert_eq!(unit.machine.h2d.duration(Bytes::new(17)), Nanos::new(17));
-    assert_eq!(unit.machine.slowdown, Slowdown::default());
-    for cut in cuts(&unit.machine) {
+    assert_eq!(unit.machine.links.d2h.time(Bytes::new(17)), Nanos::new(17));
+    assert_eq!(unit.machine.links.h2d.time(Bytes::new(17)), Nanos::new(17));
+    assert_eq!(unit.machine.matmul_slowdown, Slowdown::default());
+    assert_eq!(unit.machine.elementwise_slowdown, Slowdown::default());
+    for cut in unit.machine.links.contention() {
         assert!(
             cut.d2h_weight == 0 || cut.h2d_weight == 0,
             "no contention: {cut:?}"
         );
     }
-    assert_eq!(unit.host.adam_time(9), Nanos::new(9));
+    assert_eq!(unit.machine.host_adam.time(9), Nanos::new(9));
     assert_eq!(unit.device.budget(), Bytes::gib(1024));
     assert_eq!(unit.host.memory, Bytes::gib(1024));
     assert_eq!(unit.default_dtype, Dtype::F32);
@@ -199,18 +199,17 @@ fn h100_reproduces_every_attention_call_within_a_microsecond() {
 #[test]
 fn h100_copies_are_within_the_stated_error() {
     let h100 = load(H100).unwrap();
-    let machine = h100.machine;
+    let links = h100.machine.links;
     for (key, link, stated_ppm) in [
-        ("d2h", machine.d2h, h100.fit.d2h_ppm),
-        ("h2d", machine.h2d, h100.fit.h2d_ppm),
+        ("d2h", links.d2h, h100.fit.d2h_ppm),
+        ("h2d", links.h2d, h100.fit.h2d_ppm),
     ] {
         let mut worst = 0.0f64;
         for row in rows("copy") {
             let bytes = row["bytes"].as_u64().unwrap();
             let nanos = bytes as f64 / row[key].as_f64().unwrap();
             if bytes >= 1 << 20 {
-                worst =
-                    worst.max((link.duration(Bytes::new(bytes)).get() as f64 / nanos - 1.0).abs());
+                worst = worst.max((link.time(Bytes::new(bytes)).get() as f64 / nanos - 1.0).abs());
             }
         }
         println!("{key}: {link:?}, largest relative error {worst:.4}");
@@ -220,11 +219,11 @@ fn h100_copies_are_within_the_stated_error() {
         );
         assert!(worst < 0.045);
     }
-    let [out, _] = cuts(&machine);
+    let [out, _] = links.contention();
     let c = out.h2d_weight as f64 / out.d2h_weight as f64;
     println!(
         "contention: out + {c:.3} in <= {} bytes/s",
-        machine.d2h.rate.get()
+        links.d2h.rate.get()
     );
     assert!((0.30..0.36).contains(&c), "{c}");
 }
@@ -239,7 +238,7 @@ fn h100_scalars_are_the_measured_ones() {
     let number = |kind: &str, key: &str| row(kind)[key].as_f64().unwrap();
     let memory = h100.device.memory_rate.unwrap().get() as f64;
     assert!(close(memory, number("d2d", "GBs") * 1e9, 1e-9));
-    let host_memory = h100.host.memory_rate.unwrap().get() as f64;
+    let host_memory = h100.machine.host_memory.unwrap().get() as f64;
     assert!(close(host_memory, 2e9 * number("host_copy", "GBs"), 1e-9));
     let pin = h100.host.pin_rate.unwrap().get() as f64;
     assert!(close(
@@ -247,13 +246,13 @@ fn h100_scalars_are_the_measured_ones() {
         (4u64 << 30) as f64 / number("pin4GiB", "s"),
         1e-9
     ));
-    let host_adam = h100.host.adam_params_per_s.get() as f64;
+    let host_adam = h100.machine.host_adam.params_per_s.get() as f64;
     assert!(close(
         host_adam,
         number("cpu_adamw_fused", "params_per_s"),
         1e-9
     ));
-    let both = h100.machine.both;
+    let both = h100.machine.links.both;
     for rate in [both.d2h, both.h2d] {
         assert!(close(
             rate.get() as f64,
@@ -263,9 +262,9 @@ fn h100_scalars_are_the_measured_ones() {
     }
     let alone: f64 = 1.402019214630127e-3;
     for (found, copy) in [
-        (h100.machine.slowdown.d2h, "d2h"),
-        (h100.machine.slowdown.h2d, "h2d"),
-        (h100.machine.slowdown.both, "both"),
+        (h100.machine.matmul_slowdown.d2h_ppm, "d2h"),
+        (h100.machine.matmul_slowdown.h2d_ppm, "h2d"),
+        (h100.machine.matmul_slowdown.both_ppm, "both"),
     ] {
         let rows = rows("gemm_under_copy");
         let beside = rows.iter().find(|row| row["copy"] == copy).unwrap()["s"]

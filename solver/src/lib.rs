@@ -1,7 +1,6 @@
 //! The pure core of ebbtide: no files, no GPU, no clock, no randomness.
 #![forbid(unsafe_code)]
 
-pub mod contention;
 pub mod ids;
 pub mod machine;
 pub mod units;

@@ -9,8 +9,7 @@ use super::{
 use crate::error::{Error, Result};
 use crate::format::number::{LinkRate, Natural, Positive, Within, LARGEST};
 use crate::format::profile as file;
-use ebbtide_solver::contention::convex;
-use ebbtide_solver::machine::{Link, Machine, Rates, Slowdown};
+use ebbtide_solver::machine::{HostAdam, Link, LinkRates, Links, Machine, Slowdown};
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 use std::collections::BTreeMap;
 
@@ -24,13 +23,9 @@ pub fn build(file: file::ProfileFile) -> Result<Profile> {
     let (d2h, d2h_ppm) = link("links.d2h", &file.links.d2h)?;
     let (h2d, h2d_ppm) = link("links.h2d", &file.links.h2d)?;
     (fit.d2h_ppm, fit.h2d_ppm) = (d2h_ppm, h2d_ppm);
-    let both = Rates {
+    let both = LinkRates {
         d2h: bytes_rate(file.links.both.d2h_bytes_per_s),
         h2d: bytes_rate(file.links.both.h2d_bytes_per_s),
-    };
-    let alone = Rates {
-        d2h: d2h.rate,
-        h2d: h2d.rate,
     };
     let operators = &file.operators;
     let launch = Nanos::new(operators.launch.ns.get());
@@ -43,18 +38,18 @@ pub fn build(file: file::ProfileFile) -> Result<Profile> {
         host: Host {
             memory: Bytes::new(file.host.memory_bytes.get()),
             cores: file.host.cores.get(),
-            memory_rate: file.host.memory_bytes_per_s.map(bytes_rate),
             pin_rate: file.host.pin_bytes_per_s.map(bytes_rate),
-            adam_params_per_s: rate(file.host.adam_params_per_s),
-            adam_traffic: Bytes::new(file.host.adam_bytes_per_param.get()),
         },
         machine: Machine {
-            d2h,
-            h2d,
-            both: convex(alone, both),
-            slowdown: slowdown(&file.slowdown.matmul),
+            links: Links::new(d2h, h2d, both),
+            matmul_slowdown: slowdown(&file.slowdown.matmul),
+            elementwise_slowdown: slowdown(&file.slowdown.elementwise),
+            host_adam: HostAdam {
+                params_per_s: rate(file.host.adam_params_per_s).0,
+                bytes_per_param: Bytes::new(file.host.adam_bytes_per_param.get()),
+            },
+            host_memory: file.host.memory_bytes_per_s.map(bytes_rate),
         },
-        elementwise_slowdown: slowdown(&file.slowdown.elementwise),
         launch,
         gemm,
         attention,
@@ -310,9 +305,13 @@ fn bytes_rate<const MIN: u64>(number: Within<MIN, LARGEST>) -> BytesPerSec {
 }
 
 fn slowdown(section: &file::SlowdownPpm) -> Slowdown {
-    let [d2h, h2d, both] = [section.d2h_ppm, section.h2d_ppm, section.both_ppm]
+    let [d2h_ppm, h2d_ppm, both_ppm] = [section.d2h_ppm, section.h2d_ppm, section.both_ppm]
         .map(|ppm| u32::try_from(ppm.get()).expect("the format's limit is ten million"));
-    Slowdown { d2h, h2d, both }
+    Slowdown {
+        d2h_ppm,
+        h2d_ppm,
+        both_ppm,
+    }
 }
 
 fn sources(file: &file::ProfileFile) -> Vec<(&'static str, String)> {

@@ -8,7 +8,7 @@
 //! Not known: what a kernel loses to cold caches, to a hot device's lower clock, to tiles that do
 //! not fill the last wave. All of it is in the samples, and only there.
 
-use super::{AttentionRate, Dtype, GemmRate, Host, Profile, Rate, Workspace};
+use super::{AttentionRate, Dtype, GemmRate, Profile, Rate, Workspace};
 use ebbtide_solver::units::{Bytes, Nanos};
 use std::fmt;
 
@@ -300,7 +300,7 @@ impl Costs<'_> {
 
     /// AdamW on the device for `params` parameters with f32 states.
     pub fn device_adam(&self, params: u64) -> Estimate {
-        let per_param = u128::from(self.profile.host.adam_traffic.get());
+        let per_param = u128::from(self.profile.machine.host_adam.bytes_per_param.get());
         let work = match self.profile.device_adam_params_per_s {
             Some(rate) => rate.time(params.into()),
             None => self
@@ -353,13 +353,6 @@ impl Profile {
     /// The time of one kernel with this much work.
     fn kernel_time(&self, work: u128) -> Nanos {
         bounded(work.saturating_add(self.launch.get().into()))
-    }
-}
-
-impl Host {
-    /// How long the host's AdamW takes for `params` parameters when nothing else uses its memory.
-    pub fn adam_time(&self, params: u64) -> Nanos {
-        bounded(self.adam_params_per_s.time(params.into()))
     }
 }
 

@@ -17,7 +17,7 @@ pub use fit::{Curve, Grid};
 
 use crate::error::{Error, Result};
 use cost::Costs;
-use ebbtide_solver::machine::{Machine, Slowdown};
+use ebbtide_solver::machine::Machine;
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,10 +36,8 @@ pub struct Profile {
     pub device: Device,
     /// The machine around it.
     pub host: Host,
-    /// What the simulator needs: links, contention, and the slowdown of GEMMs and attention.
+    /// What the simulator needs: links, contention, slowdown, the host's optimizer.
     pub machine: Machine,
-    /// The slowdown of all other kernels beside copies.
-    pub elementwise_slowdown: Slowdown,
     /// The fixed cost of every kernel.
     pub launch: Nanos,
     /// Matrix products.
@@ -89,15 +87,8 @@ pub struct Host {
     pub memory: Bytes,
     /// Its cores.
     pub cores: u64,
-    /// Memory traffic, read plus written, which the optimizer and the copies share (a copied byte
-    /// is one byte of traffic); nothing where it is never the limit.
-    pub memory_rate: Option<BytesPerSec>,
     /// How fast memory is pinned; nothing: at once.
     pub pin_rate: Option<BytesPerSec>,
-    /// Parameters that the host's AdamW updates each second.
-    pub adam_params_per_s: Rate,
-    /// Memory traffic of updating one parameter.
-    pub adam_traffic: Bytes,
 }
 
 /// A type of numbers.
