@@ -21,9 +21,10 @@ PEAK_FLOPS_PER_S = {"f32": 66_900_000_000_000, "bf16": 989_400_000_000_000,
                     "fp8": 1_978_900_000_000_000}
 
 DEVICE_SOURCE = (
-    "measured: memory, usable memory (free memory of a fresh process) and device copy 2818.5 GB/s, "
-    "taken as bytes read plus written, since twice that would exceed the 3350 GB/s of HBM3; "
-    "datasheet: dense peaks; assumed: overhead (context, cuBLAS and cuDNN handles, loaded kernels)")
+    "measured: memory, usable memory (free in a process that has its context) and device copy "
+    "2818.5 GB/s, taken as bytes read plus written, since twice that would exceed the 3350 GB/s of "
+    "HBM3; datasheet: dense peaks; assumed: 640 MiB overhead for the workspaces and kernels that "
+    "libraries load later, on the safe side")
 HOST_SOURCE = (
     "measured: cores, pinning of 4 GiB, fused AdamW on 16 threads, tensor copy 76.0 GB/s, taken "
     "as bytes copied (traffic is twice that), since AdamW alone moves 102 GB/s; stated: memory "

@@ -15,12 +15,19 @@ pub const LARGEST: u64 = 1_000_000_000_000_000_000;
 pub type Natural = Within<0, LARGEST>;
 /// A size, time or rate that may not be nothing.
 pub type Positive = Within<1, LARGEST>;
+/// The rate of a link: from 1 MB/s, so that no copy takes centuries.
+pub type LinkRate = Within<1_000_000, LARGEST>;
 /// A dimension of a matrix or a number of tokens.
 pub type Dimension = Within<1, 0x4000_0000>;
 /// Parts per million, up to ten times the whole.
 pub type Ppm = Within<0, 10_000_000>;
 
 impl<const MIN: u64, const MAX: u64> Within<MIN, MAX> {
+    /// The least that is in range.
+    pub const LEAST: u64 = MIN;
+    /// The most that is in range.
+    pub const MOST: u64 = MAX;
+
     /// The number, if it is in range.
     pub fn new(value: u64) -> Option<Self> {
         (MIN..=MAX).contains(&value).then_some(Self(value))

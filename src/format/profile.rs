@@ -7,7 +7,7 @@
 //!
 //! This module knows the text; what the numbers mean is in [`crate::profile`].
 
-use super::number::{Dimension, Natural, Positive, Ppm};
+use super::number::{Dimension, LinkRate, Natural, Positive, Ppm};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -123,7 +123,7 @@ section! {
         samples: Option<Vec<SizeSample>>,
         /// A constant rate.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        bytes_per_s: Option<Positive>,
+        bytes_per_s: Option<LinkRate>,
         /// With a constant rate: the fixed cost of a copy; absent: none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         latency_ns: Option<Natural>,
@@ -132,9 +132,9 @@ section! {
     /// The rates of the two directions at once.
     BothSection {
         /// Host to device.
-        h2d_bytes_per_s: Positive,
+        h2d_bytes_per_s: LinkRate,
         /// Device to host.
-        d2h_bytes_per_s: Positive,
+        d2h_bytes_per_s: LinkRate,
     }
 
     /// How much longer operators take beside copies.

@@ -3,16 +3,15 @@
 use super::cost::AttentionDirection;
 use super::fit::{line, ppm};
 use super::{
-    AttentionRate, Curve, Device, Dtype, Family, FitErrors, GemmRate, Grid, Host, PerElement,
-    Profile, Rate, Workspace,
+    AttentionRate, Curve, Device, Dtype, Family, FitErrors, GemmGrids, GemmRate, Grid, Host,
+    PerElement, Profile, Rate, Workspace,
 };
 use crate::error::{Error, Result};
-use crate::format::number::{Natural, Positive};
+use crate::format::number::{LinkRate, Natural, Positive, Within, LARGEST};
 use crate::format::profile as file;
 use ebbtide_solver::machine::{HostAdam, Link, LinkRates, Links, Machine, Slowdown};
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 use std::collections::BTreeMap;
-use std::num::NonZeroU64;
 
 /// The profile that a file describes.
 ///
@@ -46,7 +45,7 @@ pub fn build(file: file::ProfileFile) -> Result<Profile> {
             matmul_slowdown: slowdown(&file.slowdown.matmul),
             elementwise_slowdown: slowdown(&file.slowdown.elementwise),
             host_adam: HostAdam {
-                params_per_s: positive(file.host.adam_params_per_s),
+                params_per_s: rate(file.host.adam_params_per_s).0,
                 bytes_per_param: Bytes::new(file.host.adam_bytes_per_param.get()),
             },
             host_memory: file.host.memory_bytes_per_s.map(bytes_rate),
@@ -112,8 +111,14 @@ fn link(path: &str, section: &file::LinkSection) -> Result<(Link, u64)> {
             let points = samples
                 .iter()
                 .map(|s| (Bytes::new(s.bytes.get()), time(s.ns)));
-            line(&Vec::from_iter(points))
-                .ok_or_else(|| Error::bad_input(format!("{path}.samples: no rate comes of them")))
+            let fitted = line(&Vec::from_iter(points));
+            let usable = fitted.filter(|(link, _)| LinkRate::new(link.rate.get()).is_some());
+            usable.ok_or_else(|| {
+                let [least, most] = [LinkRate::LEAST, LinkRate::MOST];
+                Error::bad_input(format!(
+                    "{path}.samples: their rate is not from {least} to {most} bytes/s"
+                ))
+            })
         }
     }
 }
@@ -124,34 +129,34 @@ fn gemm(section: &file::GemmSection, launch: Nanos, fit: &mut FitErrors) -> Resu
         Stated::Rate(constant) => return Ok(GemmRate::Constant(rate(constant))),
         Stated::Samples(samples) => samples,
     };
-    let mut by_direction: BTreeMap<_, Vec<([u64; 3], f64)>> = BTreeMap::new();
+    let mut by_direction: BTreeMap<_, BTreeMap<[u64; 3], f64>> = BTreeMap::new();
     for sample in samples {
         let shape = [sample.m, sample.k, sample.n].map(|x| x.get());
         let group = by_direction.entry(sample.direction).or_default();
-        if group.iter().any(|(other, _)| *other == shape) {
+        if group.insert(shape, net(sample.ns, launch)).is_some() {
             return Err(twice(
                 PATH,
                 format_args!("{shape:?} {:?}", sample.direction),
             ));
         }
-        group.push((shape, net(sample.ns, launch)));
     }
     let mut grid = |direction| {
         let group = by_direction
             .get(&direction)
             .ok_or_else(|| missing(PATH, direction))?;
-        let (grid, raised) = Grid::new(group).ok_or_else(|| {
+        let group = Vec::from_iter(group.iter().map(|(shape, time)| (*shape, *time)));
+        let (grid, raised) = Grid::new(&group).ok_or_else(|| {
             Error::bad_input(format!("{PATH}.samples: too many different m, k and n"))
                 .hint("measure every layer at the same few token counts")
         })?;
         fit.gemm_raised_ppm = fit.gemm_raised_ppm.max(ppm(raised));
         Ok(grid)
     };
-    Ok(GemmRate::Sampled {
+    Ok(GemmRate::Sampled(Box::new(GemmGrids {
         forward: grid(file::GemmDirectionName::Forward)?,
         dgrad: grid(file::GemmDirectionName::Dgrad)?,
         wgrad: grid(file::GemmDirectionName::Wgrad)?,
-    })
+    })))
 }
 
 fn attention(
@@ -172,7 +177,7 @@ fn attention(
             return Err(missing(PATH, direction));
         }
     }
-    let mut by_layout: BTreeMap<_, Vec<&file::AttentionSample>> = BTreeMap::new();
+    let mut by_layout: BTreeMap<_, BTreeMap<u64, &file::AttentionSample>> = BTreeMap::new();
     for sample in samples {
         let layout = (
             sample.direction,
@@ -180,18 +185,22 @@ fn attention(
             sample.kv_heads,
             sample.head_dim,
         );
-        let group = by_layout.entry(layout).or_default();
-        if group.iter().any(|other| other.tokens == sample.tokens) {
+        let tokens = sample.tokens.get();
+        if by_layout
+            .entry(layout)
+            .or_default()
+            .insert(tokens, sample)
+            .is_some()
+        {
             return Err(twice(
                 PATH,
-                format_args!("{} tokens {layout:?}", sample.tokens.get()),
+                format_args!("{tokens} tokens {:?}", sample.direction),
             ));
         }
-        group.push(sample);
     }
     let mut families = Vec::new();
     for ((direction, heads, kv_heads, head_dim), group) in by_layout {
-        let points = group.iter().map(|s| (s.tokens.get(), net(s.ns, launch)));
+        let points = group.iter().map(|(tokens, s)| (*tokens, net(s.ns, launch)));
         let (curve, raised) = Curve::new(points.collect(), 2.0);
         fit.attention_raised_ppm = fit.attention_raised_ppm.max(ppm(raised));
         families.push(Family {
@@ -200,15 +209,15 @@ fn attention(
             kv_heads: kv_heads.get(),
             head_dim: head_dim.get(),
             curve,
-            workspace: workspace(&group),
+            workspace: workspace(group.values().copied()),
         });
     }
     Ok(AttentionRate::Sampled(families))
 }
 
 /// The largest measured workspace for each element of the query.
-fn workspace(samples: &[&file::AttentionSample]) -> Option<PerElement> {
-    let measured = samples.iter().filter_map(|sample| {
+fn workspace<'a>(samples: impl Iterator<Item = &'a file::AttentionSample>) -> Option<PerElement> {
+    let measured = samples.filter_map(|sample| {
         let dimensions = [sample.tokens, sample.heads, sample.head_dim];
         let elements = dimensions.iter().map(|x| u128::from(x.get())).product();
         Some(PerElement {
@@ -244,17 +253,17 @@ fn elementwise(
 }
 
 /// What a section states: exactly one of the two.
-enum Stated<'a, T> {
-    Rate(Positive),
+enum Stated<'a, R, T> {
+    Rate(R),
     Samples(&'a [T]),
 }
 
-fn one_of<'a, T>(
+fn one_of<'a, R, T>(
     path: &str,
     rate_name: &str,
-    rate: Option<Positive>,
+    rate: Option<R>,
     samples: &'a Option<Vec<T>>,
-) -> Result<Stated<'a, T>> {
+) -> Result<Stated<'a, R, T>> {
     match (rate, samples) {
         (Some(rate), None) => Ok(Stated::Rate(rate)),
         (None, Some(samples)) if !samples.is_empty() => Ok(Stated::Samples(samples)),
@@ -287,15 +296,11 @@ fn time(ns: Positive) -> Nanos {
     Nanos::new(ns.get())
 }
 
-fn positive(number: Positive) -> NonZeroU64 {
-    NonZeroU64::new(number.get()).expect("the format accepts no zero here")
-}
-
 fn rate(number: Positive) -> Rate {
-    Rate(positive(number))
+    Rate::new(number.get()).expect("the format accepts no zero here")
 }
 
-fn bytes_rate(number: Positive) -> BytesPerSec {
+fn bytes_rate<const MIN: u64>(number: Within<MIN, LARGEST>) -> BytesPerSec {
     BytesPerSec::new(number.get()).expect("the format accepts no zero here")
 }
 

@@ -218,15 +218,11 @@ impl Costs<'_> {
         let shape = [gemm.m, gemm.k, gemm.n];
         let (work, beyond) = match &self.profile.gemm {
             GemmRate::Constant(rate) => (rate.time(gemm.flops()), None),
-            GemmRate::Sampled {
-                forward,
-                dgrad,
-                wgrad,
-            } => {
+            GemmRate::Sampled(grids) => {
                 let grid = match gemm.direction {
-                    GemmDirection::Forward => forward,
-                    GemmDirection::Dgrad => dgrad,
-                    GemmDirection::Wgrad => wgrad,
+                    GemmDirection::Forward => &grids.forward,
+                    GemmDirection::Dgrad => &grids.dgrad,
+                    GemmDirection::Wgrad => &grids.wgrad,
                 };
                 (whole(grid.at(shape)), grid.beyond(shape))
             }
@@ -356,9 +352,13 @@ impl Profile {
 
     /// The time of one kernel with this much work.
     fn kernel_time(&self, work: u128) -> Nanos {
-        let time = work.saturating_add(self.launch.get().into()).min(LONGEST);
-        Nanos::new(u64::try_from(time).expect("bounded"))
+        bounded(work.saturating_add(self.launch.get().into()))
     }
+}
+
+/// A time as an estimate says it.
+fn bounded(nanos: u128) -> Nanos {
+    Nanos::new(u64::try_from(nanos.min(LONGEST)).expect("bounded"))
 }
 
 /// The nearest whole number of nanoseconds.

@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
 use std::num::NonZeroU64;
+use std::path::Path;
 
 /// One machine.
 #[derive(Clone, Debug, PartialEq)]
@@ -142,15 +143,19 @@ impl Rate {
 pub enum GemmRate {
     /// FLOPs a second, whatever the shape.
     Constant(Rate),
-    /// By shape, less the launch.
-    Sampled {
-        /// `y = x·W`.
-        forward: Grid,
-        /// `dx = dy·Wᵀ`.
-        dgrad: Grid,
-        /// `dW = xᵀ·dy`.
-        wgrad: Grid,
-    },
+    /// By shape.
+    Sampled(Box<GemmGrids>),
+}
+
+/// Nanoseconds over (m, k, n), less the launch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GemmGrids {
+    /// `y = x·W`.
+    pub forward: Grid,
+    /// `dx = dy·Wᵀ`.
+    pub dgrad: Grid,
+    /// `dW = xᵀ·dy`.
+    pub wgrad: Grid,
 }
 
 /// A rule for attention's workspace.
@@ -227,39 +232,42 @@ pub fn shipped() -> impl Iterator<Item = &'static str> {
     SHIPPED.iter().map(|(name, _)| *name)
 }
 
-/// The profile that `spec` names: a shipped one, or a file.
+/// The profile that `spec` names: a file, or a shipped one. What exists on disk comes first.
 ///
 /// # Errors
-/// No such name or file, a file that cannot be read, and whatever is wrong with its content.
+/// A name that is neither, a file that cannot be read, and whatever is wrong with its content,
+/// said of the file.
 pub fn load(spec: &str) -> Result<Profile> {
-    let text = match SHIPPED.iter().find(|(name, _)| *name == spec) {
-        Some((_, text)) => (*text).to_string(),
-        None => read_file(spec)?,
+    let text = if Path::new(spec).exists() {
+        read_file(spec).map_err(|error| error.within(spec))?
+    } else {
+        let shipped_text = SHIPPED
+            .iter()
+            .find(|(name, _)| *name == spec)
+            .map(|(_, text)| *text);
+        shipped_text.map(String::from).ok_or_else(|| {
+            let names = Vec::from_iter(shipped()).join(", ");
+            Error::bad_input(format!(
+                "\"{spec}\" is no file and no shipped hardware profile"
+            ))
+            .hint(format!("shipped profiles are {names}"))
+        })?
     };
     let file = crate::format::profile::read(&text);
-    file.and_then(build)
-        .map_err(|error| error.within(format_args!("profile `{spec}`")))
+    file.and_then(build).map_err(|error| error.within(spec))
 }
 
 /// The text of a profile's file, which is never large.
-fn read_file(spec: &str) -> Result<String> {
-    const LARGEST: u64 = 16 << 20;
-    let refuse = |why: String| Error::bad_input(format!("profile `{spec}`: {why}"));
-    let names = || Vec::from_iter(shipped()).join(", ");
-    let file = match std::fs::File::open(spec) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(refuse("neither a shipped profile nor a file".to_string())
-                .hint(format!("shipped profiles: {}", names())));
-        }
-        Err(error) => return Err(refuse(error.to_string())),
-    };
+fn read_file(path: &str) -> Result<String> {
+    const LARGEST: Bytes = Bytes::mib(16);
     let mut text = String::new();
-    file.take(LARGEST + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| refuse(error.to_string()))?;
-    if text.len() as u64 > LARGEST {
-        return Err(refuse(format!("larger than {}", Bytes::new(LARGEST))));
+    let file = std::fs::File::open(path);
+    file.and_then(|file| file.take(LARGEST.get() + 1).read_to_string(&mut text))
+        .map_err(|cause| Error::bad_input(cause.to_string()))?;
+    if text.len() as u64 > LARGEST.get() {
+        return Err(Error::bad_input(format!(
+            "more than {LARGEST}, too long for a profile"
+        )));
     }
     Ok(text)
 }
