@@ -65,10 +65,11 @@ pub struct Class {
     pub forward_until: usize,
     /// The first epoch of backward that needs them.
     pub needed: usize,
-    /// Classes that are read to make them again.
+    /// Classes that read members of this one to be made again before the members are needed
+    /// themselves, by name: how many of the members each reads.
+    pub early_readers: Vec<Vec<(usize, u64)>>,
+    /// Classes whose members are read to make this one's again, one for one, and that are not held.
     pub operands: Vec<usize>,
-    /// Whether they stay once made again, so that they are made again once only.
-    pub held: bool,
 }
 
 /// Groups of model states that are alike.
@@ -175,8 +176,8 @@ fn classes(
                 made: at(t.made),
                 forward_until: at(t.forward_until),
                 needed: at(t.needed),
+                early_readers: Vec::new(),
                 operands: Vec::new(),
-                held: t.held,
             });
             classes.len() - 1
         });
@@ -185,16 +186,22 @@ fn classes(
         classes[class].recompute_ns += t.recompute_ns;
         class_of.push(class);
     }
+    let mut early: BTreeMap<(usize, &str), BTreeMap<usize, u64>> = BTreeMap::new();
     for (id, t) in outline.tensors.iter() {
-        for &operand in &t.operands {
+        for &operand in t.operands.iter().filter(|&&o| !outline.tensors[o].held) {
             let (reader, read) = (class_of[id.index()], class_of[operand.index()]);
-            // Where classes do not pair up member by member, fractions of one say nothing of the
-            // other's; leaving the pair out is in the plan's favour.
+            if outline.tensors[operand].needed > t.needed {
+                let name = problem.values[problem.tensors[id].value].name.as_str();
+                *early.entry((read, name)).or_default().entry(reader).or_default() += 1;
+            }
             let paired = classes[reader].members.len() == classes[read].members.len();
             if paired && !classes[reader].operands.contains(&read) {
                 classes[reader].operands.push(read);
             }
         }
+    }
+    for ((read, _), readers) in early {
+        classes[read].early_readers.push(readers.into_iter().collect());
     }
     classes
 }

@@ -1,6 +1,401 @@
 //! The search: from a problem to the fastest plan it can find, and a bound that no plan beats.
+//!
+//! A problem comes in several *variants* (how operators are cut); a strategy may take any. All
+//! strategies produce plans in the same space, which the same code builds and simulates, so their
+//! times compare and one relaxation bounds them all. [`ilp`] starts from the best of the others.
 
+use std::time::Instant;
+
+use crate::build::{build, Built, Infeasible};
+use crate::plan::{Placement, Plan};
+use crate::problem::Problem;
+use crate::simulate::{simulate, Timeline};
+use crate::units::Nanos;
+
+mod checkpoint;
 pub mod coarse;
+pub mod exhaustive;
+mod greedy;
+mod ilp;
 pub mod lp;
+mod memo;
 pub mod outline;
+mod protrain;
 pub mod relaxation;
+mod simple;
+
+pub use memo::{alpha, AlphaProblem};
+pub use protrain::interleave;
+
+use coarse::{coarsen, Coarse};
+use outline::{outline, Outline};
+use relaxation::{relax, Margins, Relaxed};
+
+/// How a plan is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Strategy {
+    /// Everything stays: the floor, if it fits.
+    Keep,
+    /// Every block input stays, the rest is recomputed (Chen et al. 2016, one block a segment).
+    Checkpoint,
+    /// Block inputs at every √n-th block stay (Chen et al. 2016).
+    CheckpointSqrt,
+    /// Only what is cheap to make again is recomputed (Korthikanti et al. 2022).
+    Selective,
+    /// Everything travels to the host and back.
+    Swap,
+    /// Block inputs travel, the rest is recomputed.
+    CheckpointOffload,
+    /// ProTrain (arXiv 2406.08334): blocks swapped, checkpointed or untouched, interleaved.
+    ProTrain,
+    /// MEMO (arXiv 2407.12117): block input and attention output travel, one fraction for the rest.
+    Memo,
+    /// Most time saved for its bytes first.
+    Greedy,
+    /// The linear relaxation, rounded; never slower than any other.
+    Ilp,
+    /// Every plan of a tiny problem.
+    Exhaustive,
+}
+
+impl Strategy {
+    /// All strategies, simple ones first.
+    pub const ALL: [Strategy; 11] = [
+        Strategy::Keep,
+        Strategy::Checkpoint,
+        Strategy::CheckpointSqrt,
+        Strategy::Selective,
+        Strategy::Swap,
+        Strategy::CheckpointOffload,
+        Strategy::ProTrain,
+        Strategy::Memo,
+        Strategy::Greedy,
+        Strategy::Ilp,
+        Strategy::Exhaustive,
+    ];
+    /// The strategies that [`Strategy::Ilp`] starts from.
+    const SEEDS: [Strategy; 9] = [
+        Strategy::Keep,
+        Strategy::Checkpoint,
+        Strategy::CheckpointSqrt,
+        Strategy::Selective,
+        Strategy::Swap,
+        Strategy::CheckpointOffload,
+        Strategy::ProTrain,
+        Strategy::Memo,
+        Strategy::Greedy,
+    ];
+
+    /// The name in flags and files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Strategy::Keep => "keep",
+            Strategy::Checkpoint => "checkpoint",
+            Strategy::CheckpointSqrt => "checkpoint-sqrt",
+            Strategy::Selective => "selective",
+            Strategy::Swap => "swap",
+            Strategy::CheckpointOffload => "checkpoint-offload",
+            Strategy::ProTrain => "protrain",
+            Strategy::Memo => "memo",
+            Strategy::Greedy => "greedy",
+            Strategy::Ilp => "ilp",
+            Strategy::Exhaustive => "exhaustive",
+        }
+    }
+    /// What it does, in a line.
+    pub const fn summary(self) -> &'static str {
+        match self {
+            Strategy::Keep => "nothing saved: the floor, if it fits",
+            Strategy::Checkpoint => "every block input kept, the rest recomputed",
+            Strategy::CheckpointSqrt => "every sqrt(n)-th block input kept (Chen et al. 2016)",
+            Strategy::Selective => "only the cheap tensors recomputed (Korthikanti et al. 2022)",
+            Strategy::Swap => "everything swapped to host memory",
+            Strategy::CheckpointOffload => "block inputs swapped, the rest recomputed",
+            Strategy::ProTrain => "ProTrain's interleaved blocks and chunks, its own search",
+            Strategy::Memo => "MEMO's token fraction, two rounding buffers",
+            Strategy::Greedy => "best time saved per byte and link second first",
+            Strategy::Ilp => "linear relaxation with a proved bound, seeded with all the others",
+            Strategy::Exhaustive => "every plan of a tiny problem: the tests' oracle",
+        }
+    }
+}
+
+/// When to stop.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Stop here at the latest, with the best plan found.
+    pub deadline: Option<Instant>,
+    /// A plan this close to the bound, as a fraction, is good enough.
+    pub gap: f64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { deadline: None, gap: 0.005 }
+    }
+}
+
+/// How sure it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// At the bound: no plan is faster.
+    Optimal,
+    /// The search ended; the gap is what is left.
+    Gap,
+    /// The time limit ended it.
+    TimeLimit,
+}
+
+impl Status {
+    /// The name in files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Status::Optimal => "optimal",
+            Status::Gap => "gap",
+            Status::TimeLimit => "time_limit",
+        }
+    }
+}
+
+/// A plan that fits, built and simulated.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The plan.
+    pub plan: Plan,
+    /// Its instructions, without addresses.
+    pub built: Built,
+    /// What they take.
+    pub timeline: Timeline,
+}
+
+impl Candidate {
+    /// Simulates what was built.
+    pub fn of(plan: Plan, built: Built) -> Self {
+        let timeline = simulate(&built.schedule);
+        Self { plan, built, timeline }
+    }
+}
+
+/// What a strategy found.
+#[derive(Debug)]
+pub struct Solution {
+    /// Which variant of the problem.
+    pub variant: usize,
+    /// The plan.
+    pub candidate: Candidate,
+    /// The strategy that found it: another one's plan can be the best that `ilp` knows.
+    pub found_by: Strategy,
+    /// No plan of any variant is faster.
+    pub bound: Nanos,
+    /// How sure it is.
+    pub status: Status,
+}
+
+impl Solution {
+    /// How much slower than the bound the plan is, as a fraction of the plan's time.
+    pub fn gap(&self) -> f64 {
+        let step = self.candidate.timeline.step.get();
+        if step == 0 {
+            return 0.0;
+        }
+        step.saturating_sub(self.bound.get()) as f64 / step as f64
+    }
+}
+
+/// A variant with all that strategies want to know of it.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The variant.
+    pub problem: &'a Problem,
+    /// The problem in the large.
+    pub outline: Outline,
+    /// The same, coarser.
+    pub coarse: Coarse,
+    /// The relaxation; none where even that is infeasible.
+    pub relaxed: Option<Relaxed>,
+    deadline: Option<Instant>,
+}
+
+impl<'a> Context<'a> {
+    /// Prepares a variant.
+    pub fn new(problem: &'a Problem, options: &Options) -> Self {
+        let outline = outline(problem);
+        let coarse = coarsen(problem, &outline);
+        let relaxed = relax(problem, &coarse, &Margins::default());
+        Self { problem, outline, coarse, relaxed, deadline: options.deadline }
+    }
+    /// No plan of this variant is faster.
+    pub fn bound(&self) -> Nanos {
+        self.relaxed.as_ref().map_or(Nanos::MAX, |r| Nanos::new(r.bound_ns))
+    }
+    /// The step with everything resident: no recomputation, no stall.
+    pub fn floor(&self) -> Nanos {
+        let once: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
+        let update: u64 = self.outline.groups.iter().map(|g| g.update_ns).sum();
+        Nanos::new(once * u64::from(self.problem.micro_batches) + update)
+    }
+    fn expired(&self) -> bool {
+        self.deadline.is_some_and(|d| Instant::now() >= d)
+    }
+    /// What to say where nothing fits: why the plan that needs least does not.
+    fn infeasible(&self) -> Infeasible {
+        match build(self.problem, &simple::leanest(self.problem)) {
+            Err(infeasible) => infeasible,
+            Ok(_) => Infeasible {
+                step: None,
+                operator: None,
+                needed: crate::units::Bytes::ZERO,
+                limit: self.problem.budget.device,
+                by_category: Vec::new(),
+            },
+        }
+    }
+    /// Builds every plan and keeps the fastest.
+    fn best_of(&self, plans: impl IntoIterator<Item = Plan>) -> Result<Candidate, Infeasible> {
+        let mut best: Option<Result<Candidate, Infeasible>> = None;
+        for plan in plans {
+            let found = build(self.problem, &plan).map(|built| Candidate::of(plan, built));
+            best = Some(match best {
+                Some(best) => better(best, found),
+                None => found,
+            });
+            if self.expired() {
+                break;
+            }
+        }
+        best.unwrap_or_else(|| Err(self.infeasible()))
+    }
+    /// The same fates under every uniform placement of model states that the method knows.
+    fn placed(&self, plan: &Plan) -> Vec<Plan> {
+        let on_host = self.problem.states.iter().any(|g| g.host.is_some());
+        let mut placements = vec![Placement::Resident, Placement::Streamed];
+        if on_host {
+            placements.insert(1, Placement::HostOptimizer);
+        }
+        let all = |placement| Plan {
+            placements: vec![placement; self.problem.states.len()],
+            ..plan.clone()
+        };
+        placements.into_iter().map(all).collect()
+    }
+}
+
+/// The faster one; of two that do not fit, the one that misses by less.
+fn better(
+    a: Result<Candidate, Infeasible>,
+    b: Result<Candidate, Infeasible>,
+) -> Result<Candidate, Infeasible> {
+    match (a, b) {
+        (Ok(a), Ok(b)) => Ok(if b.timeline.step < a.timeline.step { b } else { a }),
+        (Ok(a), Err(_)) | (Err(_), Ok(a)) => Ok(a),
+        (Err(a), Err(b)) => Err(if b.needed < a.needed && !b.needed.is_zero() { b } else { a }),
+    }
+}
+
+/// All variants, prepared in parallel.
+pub fn contexts<'a>(problems: &'a [Problem], options: &Options) -> Vec<Context<'a>> {
+    parallel(problems, |problem| Context::new(problem, options))
+}
+
+/// Runs `work` on every item, on as many threads as there are cores.
+fn parallel<'a, T: Sync, R: Send>(
+    items: &'a [T],
+    work: impl Fn(&'a T) -> R + Sync,
+) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.max(1))
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut done = Vec::new();
+                    loop {
+                        let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        let Some(item) = items.get(i) else { return done };
+                        done.push((i, work(item)));
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().flat_map(|w| w.join().expect("a worker does not panic")).collect()
+    });
+    results.sort_by_key(|&(i, _)| i);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+/// Finds a plan by a strategy.
+///
+/// # Errors
+/// When nothing that the strategy considers fits: the nearest miss.
+pub fn solve(
+    contexts: &[Context<'_>],
+    strategy: Strategy,
+    options: &Options,
+) -> Result<Solution, Infeasible> {
+    let bound = contexts.iter().map(Context::bound).min().unwrap_or(Nanos::ZERO);
+    let indices: Vec<usize> = (0..contexts.len()).collect();
+    let seeds = match strategy {
+        Strategy::Ilp => Strategy::SEEDS.to_vec(),
+        other => vec![other],
+    };
+    let mut tasks: Vec<(usize, Strategy)> =
+        indices.iter().flat_map(|&v| seeds.iter().map(move |&s| (v, s))).collect();
+    if strategy == Strategy::Ilp {
+        tasks.extend(indices.iter().map(|&v| (v, Strategy::Ilp)));
+    }
+    let found = parallel(&tasks, |&(variant, strategy)| {
+        (variant, strategy, one(&contexts[variant], strategy))
+    });
+    let mut best: Option<Solution> = None;
+    let mut miss: Option<Infeasible> = None;
+    for (variant, found_by, result) in found {
+        match result {
+            Ok(candidate) => {
+                let faster = best
+                    .as_ref()
+                    .is_none_or(|b| candidate.timeline.step < b.candidate.timeline.step);
+                if faster {
+                    let status = Status::Gap;
+                    best = Some(Solution { variant, candidate, found_by, bound, status });
+                }
+            }
+            Err(infeasible) => {
+                let nearer = miss.as_ref().is_none_or(|m| {
+                    m.needed.is_zero() || (infeasible.needed < m.needed && !infeasible.needed.is_zero())
+                });
+                if nearer {
+                    miss = Some(infeasible);
+                }
+            }
+        }
+    }
+    let Some(mut best) = best else {
+        return Err(miss.expect("a strategy finds a plan or says why not"));
+    };
+    let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
+    best.status = if best.candidate.timeline.step <= bound {
+        Status::Optimal
+    } else if expired && best.gap() > options.gap {
+        Status::TimeLimit
+    } else {
+        Status::Gap
+    };
+    Ok(best)
+}
+
+/// One strategy on one variant.
+fn one(context: &Context<'_>, strategy: Strategy) -> Result<Candidate, Infeasible> {
+    match strategy {
+        Strategy::Keep => simple::keep(context),
+        Strategy::Checkpoint => checkpoint::every_block(context),
+        Strategy::CheckpointSqrt => checkpoint::square_root(context),
+        Strategy::Selective => simple::selective(context),
+        Strategy::Swap => simple::swap(context),
+        Strategy::CheckpointOffload => checkpoint::offload(context),
+        Strategy::ProTrain => protrain::solve(context),
+        Strategy::Memo => memo::solve(context),
+        Strategy::Greedy => greedy::solve(context),
+        Strategy::Ilp => ilp::solve(context),
+        Strategy::Exhaustive => exhaustive::solve(context),
+    }
+}

@@ -60,7 +60,7 @@ pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Option<Re
         lp: Lp::default(),
         keep: Vec::new(),
         swap: Vec::new(),
-        early: vec![None; coarse.classes.len()],
+        early: vec![Vec::new(); coarse.classes.len()],
         placed: Vec::new(),
         stays: Vec::new(),
     };
@@ -79,8 +79,8 @@ struct Model<'a> {
     lp: Lp,
     keep: Vec<Column>,
     swap: Vec<Column>,
-    /// Fraction made early for another class, with the epoch in which that happens.
-    early: Vec<Option<(Column, usize)>>,
+    /// Fractions made early for other classes, with the epochs in which that happens.
+    early: Vec<Vec<(Column, usize)>>,
     /// Resident, host optimizer (where the method has one), streamed.
     placed: Vec<(Column, Option<Column>, Column)>,
     /// Weights that stay from forward to backward though they are streamed.
@@ -108,37 +108,53 @@ impl Model<'_> {
             self.keep.push(keep);
             self.swap.push(swap);
         }
-        for (c, class) in self.coarse.classes.iter().enumerate() {
-            let again = [(self.keep[c], -1.0), (self.swap[c], -1.0)];
-            self.made_early(c, class.needed, &again, 1.0);
+        for c in 0..self.coarse.classes.len() {
+            self.made_early(c);
         }
     }
 
-    /// What is made again of a class in an epoch, a fraction of `constant + terms`, wants its
-    /// operands there: those that are needed later themselves and are not held, early.
-    fn made_early(&mut self, class: usize, epoch: usize, terms: &[(Column, f64)], constant: f64) {
-        for &operand in &self.coarse.classes[class].operands {
-            if self.coarse.classes[operand].held || self.coarse.classes[operand].needed <= epoch {
-                continue;
+    /// early ≥ (made again of the readers) + (not retained of the class) − 1, in each epoch in which
+    /// a reader is made again; what is made early wants its own operands early.
+    fn made_early(&mut self, class: usize) {
+        let members = self.coarse.classes[class].members.len() as f64;
+        for readers in &self.coarse.classes[class].early_readers {
+            let epochs = readers.iter().map(|&(r, _)| self.coarse.classes[r].needed);
+            let early = self.early_columns(class, &epochs.collect::<Vec<_>>());
+            let mut row: Vec<_> = early.iter().map(|&c| (c, -members)).collect();
+            row.extend([(self.keep[class], -members), (self.swap[class], -members)]);
+            let mut read = 0.0;
+            for &(reader, count) in readers {
+                // Readers of a class are decided together: each reads one member.
+                let count = count as f64;
+                row.extend([(self.keep[reader], -count), (self.swap[reader], -count)]);
+                read += count;
             }
-            let early = match self.early[operand] {
-                Some((early, _)) => early,
-                None => {
-                    let column = self.lp.column(0.0, 1.0);
-                    self.early[operand] = Some((column, epoch));
-                    self.made_early(operand, epoch, &[(column, 1.0)], 0.0);
-                    column
-                }
-            };
-            self.early_row(operand, early, terms, constant);
+            self.lp.at_most(row, -read);
+            self.operands_early(class, &early);
         }
     }
 
-    /// early ≥ (made again of the reader) + (not retained of the operand) − 1
-    fn early_row(&mut self, operand: usize, early: Column, terms: &[(Column, f64)], constant: f64) {
-        let mut row = vec![(early, -1.0), (self.keep[operand], -1.0), (self.swap[operand], -1.0)];
-        row.extend_from_slice(terms);
-        self.lp.at_most(row, -constant);
+    fn operands_early(&mut self, class: usize, made: &[Column]) {
+        let epochs: Vec<_> = self.early[class].iter().map(|&(_, at)| at).collect();
+        for &operand in &self.coarse.classes[class].operands {
+            let early = self.early_columns(operand, &epochs);
+            let mut row: Vec<_> = early.iter().map(|&c| (c, -1.0)).collect();
+            row.extend(made.iter().map(|&c| (c, 1.0)));
+            row.extend([(self.keep[operand], -1.0), (self.swap[operand], -1.0)]);
+            self.lp.at_most(row, 0.0);
+            self.operands_early(operand, &early);
+        }
+    }
+
+    /// The columns of what is made early of a class, one for each of these epochs at least.
+    fn early_columns(&mut self, class: usize, epochs: &[usize]) -> Vec<Column> {
+        for &epoch in epochs {
+            if self.early[class].iter().all(|&(_, at)| at != epoch) {
+                let column = self.lp.column(0.0, 1.0);
+                self.early[class].push((column, epoch));
+            }
+        }
+        self.early[class].iter().map(|&(column, _)| column).collect()
     }
 
     fn states(&mut self) {
@@ -261,9 +277,8 @@ impl Model<'_> {
                 terms.push((self.keep[c], -cost));
                 terms.push((self.swap[c], -cost));
             }
-            if let Some((early, _)) = self.early[c].filter(|&(_, at)| at == j) {
-                terms.push((early, cost));
-            }
+            let early = self.early[c].iter().filter(|&&(_, at)| at == j);
+            terms.extend(early.map(|&(column, _)| (column, cost)));
         }
         // While a copy runs, compute progresses at 1/(1+σ) of its speed, or waits.
         let machine = &self.problem.machine;

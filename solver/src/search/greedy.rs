@@ -1,0 +1,107 @@
+//! Greedy: the tensor that saves most time for its bytes first. It stays if device memory is left,
+//! travels if the link has time and the host room for it, and is recomputed otherwise.
+//!
+//! Block inputs come first whatever they save: without one its block cannot be made again. Of a
+//! kind, late blocks stay and early ones travel, since these have longest until they are wanted.
+
+use super::{Candidate, Context};
+use crate::build::{build, Infeasible};
+use crate::ids::TensorId;
+use crate::plan::{Fate, Hold, Plan};
+use crate::problem::{Phase, Split};
+
+/// How often the device allowance is corrected after a build that did not fit.
+const ROUNDS: usize = 6;
+
+/// The greedy plan.
+pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
+    let mut best: Option<Result<Candidate, Infeasible>> = None;
+    for placement in context.placed(&Plan::keep_all(context.problem)) {
+        let found = with_states(context, placement);
+        best = Some(match best {
+            Some(best) => super::better(best, found),
+            None => found,
+        });
+    }
+    best.expect("at least one placement")
+}
+
+fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasible> {
+    let problem = context.problem;
+    // The room beside everything that every plan has.
+    let mut bare = start.clone();
+    bare.fates.values_mut().for_each(|fate| *fate = Fate::RECOMPUTED);
+    for (id, tensor) in problem.tensors.iter() {
+        if problem.values[tensor.value].split == Split::Whole {
+            bare.fates[id] = Fate::swapped(tensor.pieces);
+        }
+    }
+    let used = match build(problem, &bare) {
+        Ok(built) => built.peak,
+        Err(infeasible) => return Err(infeasible),
+    };
+    let mut room = problem.budget.device.saturating_sub(used).get();
+    let mut miss = None;
+    for _ in 0..ROUNDS {
+        let plan = fill(context, &start, room);
+        match build(problem, &plan) {
+            Ok(built) => return Ok(Candidate::of(plan, built)),
+            Err(infeasible) => {
+                room = room.saturating_sub(infeasible.needed.saturating_sub(infeasible.limit).get());
+                miss = Some(infeasible);
+            }
+        }
+    }
+    context.best_of([bare]).map_err(|infeasible| miss.unwrap_or(infeasible))
+}
+
+fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
+    let problem = context.problem;
+    let mut plan = Plan { hold: Hold::ALL, ..start.clone() };
+    let states_on_host: u64 = problem
+        .states
+        .iter()
+        .zip(&plan.placements)
+        .filter(|(_, p)| **p != crate::plan::Placement::Resident)
+        .map(|(g, _)| {
+            let weights: u64 = g.weights.iter().map(|&w| problem.value_bytes(w).get()).sum();
+            let kept = g.host.map_or(0, |h| h.bytes.get() + weights);
+            weights + kept
+        })
+        .sum();
+    let mut host = problem.budget.host.get().saturating_sub(states_on_host);
+    let forward_ns: u64 = problem
+        .program
+        .iter()
+        .filter(|(_, s)| s.phase == Phase::Forward)
+        .map(|(id, _)| context.outline.steps[id].compute_ns)
+        .sum();
+    let rate = problem.machine.links.d2h.rate.get();
+    let moved = u128::from(forward_ns) * u128::from(rate) / 1_000_000_000;
+    let mut link = u64::try_from(moved).unwrap_or(u64::MAX);
+    for id in by_worth(context) {
+        let tensor = &context.outline.tensors[id];
+        let piece = (tensor.bytes / u64::from(tensor.pieces.max(1))).max(1);
+        let whole = |bytes: u64| u32::try_from(bytes / piece).unwrap_or(u32::MAX);
+        let keep = whole(room).min(tensor.pieces);
+        let swap = whole(host.min(link)).min(tensor.pieces - keep);
+        room -= u64::from(keep) * piece;
+        host -= u64::from(swap) * piece;
+        link -= u64::from(swap) * piece;
+        plan.fates[id] = Fate { keep, swap };
+    }
+    plan
+}
+
+/// Block inputs, then by time saved for each byte; late blocks first, so that they are kept.
+fn by_worth(context: &Context<'_>) -> Vec<TensorId> {
+    let mut order: Vec<_> = context.outline.tensors.iter().collect();
+    let split = |id| context.problem.values[context.problem.tensors[id].value].split;
+    order.sort_by(|(a, ta), (b, tb)| {
+        let inputs = (split(*b) == Split::Whole).cmp(&(split(*a) == Split::Whole));
+        let worth = (u128::from(tb.recompute_ns) * u128::from(ta.bytes))
+            .cmp(&(u128::from(ta.recompute_ns) * u128::from(tb.bytes)));
+        inputs.then(worth).then(b.cmp(a))
+    });
+    order.into_iter().map(|(id, _)| id).collect()
+}
