@@ -1,6 +1,7 @@
 //! The pure core of ebbtide: no files, no GPU, no clock, no randomness.
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod ids;
 pub mod machine;
 pub mod plan;
