@@ -47,7 +47,13 @@ pub(super) struct Cell {
 
 impl Cell {
     pub(super) fn new(start: u64, end: u64, written: Written) -> Self {
-        Self { start, end, written, reads: [0; 4], content: Content::default() }
+        Self {
+            start,
+            end,
+            written,
+            reads: [0; 4],
+            content: Content::default(),
+        }
     }
 }
 
@@ -61,7 +67,11 @@ impl Cells {
     /// Cells with content from before the first step.
     pub(super) fn filled(ranges: impl Iterator<Item = Range<u64>>) -> Self {
         let cells = ranges.filter(|range| !range.is_empty());
-        Self { cells: cells.map(|r| Cell::new(r.start, r.end, Written::Before)).collect() }
+        Self {
+            cells: cells
+                .map(|r| Cell::new(r.start, r.end, Written::Before))
+                .collect(),
+        }
     }
     pub(super) fn all(&self) -> &[Cell] {
         &self.cells
@@ -85,7 +95,10 @@ impl Cells {
                 }
                 Some(cell) if cell.start == at => {
                     if cell.end > range.end {
-                        let left = Cell { end: range.end, ..*cell };
+                        let left = Cell {
+                            end: range.end,
+                            ..*cell
+                        };
                         cell.start = range.end;
                         cells.insert(next, left);
                         at = range.end;
@@ -115,7 +128,10 @@ mod tests {
         let spans = |cells: &[Cell]| cells.iter().map(|c| (c.start, c.end)).collect::<Vec<_>>();
         assert_eq!(spans(cells.of(12..14)), [(12, 14)]);
         assert_eq!(spans(cells.all()), [(10, 12), (12, 14), (14, 20)]);
-        assert_eq!(spans(cells.of(5..25)), [(5, 10), (10, 12), (12, 14), (14, 20), (20, 25)]);
+        assert_eq!(
+            spans(cells.of(5..25)),
+            [(5, 10), (10, 12), (12, 14), (14, 20), (20, 25)]
+        );
         assert_eq!(cells.all()[0].written, Written::Never);
         assert_eq!(cells.all()[1].written, Written::Before);
         assert!(cells.of(7..7).is_empty());

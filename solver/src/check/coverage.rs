@@ -14,9 +14,17 @@ pub(super) fn check_coverage(schedule: &Schedule, findings: &mut Findings) {
     let mut runs: Vec<Vec<Run>> = vec![Vec::new(); schedule.ops.len()];
     for stream in Stream::ALL {
         for (index, instruction) in schedule.stream(stream).iter().enumerate() {
-            let Action::Run(op) = instruction.action else { continue };
-            let Some(entry) = schedule.ops.get(op).filter(|entry| entry.required) else { continue };
-            let at = Place { step: 1, stream, index };
+            let Action::Run(op) = instruction.action else {
+                continue;
+            };
+            let Some(entry) = schedule.ops.get(op).filter(|entry| entry.required) else {
+                continue;
+            };
+            let at = Place {
+                step: 1,
+                stream,
+                index,
+            };
             let micro_batch = match changes_states(schedule, entry) {
                 true => 0,
                 false => instruction.micro_batch,
@@ -44,9 +52,15 @@ pub(super) fn check_coverage(schedule: &Schedule, findings: &mut Findings) {
 
 /// Whether an operator belongs to the optimizer, which runs once a step and not once a micro-batch.
 fn changes_states(schedule: &Schedule, op: &ScheduledOp) -> bool {
-    op.updates.iter().filter_map(|&value| schedule.values.get(value)).any(|value| {
-        matches!(value.category, Category::Weights | Category::OptimizerStates)
-    })
+    op.updates
+        .iter()
+        .filter_map(|&value| schedule.values.get(value))
+        .any(|value| {
+            matches!(
+                value.category,
+                Category::Weights | Category::OptimizerStates
+            )
+        })
 }
 
 fn check_op(
@@ -74,7 +88,10 @@ fn check_op(
     let mut rest = runs;
     for micro_batch in first..end {
         for group in 0..groups {
-            let count = rest.iter().take_while(|r| (r.0, r.1) == (micro_batch, group)).count();
+            let count = rest
+                .iter()
+                .take_while(|r| (r.0, r.1) == (micro_batch, group))
+                .count();
             let (mine, others) = rest.split_at(count);
             rest = others;
             let complete = check_rows(schedule.tokens, mine, &mut |fault_rows, run| {
@@ -125,8 +142,18 @@ fn refuse(
 ) {
     let groups = Span::new(group, group + 1);
     let fault = match again {
-        None => Fault::MissingRange { op, micro_batch, rows, groups },
-        Some(_) => Fault::DoubleRange { op, micro_batch, rows, groups },
+        None => Fault::MissingRange {
+            op,
+            micro_batch,
+            rows,
+            groups,
+        },
+        Some(_) => Fault::DoubleRange {
+            op,
+            micro_batch,
+            rows,
+            groups,
+        },
     };
     findings.add(fault, again, None, None);
     for &value in &entry.accumulates {

@@ -25,7 +25,10 @@ pub(super) struct Extent {
 
 /// All rows of all groups.
 pub(super) fn everything(schedule: &Schedule) -> Extent {
-    Extent { rows: Span::new(0, schedule.tokens), groups: Span::new(0, schedule.groups) }
+    Extent {
+        rows: Span::new(0, schedule.tokens),
+        groups: Span::new(0, schedule.groups),
+    }
 }
 
 /// The operator that an instruction runs, if it runs one.
@@ -51,9 +54,15 @@ pub(super) fn extent(schedule: &Schedule, instruction: &Instruction) -> Option<E
     let all = everything(schedule);
     let Instruction { rows, groups, .. } = *instruction;
     operator(schedule, instruction.action).map(|(_, op)| match op.domain {
-        Domain::Rows => Extent { rows, groups: all.groups },
+        Domain::Rows => Extent {
+            rows,
+            groups: all.groups,
+        },
         Domain::RowsOfGroup => Extent { rows, groups },
-        Domain::Group => Extent { rows: all.rows, groups },
+        Domain::Group => Extent {
+            rows: all.rows,
+            groups,
+        },
         Domain::Whole => all,
     })
 }
@@ -80,13 +89,24 @@ pub(super) fn check_limits(schedule: &Schedule, findings: &mut Findings) -> bool
 }
 
 pub(super) fn check_form(schedule: &Schedule, findings: &mut Findings) {
-    let Schedule { arena_bytes, host_bytes, budget, .. } = *schedule;
+    let Schedule {
+        arena_bytes,
+        host_bytes,
+        budget,
+        ..
+    } = *schedule;
     if arena_bytes > budget.device {
-        let fault = Fault::OverDeviceBudget { bytes: arena_bytes, budget: budget.device };
+        let fault = Fault::OverDeviceBudget {
+            bytes: arena_bytes,
+            budget: budget.device,
+        };
         findings.add(fault, None, None, None);
     }
     if host_bytes > budget.host {
-        let fault = Fault::OverHostBudget { bytes: host_bytes, budget: budget.host };
+        let fault = Fault::OverHostBudget {
+            bytes: host_bytes,
+            budget: budget.host,
+        };
         findings.add(fault, None, None, None);
     }
     for op in schedule.ops.values() {
@@ -103,7 +123,11 @@ pub(super) fn check_form(schedule: &Schedule, findings: &mut Findings) {
     let mut host_updates = vec![None; schedule.state_groups.len()];
     for stream in Stream::ALL {
         for (index, instruction) in schedule.stream(stream).iter().enumerate() {
-            let at = Place { step: 1, stream, index };
+            let at = Place {
+                step: 1,
+                stream,
+                index,
+            };
             check_action(schedule, at, instruction, &mut host_updates, findings);
             check_operands(schedule, at, instruction, findings);
             check_signature(schedule, at, instruction, &mut signatures, findings);
@@ -117,11 +141,17 @@ fn check_buffer(schedule: &Schedule, id: BufferId, buffer: &Buffer, findings: &m
         Space::Device => schedule.arena_bytes,
         Space::Host => schedule.host_bytes,
     };
-    if buffer.offset.checked_add(buffer.bytes).is_none_or(|end| end > limit) {
+    if buffer
+        .offset
+        .checked_add(buffer.bytes)
+        .is_none_or(|end| end > limit)
+    {
         refuse(Fault::OutOfBounds { limit });
     }
     if buffer.space == Space::Device && !buffer.offset.get().is_multiple_of(ALIGNMENT) {
-        refuse(Fault::Misaligned { offset: buffer.offset });
+        refuse(Fault::Misaligned {
+            offset: buffer.offset,
+        });
     }
     if buffer.lifetime.start > buffer.lifetime.end {
         refuse(Fault::BadRange { what: "lifetime" });
@@ -132,16 +162,23 @@ fn check_buffer(schedule: &Schedule, id: BufferId, buffer: &Buffer, findings: &m
     };
     if value_entry.row_bytes > 0 {
         if !is_within(buffer.rows, schedule.tokens) {
-            return refuse(Fault::BadRange { what: "rows of the buffer" });
+            return refuse(Fault::BadRange {
+                what: "rows of the buffer",
+            });
         }
         if !is_within(buffer.groups, schedule.groups) {
-            return refuse(Fault::BadRange { what: "groups of the buffer" });
+            return refuse(Fault::BadRange {
+                what: "groups of the buffer",
+            });
         }
     }
     let expected = expected_bytes(schedule, value_entry, buffer);
     if expected != u128::from(buffer.bytes.get()) {
         let expected = Bytes::new(u64::try_from(expected).unwrap_or(u64::MAX));
-        refuse(Fault::WrongSize { bytes: buffer.bytes, expected });
+        refuse(Fault::WrongSize {
+            bytes: buffer.bytes,
+            expected,
+        });
     }
 }
 
@@ -177,7 +214,12 @@ fn check_action(
         refuse(Fault::WrongStream, None);
     }
     if instruction.micro_batch >= schedule.micro_batches {
-        refuse(Fault::BadRange { what: "micro-batch" }, None);
+        refuse(
+            Fault::BadRange {
+                what: "micro-batch",
+            },
+            None,
+        );
     }
     match instruction.action {
         Action::Run(op) | Action::Recompute(op) => match schedule.ops.get(op) {
@@ -205,7 +247,11 @@ fn check_action(
 
 /// What of an operator's range cannot be: rows or groups that are none, or not all where its
 /// domain says all (an operator over all rows may also say none).
-fn bad_range(schedule: &Schedule, domain: Domain, instruction: &Instruction) -> Option<&'static str> {
+fn bad_range(
+    schedule: &Schedule,
+    domain: Domain,
+    instruction: &Instruction,
+) -> Option<&'static str> {
     let all = everything(schedule);
     let Instruction { rows, groups, .. } = *instruction;
     let rows_fit = match domain {
@@ -233,9 +279,10 @@ fn check_copy(schedule: &Schedule, at: Place, copy: &Instruction, findings: &mut
     if (from.access, to.access) != (Access::Read, Access::Write) {
         return refuse("a source that is read and a target that is written");
     }
-    let (Some(source), Some(target)) =
-        (schedule.buffers.get(from.buffer), schedule.buffers.get(to.buffer))
-    else {
+    let (Some(source), Some(target)) = (
+        schedule.buffers.get(from.buffer),
+        schedule.buffers.get(to.buffer),
+    ) else {
         return;
     };
     let spaces = match at.stream {
@@ -276,9 +323,13 @@ fn check_operands(schedule: &Schedule, at: Place, from: &Instruction, findings: 
         let position = at.index as u64;
         let alive = Span::new(position, position + 1);
         if at.stream == Stream::Compute && !buffer.persistent && !buffer.lifetime.contains(alive) {
-            refuse(Fault::OutsideLifetime { lifetime: buffer.lifetime });
+            refuse(Fault::OutsideLifetime {
+                lifetime: buffer.lifetime,
+            });
         }
-        let Some((_, value)) = value_of(schedule, buffer) else { continue };
+        let Some((_, value)) = value_of(schedule, buffer) else {
+            continue;
+        };
         if let Some(Extent { rows, groups }) = extent.filter(|_| value.row_bytes > 0) {
             if !(buffer.rows.contains(rows) && (!value.by_groups || buffer.groups.contains(groups)))
             {
@@ -307,7 +358,9 @@ fn check_signature(
     signatures: &mut [Option<Signature>],
     findings: &mut Findings,
 ) {
-    let Some((op, entry)) = operator(schedule, instruction.action) else { return };
+    let Some((op, entry)) = operator(schedule, instruction.action) else {
+        return;
+    };
     let uses = |operand: &Operand| {
         let value = schedule.buffers.get(operand.buffer)?.value?;
         Some((value, operand.access != Access::Read))
@@ -315,7 +368,12 @@ fn check_signature(
     let found: Vec<_> = instruction.operands.iter().filter_map(uses).collect();
     for &value in entry.accumulates.iter().chain(&entry.updates) {
         if !found.contains(&(value, true)) {
-            findings.add(Fault::ContributionMissing { op, value }, Some(at), None, None);
+            findings.add(
+                Fault::ContributionMissing { op, value },
+                Some(at),
+                None,
+                None,
+            );
         }
     }
     let slot = &mut signatures[crate::ids::Id::index(op)];

@@ -42,7 +42,10 @@ impl Order {
     }
     pub(super) fn moment(&self, step: usize, stream: Stream, index: usize) -> Moment {
         let position = step * self.lengths[stream as usize] + index;
-        Moment { stream: stream as u8, position: u32::try_from(position).expect("limited") }
+        Moment {
+            stream: stream as u8,
+            position: u32::try_from(position).expect("limited"),
+        }
     }
     pub(super) fn place(&self, moment: Moment) -> Place {
         let stream = usize::from(moment.stream);
@@ -66,21 +69,36 @@ struct Signallers {
 
 impl Signallers {
     fn of(&self, stream: usize, index: usize) -> &[(u8, u32)] {
-        let start = if index == 0 { 0 } else { self.ends[stream][index - 1] };
+        let start = if index == 0 {
+            0
+        } else {
+            self.ends[stream][index - 1]
+        };
         &self.all[stream][start..self.ends[stream][index]]
     }
 }
 
 fn signallers(schedule: &Schedule, findings: &mut Findings) -> Signallers {
     let known = |event: EventId| event.index() < schedule.events as usize;
-    let place = |stream, index| Some(Place { step: 1, stream, index });
+    let place = |stream, index| {
+        Some(Place {
+            step: 1,
+            stream,
+            index,
+        })
+    };
     let mut signals: Vec<(EventId, u8, u32)> = Vec::new();
     for stream in Stream::ALL {
         for (index, instruction) in schedule.stream(stream).iter().enumerate() {
             match instruction.signals {
                 Some(event) if known(event) => signals.push((event, stream as u8, index as u32)),
                 Some(event) => {
-                    findings.add(Fault::UnknownEvent { event }, place(stream, index), None, None);
+                    findings.add(
+                        Fault::UnknownEvent { event },
+                        place(stream, index),
+                        None,
+                        None,
+                    );
                 }
                 None => {}
             }
@@ -89,9 +107,17 @@ fn signallers(schedule: &Schedule, findings: &mut Findings) -> Signallers {
     signals.sort_unstable();
     for pair in signals.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
         let at = |(_, s, i): (EventId, u8, u32)| place(Stream::ALL[s as usize], i as usize);
-        findings.add(Fault::SignalledTwice { event: pair[1].0 }, at(pair[1]), None, at(pair[0]));
+        findings.add(
+            Fault::SignalledTwice { event: pair[1].0 },
+            at(pair[1]),
+            None,
+            at(pair[0]),
+        );
     }
-    let mut found = Signallers { ends: Default::default(), all: Default::default() };
+    let mut found = Signallers {
+        ends: Default::default(),
+        all: Default::default(),
+    };
     for stream in Stream::ALL {
         let s = stream as usize;
         for (index, instruction) in schedule.stream(stream).iter().enumerate() {
@@ -140,7 +166,11 @@ pub(super) fn order(schedule: &Schedule, findings: &mut Findings) -> Option<Orde
             clocks[s][position] = clock;
         }
     }
-    Some(Order { sequence, clocks, lengths })
+    Some(Order {
+        sequence,
+        clocks,
+        lengths,
+    })
 }
 
 /// One step in an order in which it can run: copies as early as possible, so that a copy that
@@ -172,7 +202,9 @@ fn sequence(
             break;
         }
     }
-    let stuck = Stream::ALL.into_iter().filter(|&s| next[s as usize] < lengths[s as usize]);
+    let stuck = Stream::ALL
+        .into_iter()
+        .filter(|&s| next[s as usize] < lengths[s as usize]);
     let mut deadlock = false;
     for stream in stuck {
         let index = next[stream as usize];
@@ -185,7 +217,16 @@ fn sequence(
                 stream: Stream::ALL[usize::from(o)],
                 index: at as usize,
             });
-        findings.add(Fault::Deadlock, Some(Place { step: 1, stream, index }), None, other);
+        findings.add(
+            Fault::Deadlock,
+            Some(Place {
+                step: 1,
+                stream,
+                index,
+            }),
+            None,
+            other,
+        );
         deadlock = true;
     }
     (!deadlock).then_some(sequence)

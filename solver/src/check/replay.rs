@@ -100,7 +100,11 @@ fn marks(schedule: &Schedule) -> (Vec<bool>, Vec<bool>) {
     let mut accumulated = vec![false; schedule.values.len()];
     let mut trained = accumulated.clone();
     for op in schedule.ops.values() {
-        for value in op.accumulates.iter().filter(|v| schedule.values.get(**v).is_some()) {
+        for value in op
+            .accumulates
+            .iter()
+            .filter(|v| schedule.values.get(**v).is_some())
+        {
             accumulated[value.index()] = true;
         }
     }
@@ -110,8 +114,12 @@ fn marks(schedule: &Schedule) -> (Vec<bool>, Vec<bool>) {
             None => matches!(instruction.action, Action::HostUpdate(_)),
         };
         for operand in instruction.operands.iter().filter(|_| updater) {
-            let Some(buffer) = schedule.buffers.get(operand.buffer) else { continue };
-            let Some((value, entry)) = value_of(schedule, buffer) else { continue };
+            let Some(buffer) = schedule.buffers.get(operand.buffer) else {
+                continue;
+            };
+            let Some((value, entry)) = value_of(schedule, buffer) else {
+                continue;
+            };
             trained[value.index()] |=
                 entry.category == Category::Weights && operand.access != Access::Read;
         }
@@ -123,16 +131,30 @@ fn marks(schedule: &Schedule) -> (Vec<bool>, Vec<bool>) {
 /// then those of group 1 and so on, or one single cell for what has no rows.
 fn on_line(schedule: &Schedule, buffer: &Buffer, part: Option<Extent>) -> Vec<Range<u64>> {
     let value = value_of(schedule, buffer).map(|(_, value)| value);
-    let Some(value) = value.filter(|value| value.row_bytes > 0) else { return vec![0..1] };
-    let Extent { rows, groups } = part.unwrap_or(Extent { rows: buffer.rows, groups: buffer.groups });
-    let (start, end) = (rows.start.max(buffer.rows.start), rows.end.min(buffer.rows.end));
+    let Some(value) = value.filter(|value| value.row_bytes > 0) else {
+        return vec![0..1];
+    };
+    let Extent { rows, groups } = part.unwrap_or(Extent {
+        rows: buffer.rows,
+        groups: buffer.groups,
+    });
+    let (start, end) = (
+        rows.start.max(buffer.rows.start),
+        rows.end.min(buffer.rows.end),
+    );
     let end = end.min(schedule.tokens);
+    if start >= end {
+        return Vec::new();
+    }
     if !value.by_groups {
         return vec![start..end];
     }
     let first = groups.start.max(buffer.groups.start);
     let last = groups.end.min(buffer.groups.end).min(schedule.groups);
-    (first..last).map(|group| group * schedule.tokens).map(|at| at + start..at + end).collect()
+    (first..last)
+        .map(|group| group * schedule.tokens)
+        .map(|at| at + start..at + end)
+        .collect()
 }
 
 /// Spreads what an operator adds for one group over 64 bits (the finaliser of splitmix64).
@@ -155,7 +177,8 @@ impl<'a> Replay<'a> {
     }
     fn report(&mut self, fault: Fault, at: Moment, buffer: BufferId, other: Option<Moment>) {
         let other = other.map(|other| self.order.place(other));
-        self.findings.add(fault, Some(self.order.place(at)), Some(buffer), other);
+        self.findings
+            .add(fault, Some(self.order.place(at)), Some(buffer), other);
     }
     fn action(&self, moment: Moment) -> Action {
         let place = self.order.place(moment);
@@ -171,13 +194,19 @@ impl<'a> Replay<'a> {
     /// Persistent buffers hold their content and own their bytes from before the first step.
     fn begin(&mut self) {
         let mut before = Vec::new();
-        for (id, buffer) in self.schedule.buffers.iter().filter(|(_, buffer)| buffer.persistent) {
+        for (id, buffer) in self
+            .schedule
+            .buffers
+            .iter()
+            .filter(|(_, buffer)| buffer.persistent)
+        {
             let ranges = on_line(self.schedule, buffer, None);
             self.lives[id.index()].cells = Cells::filled(ranges.into_iter());
             self.take(id.index(), buffer, &mut before);
             for &with in &before {
                 let with = self.buffer_of(with);
-                self.findings.add(overlap(buffer.space, with), None, Some(id), None);
+                self.findings
+                    .add(overlap(buffer.space, with), None, Some(id), None);
             }
         }
     }
@@ -197,14 +226,25 @@ impl<'a> Replay<'a> {
         let part = extent(schedule, now.instruction);
         let mut carried = Vec::new();
         for operand in &now.instruction.operands {
-            let Some(buffer) = schedule.buffers.get(operand.buffer) else { continue };
+            let Some(buffer) = schedule.buffers.get(operand.buffer) else {
+                continue;
+            };
             self.own(now, operand.buffer, buffer);
             if operand.access != Access::Write {
-                self.read(now, operand.buffer, buffer, part, operand.access, &mut carried);
+                self.read(
+                    now,
+                    operand.buffer,
+                    buffer,
+                    part,
+                    operand.access,
+                    &mut carried,
+                );
             }
         }
         for operand in &now.instruction.operands {
-            let Some(buffer) = schedule.buffers.get(operand.buffer) else { continue };
+            let Some(buffer) = schedule.buffers.get(operand.buffer) else {
+                continue;
+            };
             if operand.access != Access::Read {
                 self.write(now, operand.buffer, buffer, part, operand.access, &carried);
             }
@@ -222,7 +262,14 @@ impl<'a> Replay<'a> {
                 self.succeed(now, life, id, buffer, previous);
             }
         }
-        let Life { last, after, before, taken, accused, .. } = &mut self.lives[life];
+        let Life {
+            last,
+            after,
+            before,
+            taken,
+            accused,
+            ..
+        } = &mut self.lives[life];
         last[usize::from(now.moment.stream)] = now.moment.position + 1;
         if *accused {
             return;
@@ -230,7 +277,13 @@ impl<'a> Replay<'a> {
         let stream = (0..4u8).find(|&s| after[usize::from(s)] > now.clock[usize::from(s)]);
         if let Some(stream) = stream {
             let s = usize::from(stream);
-            let (previous, other) = (before[s], Moment { stream, position: after[s] - 1 });
+            let (previous, other) = (
+                before[s],
+                Moment {
+                    stream,
+                    position: after[s] - 1,
+                },
+            );
             *accused = true;
             let with = self.buffer_of(previous);
             let fault = self.shared_bytes(buffer.space, with, other, now.moment);
@@ -270,8 +323,7 @@ impl<'a> Replay<'a> {
     /// use of the one, `later` takes the bytes for the other.
     fn shared_bytes(&self, space: Space, with: BufferId, earlier: Moment, later: Moment) -> Fault {
         let reads = |moment: Moment| {
-            self.is_copy(moment)
-                && (moment.stream == Stream::D2h as u8) == (space == Space::Device)
+            self.is_copy(moment) && (moment.stream == Stream::D2h as u8) == (space == Space::Device)
         };
         if !self.same_step(earlier, later) {
             Fault::RaceAcrossSteps
@@ -279,7 +331,7 @@ impl<'a> Replay<'a> {
             overlap(space, with)
         } else if reads(earlier) {
             Fault::SourceOverwritten
-        } else if self.is_copy(later) && !reads(later) {
+        } else if self.is_copy(earlier) || self.is_copy(later) && !reads(later) {
             Fault::LandingInUse
         } else {
             overlap(space, with)
@@ -342,7 +394,14 @@ impl<'a> Replay<'a> {
     }
 
     /// A write that no order ties to an access that was met before it.
-    fn write_race(&self, now: Now, buffer: &Buffer, access: Access, other: Moment, read: bool) -> Fault {
+    fn write_race(
+        &self,
+        now: Now,
+        buffer: &Buffer,
+        access: Access,
+        other: Moment,
+        read: bool,
+    ) -> Fault {
         let source = read && self.is_copy(other);
         if !self.same_step(now.moment, other) {
             Fault::RaceAcrossSteps
@@ -365,7 +424,11 @@ impl<'a> Replay<'a> {
         let operands = &self.schedule.stream(place.stream)[place.index].operands;
         operands.iter().any(|operand| {
             operand.access == Access::Update
-                && self.schedule.buffers.get(operand.buffer).is_some_and(|b| std::ptr::eq(b, buffer))
+                && self
+                    .schedule
+                    .buffers
+                    .get(operand.buffer)
+                    .is_some_and(|b| std::ptr::eq(b, buffer))
         })
     }
 
@@ -384,7 +447,10 @@ impl<'a> Replay<'a> {
             for cell in cells.of(range) {
                 for stream in 0..4u8 {
                     let reads = cell.reads[usize::from(stream)];
-                    let reader = Moment { stream, position: reads.wrapping_sub(1) };
+                    let reader = Moment {
+                        stream,
+                        position: reads.wrapping_sub(1),
+                    };
                     if reads > now.clock[usize::from(stream)] && reader != now.moment {
                         let fault = self.write_race(now, buffer, access, reader, true);
                         self.report(fault, now.moment, id, Some(reader));
@@ -407,7 +473,12 @@ impl<'a> Replay<'a> {
             for cell in self.lives[life].cells.of(range.clone()) {
                 let contributed = content.contributed.map(|_| now.moment);
                 cell.written = Written::At(now.moment);
-                cell.content = Content { contributed, consumed: None, step: now.step, ..*content };
+                cell.content = Content {
+                    contributed,
+                    consumed: None,
+                    step: now.step,
+                    ..*content
+                };
             }
         }
     }
@@ -463,7 +534,9 @@ impl<'a> Replay<'a> {
         written: Written,
         old: &Content,
     ) {
-        let Some((value, entry)) = value_of(self.schedule, buffer) else { return };
+        let Some((value, entry)) = value_of(self.schedule, buffer) else {
+            return;
+        };
         if !self.accumulated[value.index()] {
             return;
         }
@@ -497,9 +570,14 @@ impl<'a> Replay<'a> {
         content: &Content,
     ) {
         let Some((op, entry)) = now.op else { return };
-        let Some((value, value_entry)) = value_of(self.schedule, buffer) else { return };
+        let Some((value, value_entry)) = value_of(self.schedule, buffer) else {
+            return;
+        };
         if self.trained[value.index()] && !self.is_optimizer(entry) {
-            match content.updated.map(|update| (update, self.order.place(update).step)) {
+            match content
+                .updated
+                .map(|update| (update, self.order.place(update).step))
+            {
                 Some((update, step)) if step == now.step => {
                     self.report(Fault::WeightsUpdatedEarly, now.moment, id, Some(update));
                 }
@@ -510,14 +588,25 @@ impl<'a> Replay<'a> {
         if buffer.persistent || value_entry.row_bytes == 0 {
             return;
         }
-        let passing = matches!(value_entry.category, Category::Activations | Category::Transients);
-        let foreign = content.micro_batch.is_some_and(|mb| mb != now.instruction.micro_batch);
+        let passing = matches!(
+            value_entry.category,
+            Category::Activations | Category::Transients
+        );
+        let foreign = content
+            .micro_batch
+            .is_some_and(|mb| mb != now.instruction.micro_batch);
         if passing && foreign {
             self.report(Fault::StaleMicroBatch, now.moment, id, None);
         }
         let changes = entry.accumulates.contains(&value) || entry.updates.contains(&value);
         if access == Access::Read && !changes {
-            self.check_version(now, op, id, (value, content.base, content.sum), content.remade);
+            self.check_version(
+                now,
+                op,
+                id,
+                (value, content.base, content.sum),
+                content.remade,
+            );
         }
     }
 
@@ -536,7 +625,9 @@ impl<'a> Replay<'a> {
             return;
         }
         let (value, base, _) = version;
-        let differs = seen.iter().any(|&(v, _)| (v.0, v.1) == (value, base) && v != version);
+        let differs = seen
+            .iter()
+            .any(|&(v, _)| (v.0, v.1) == (value, base) && v != version);
         seen.push((version, remade));
         if differs {
             self.report(Fault::WrongVersion, now.moment, id, None);
@@ -558,7 +649,11 @@ impl<'a> Replay<'a> {
             let (value, base, _) = version;
             let same_base = |&&(v, b, _): &&Version| (v, b) == (value, base);
             let read = self.first_hand.iter().any(|v| same_base(&v));
-            if read || self.final_versions(value, base).is_some_and(|all| !all.contains(&version)) {
+            if read
+                || self
+                    .final_versions(value, base)
+                    .is_some_and(|all| !all.contains(&version))
+            {
                 self.report(Fault::WrongVersion, at, id, None);
             }
         }
@@ -567,7 +662,11 @@ impl<'a> Replay<'a> {
     /// What the buffers of a value that were written at first hand hold in the end; nothing if
     /// there is none.
     fn final_versions(&self, value: ValueId, base: u32) -> Option<HashSet<Version>> {
-        let buffers = self.schedule.buffers.iter().filter(|(_, b)| b.value == Some(value));
+        let buffers = self
+            .schedule
+            .buffers
+            .iter()
+            .filter(|(_, b)| b.value == Some(value));
         let cells = buffers.flat_map(|(id, _)| self.lives[id.index()].cells.all());
         let written = cells.filter(|c| c.written != Written::Never && !c.content.remade);
         let versions: HashSet<Version> = written
@@ -580,7 +679,9 @@ impl<'a> Replay<'a> {
     /// Gradients that arrive somewhere and go nowhere.
     fn check_unread(&mut self) {
         for (id, buffer) in self.schedule.buffers.iter().filter(|(_, b)| !b.persistent) {
-            let Some((_, value)) = value_of(self.schedule, buffer) else { continue };
+            let Some((_, value)) = value_of(self.schedule, buffer) else {
+                continue;
+            };
             let cells = self.lives[id.index()].cells.all();
             let unread = cells.iter().find(|c| c.content.consumed.is_none());
             let contributed = unread.and_then(|cell| cell.content.contributed);

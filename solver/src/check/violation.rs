@@ -281,7 +281,13 @@ shown! {
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "step {} {}[{}]", self.step, self.stream.name(), self.index)
+        write!(
+            f,
+            "step {} {}[{}]",
+            self.step,
+            self.stream.name(),
+            self.index
+        )
     }
 }
 
@@ -327,7 +333,12 @@ impl Findings {
         let name = fault.name();
         let of_a_kind = self.found.iter().filter(|v| v.fault.name() == name).count();
         if of_a_kind < Self::MOST_OF_A_KIND {
-            self.found.push(Violation { fault, at, buffer, other });
+            self.found.push(Violation {
+                fault,
+                at,
+                buffer,
+                other,
+            });
         }
     }
     pub(super) fn into_violations(self) -> Vec<Violation> {
