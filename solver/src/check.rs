@@ -4,7 +4,7 @@
 //! the schedule or simulates it, and looks at nothing but the schedule itself: durations do not
 //! count, only order does. What holds under happens-before holds for every speed of every stream.
 //!
-//! - [`form`](self): ids, spans, sizes, capacities, streams; whatever one entry shows by itself.
+//! - `form`: ids, spans, sizes, capacities, streams; whatever one entry shows by itself.
 //! - `coverage`: every required operator runs exactly once on every range of every micro-batch.
 //! - `order`: stream order and events give each instruction a vector clock; or a deadlock.
 //! - `replay`: two steps back to back. Each buffer is cut into cells of rows, and each cell

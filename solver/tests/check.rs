@@ -180,3 +180,16 @@ fn garbage_is_refused_without_a_panic() {
         assert!(number == 6 || !lines.is_empty(), "{number}");
     }
 }
+
+/// A plan takes a second in all, so its referee has a tenth of it for the largest schedules
+/// (optimised; the limit here is generous because tests are not).
+#[test]
+fn a_large_schedule_is_checked_at_once() {
+    let schedule = tiny_of(2200);
+    let instructions: usize = schedule.streams.iter().map(Vec::len).sum();
+    assert!(instructions > 50_000 && schedule.buffers.len() > 26_000);
+    let start = std::time::Instant::now();
+    assert!(check(&schedule).is_empty());
+    println!("{instructions} instructions in {:?}", start.elapsed());
+    assert!(start.elapsed() < std::time::Duration::from_secs(5));
+}

@@ -1,8 +1,7 @@
 //! What one buffer holds, row by row.
 
-use std::ops::Range;
-
 use super::order::{Clock, Moment};
+use crate::units::Span;
 
 /// Since when a cell has content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +64,7 @@ pub(super) struct Cells {
 
 impl Cells {
     /// Cells with content from before the first step.
-    pub(super) fn filled(ranges: impl Iterator<Item = Range<u64>>) -> Self {
+    pub(super) fn filled(ranges: impl Iterator<Item = Span>) -> Self {
         let cells = ranges.filter(|range| !range.is_empty());
         Self {
             cells: cells
@@ -77,7 +76,7 @@ impl Cells {
         &self.cells
     }
     /// The cells that make up exactly `range`, cut and added as needed.
-    pub(super) fn of(&mut self, range: Range<u64>) -> &mut [Cell] {
+    pub(super) fn of(&mut self, range: Span) -> &mut [Cell] {
         if range.is_empty() {
             return &mut [];
         }
@@ -124,16 +123,16 @@ mod tests {
 
     #[test]
     fn cells_are_cut_and_added_to_cover_exactly_the_range() {
-        let mut cells = Cells::filled([10..20].into_iter());
+        let mut cells = Cells::filled([Span::new(10, 20)].into_iter());
         let spans = |cells: &[Cell]| cells.iter().map(|c| (c.start, c.end)).collect::<Vec<_>>();
-        assert_eq!(spans(cells.of(12..14)), [(12, 14)]);
+        assert_eq!(spans(cells.of(Span::new(12, 14))), [(12, 14)]);
         assert_eq!(spans(cells.all()), [(10, 12), (12, 14), (14, 20)]);
         assert_eq!(
-            spans(cells.of(5..25)),
+            spans(cells.of(Span::new(5, 25))),
             [(5, 10), (10, 12), (12, 14), (14, 20), (20, 25)]
         );
         assert_eq!(cells.all()[0].written, Written::Never);
         assert_eq!(cells.all()[1].written, Written::Before);
-        assert!(cells.of(7..7).is_empty());
+        assert!(cells.of(Span::new(7, 7)).is_empty());
     }
 }

@@ -148,7 +148,7 @@ fn check_buffer(schedule: &Schedule, id: BufferId, buffer: &Buffer, findings: &m
     {
         refuse(Fault::OutOfBounds { limit });
     }
-    if buffer.space == Space::Device && !buffer.offset.get().is_multiple_of(ALIGNMENT) {
+    if buffer.space == Space::Device && buffer.offset.get() % ALIGNMENT != 0 {
         refuse(Fault::Misaligned {
             offset: buffer.offset,
         });

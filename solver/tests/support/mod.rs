@@ -166,6 +166,11 @@ pub fn unit_machine() -> Machine {
 /// ```
 /// Rows 0..4 of `x` travel, rows 4..8 are made again; `w` is updated by the host, `u` on the device.
 pub fn tiny() -> Schedule {
+    tiny_of(2)
+}
+
+/// The same with this many micro-batches.
+pub fn tiny_of(micro_batches: u32) -> Schedule {
     use Access::{Read as R, Update as U, Write as W};
     use Category::*;
     use Space::{Device, Host};
@@ -173,7 +178,7 @@ pub fn tiny() -> Schedule {
         schedule: Schedule {
             tokens: TOKENS,
             groups: GROUPS,
-            micro_batches: 2,
+            micro_batches,
             ops: Table::new(),
             values: Table::new(),
             state_groups: vec!["embedding".into(), "head".into()],
@@ -225,7 +230,7 @@ pub fn tiny() -> Schedule {
     let heads = [Span::new(0, 1), Span::new(1, 2)];
     b.push(Stream::Compute, Action::Barrier, (ALL, BOTH, 0), &[], &[]);
     let mut last = (Stream::Compute, 0);
-    for m in 0..2 {
+    for m in 0..micro_batches {
         let first = |yes: bool| if m == 0 && yes { W } else { U };
         let x0 = b.buffer(Some(x), (Device, 3072), tiles[0], BOTH);
         let x1 = b.buffer(Some(x), (Device, 3584), tiles[1], BOTH);
@@ -311,7 +316,7 @@ pub fn tiny() -> Schedule {
             last = compute(&mut b, run(GATHER), tiles[i], BOTH, &gather, &[]);
         }
     }
-    let end = (ALL, BOTH, 1);
+    let end = (ALL, BOTH, micro_batches - 1);
     b.push(
         Stream::Compute,
         run(SGD),
