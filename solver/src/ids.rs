@@ -63,10 +63,7 @@ pub struct Table<I, T> {
 impl<I: Id, T> Table<I, T> {
     /// A table without entries.
     pub const fn new() -> Self {
-        Self {
-            entries: Vec::new(),
-            id: PhantomData,
-        }
+        Self { entries: Vec::new(), id: PhantomData }
     }
     /// Adds an entry and says its id.
     pub fn push(&mut self, entry: T) -> I {
@@ -91,10 +88,7 @@ impl<I: Id, T> Table<I, T> {
     }
     /// All entries with their ids, in order.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = (I, &T)> {
-        self.entries
-            .iter()
-            .enumerate()
-            .map(|(i, entry)| (I::from_index(i), entry))
+        self.entries.iter().enumerate().map(|(i, entry)| (I::from_index(i), entry))
     }
     /// All entries in order.
     pub fn values(&self) -> std::slice::Iter<'_, T> {
@@ -113,10 +107,7 @@ impl<I: Id, T> Default for Table<I, T> {
 }
 impl<I: Id, T> FromIterator<T> for Table<I, T> {
     fn from_iter<It: IntoIterator<Item = T>>(entries: It) -> Self {
-        Self {
-            entries: entries.into_iter().collect(),
-            id: PhantomData,
-        }
+        Self { entries: entries.into_iter().collect(), id: PhantomData }
     }
 }
 impl<I: Id, T> Index<I> for Table<I, T> {

@@ -47,17 +47,11 @@ pub struct Plan {
 impl Fate {
     /// All `pieces` stay.
     pub const fn kept(pieces: u32) -> Self {
-        Self {
-            keep: pieces,
-            swap: 0,
-        }
+        Self { keep: pieces, swap: 0 }
     }
     /// All `pieces` travel.
     pub const fn swapped(pieces: u32) -> Self {
-        Self {
-            keep: 0,
-            swap: pieces,
-        }
+        Self { keep: 0, swap: pieces }
     }
     /// Every piece is made again.
     pub const RECOMPUTED: Self = Self { keep: 0, swap: 0 };
@@ -70,35 +64,22 @@ impl Fate {
 
 impl Hold {
     /// Whatever has been made again stays until its last use.
-    pub const ALL: Self = Self {
-        output: true,
-        projections: true,
-    };
+    pub const ALL: Self = Self { output: true, projections: true };
     /// Nothing is held from one step to the next.
-    pub const NONE: Self = Self {
-        output: false,
-        projections: false,
-    };
+    pub const NONE: Self = Self { output: false, projections: false };
 }
 
 impl Plan {
     /// Everything stays on the device: the floor, where it fits.
     pub fn keep_all(problem: &Problem) -> Self {
         Self {
-            fates: problem
-                .tensors
-                .values()
-                .map(|t| Fate::kept(t.pieces))
-                .collect(),
+            fates: problem.tensors.values().map(|t| Fate::kept(t.pieces)).collect(),
             placements: vec![Placement::Resident; problem.states.len()],
             hold: Hold::ALL,
         }
     }
     /// The tensors in order with their fates.
     pub fn iter(&self) -> impl Iterator<Item = (TensorId, Fate)> + '_ {
-        self.fates
-            .values()
-            .enumerate()
-            .map(|(i, fate)| (TensorId::from_index(i), *fate))
+        self.fates.values().enumerate().map(|(i, fate)| (TensorId::from_index(i), *fate))
     }
 }

@@ -187,10 +187,7 @@ impl Scaling {
     }
     /// The quantity of a run over `rows` rows.
     pub fn of(self, rows: u64) -> u64 {
-        self.row
-            .checked_mul(rows)
-            .and_then(|r| r.checked_add(self.fixed))
-            .expect("bounded by size limits")
+        self.row.checked_mul(rows).and_then(|r| r.checked_add(self.fixed)).expect("bounded by size limits")
     }
 }
 
@@ -270,10 +267,7 @@ pub struct HostOptimizer {
 impl Value {
     /// Bytes of the part of this value that covers `rows` rows of `groups` of `of_groups` groups.
     pub fn bytes(&self, rows: u64, groups: u64, of_groups: u64) -> Bytes {
-        let all = self
-            .row_bytes
-            .checked_mul(rows)
-            .expect("bounded by size limits");
+        let all = self.row_bytes.checked_mul(rows).expect("bounded by size limits");
         Bytes::new(match self.split {
             Split::Groups => all * groups / of_groups,
             _ => all,
@@ -299,13 +293,11 @@ impl Problem {
         let all_groups = Span::new(0, u64::from(self.groups));
         match self.values[self.tensors[tensor].value].split {
             Split::Whole => (self.all_rows(), all_groups),
-            Split::Groups => (
-                self.all_rows(),
-                Span::new(u64::from(first), u64::from(last)),
-            ),
+            Split::Groups => (self.all_rows(), Span::new(u64::from(first), u64::from(last))),
             Split::Rows => {
-                let at =
-                    |piece: u32| (u64::from(piece) * self.granule.get()).min(self.tokens.get());
+                let at = |piece: u32| {
+                    (u64::from(piece) * self.granule.get()).min(self.tokens.get())
+                };
                 (Span::new(at(first), at(last)), all_groups)
             }
         }

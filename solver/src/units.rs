@@ -75,11 +75,7 @@ macro_rules! additive {
         impl Add for $name {
             type Output = Self;
             fn add(self, other: Self) -> Self {
-                Self(
-                    self.0
-                        .checked_add(other.0)
-                        .expect(concat!(stringify!($name), " overflow")),
-                )
+                Self(self.0.checked_add(other.0).expect(concat!(stringify!($name), " overflow")))
             }
         }
         impl AddAssign for $name {
@@ -90,11 +86,7 @@ macro_rules! additive {
         impl Sub for $name {
             type Output = Self;
             fn sub(self, other: Self) -> Self {
-                Self(
-                    self.0
-                        .checked_sub(other.0)
-                        .expect(concat!(stringify!($name), " underflow")),
-                )
+                Self(self.0.checked_sub(other.0).expect(concat!(stringify!($name), " underflow")))
             }
         }
         impl SubAssign for $name {
@@ -212,11 +204,7 @@ impl fmt::Display for Nanos {
         for (unit, one) in [("s", 1_000_000_000u64), ("ms", 1_000_000), ("µs", 1_000)] {
             if self.0 >= one {
                 let hundredths = (u128::from(self.0) * 100 + u128::from(one / 2)) / u128::from(one);
-                return f.pad(&format!(
-                    "{}.{:02} {unit}",
-                    hundredths / 100,
-                    hundredths % 100
-                ));
+                return f.pad(&format!("{}.{:02} {unit}", hundredths / 100, hundredths % 100));
             }
         }
         f.pad(&format!("{} ns", self.0))
