@@ -222,7 +222,10 @@ const SPOILS: &[(&str, &str)] = &[
 fn refused(text: &str, expected: &str) {
     let error = read(text).expect_err("must be refused");
     assert_eq!(error.kind, Kind::BadInput);
-    assert!(error.to_string().contains(expected), "{error} instead of {expected}");
+    assert!(
+        error.to_string().contains(expected),
+        "{error} instead of {expected}"
+    );
 }
 
 #[test]
@@ -264,7 +267,10 @@ fn refusals_say_what_is_wrong_where_and_what_to_do() {
         "[".repeat(100_000)
     );
     refused(&deep, "cut off");
-    refused(&format!("{deep}{}}}", "]".repeat(100_000)), "unusable at model");
+    refused(
+        &format!("{deep}{}}}", "]".repeat(100_000)),
+        "unusable at model",
+    );
 }
 
 #[test]

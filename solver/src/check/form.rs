@@ -1,7 +1,9 @@
 //! What one buffer or one instruction shows by itself: ids, spans, sizes, capacities, streams.
 
+use std::collections::HashSet;
+
 use super::violation::{Fault, Findings, Place};
-use crate::ids::{BufferId, OpId, ValueId};
+use crate::ids::{BufferId, Id, OpId, ValueId};
 use crate::problem::{Category, Domain};
 use crate::schedule::{
     Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledOp, ScheduledValue, Space,
@@ -131,6 +133,20 @@ pub(super) fn check_form(schedule: &Schedule, findings: &mut Findings) {
             check_action(schedule, at, instruction, &mut host_updates, findings);
             check_operands(schedule, at, instruction, findings);
             check_signature(schedule, at, instruction, &mut signatures, findings);
+        }
+    }
+    check_states(schedule, findings);
+}
+
+/// Optimizer states live for ever and change in every step, in place.
+fn check_states(schedule: &Schedule, findings: &mut Findings) {
+    let operands = schedule.streams.iter().flatten().flat_map(|i| &i.operands);
+    let updates = operands.filter(|operand| operand.access == Access::Update);
+    let updated: HashSet<BufferId> = updates.map(|operand| operand.buffer).collect();
+    for (id, buffer) in schedule.buffers.iter() {
+        let states = buffer.persistent && buffer.category == Category::OptimizerStates;
+        if states && !updated.contains(&id) {
+            findings.add(Fault::StatesNotUpdated, None, Some(id), None);
         }
     }
 }
@@ -346,28 +362,37 @@ fn check_operands(schedule: &Schedule, at: Place, from: &Instruction, findings: 
     }
 }
 
-/// What an operator does to which values; the same in all its runs.
-type Signature = (Place, Vec<(ValueId, bool)>);
+/// How an operator uses one operand: the value (none for scratch memory) and the access, of which
+/// a sum's first write and later additions count as the same.
+type Use = (Option<ValueId>, Access);
 
-/// All runs of an operator have the same operands but for their scratch memory, and it changes
-/// what it is said to add to or to change.
+/// All runs of an operator have the same operands, and it changes what it is said to add to or to
+/// change.
 fn check_signature(
     schedule: &Schedule,
     at: Place,
     instruction: &Instruction,
-    signatures: &mut [Option<Signature>],
+    signatures: &mut [Option<(Place, Vec<Use>)>],
     findings: &mut Findings,
 ) {
     let Some((op, entry)) = operator(schedule, instruction.action) else {
         return;
     };
     let uses = |operand: &Operand| {
-        let value = schedule.buffers.get(operand.buffer)?.value?;
-        Some((value, operand.access != Access::Read))
+        let value = schedule.buffers.get(operand.buffer)?.value;
+        let sum = value.is_some_and(|value| entry.accumulates.contains(&value));
+        let access = match operand.access {
+            Access::Write if sum => Access::Update,
+            access => access,
+        };
+        Some((value, access))
     };
-    let found: Vec<_> = instruction.operands.iter().filter_map(uses).collect();
+    let found: Vec<Use> = instruction.operands.iter().filter_map(uses).collect();
     for &value in entry.accumulates.iter().chain(&entry.updates) {
-        if !found.contains(&(value, true)) {
+        if !found
+            .iter()
+            .any(|&(v, access)| v == Some(value) && access != Access::Read)
+        {
             findings.add(
                 Fault::ContributionMissing { op, value },
                 Some(at),
@@ -376,7 +401,7 @@ fn check_signature(
             );
         }
     }
-    let slot = &mut signatures[crate::ids::Id::index(op)];
+    let slot = &mut signatures[op.index()];
     match slot {
         None => *slot = Some((at, found)),
         Some((first, expected)) if *expected != found => {

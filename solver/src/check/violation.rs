@@ -237,6 +237,8 @@ faults! {
         /// The group.
         group: u32
     } => "host-update-twice", "the host updates group {group} of states again";
+    /// Optimizer states that no instruction of the step changes in place.
+    StatesNotUpdated => "states-not-updated", "optimizer states that this step never updates";
     /// What is read was written for another micro-batch.
     StaleMicroBatch => "stale-micro-batch", "uses what was written for another micro-batch";
     /// What is read has had other contributions than elsewhere in the step.

@@ -152,6 +152,9 @@ pub const CHANGES: &[(&str, Change)] = &[
     }),
     ("stale-weights", |s| silence(at(s, H2d, 2))),
     ("host-update-twice", |s| repeat(s, Host, 0)),
+    ("states-not-updated", |s| {
+        at(s, Host, 0).operands.remove(1);
+    }),
     ("stale-micro-batch", |s| run(s, LOSS, 2).micro_batch = 0),
     ("wrong-version", |s| {
         let (rotate, loss) = (runs(s, ROTATE)[0], runs(s, LOSS)[0]);

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod faults;
+pub mod mutation;
+pub mod oracle;
+pub mod random;
 
 use ebbtide_solver::ids::{BufferId, EventId, Id, OpId, Table, ValueId};
 use ebbtide_solver::machine::{Link, Machine, Rates, Slowdown};
