@@ -134,7 +134,10 @@ pub fn tilings(model: &ModelConfig, workload: &Workload) -> Vec<Tiling> {
     if groups[groups.len() - 1] != model.kv_heads {
         groups.push(model.kv_heads);
     }
-    let tile = (tokens / 16).next_power_of_two().clamp(4096, 16384).min(tokens);
+    let tile = (tokens / 16)
+        .next_power_of_two()
+        .clamp(4096, 16384)
+        .min(tokens);
     let tilings = groups.into_iter().map(|groups| Tiling {
         tile,
         head_tile,

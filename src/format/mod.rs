@@ -6,6 +6,7 @@
 
 pub mod number;
 pub mod profile;
+pub mod schedule;
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;

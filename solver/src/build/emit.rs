@@ -273,10 +273,10 @@ impl Emitter<'_> {
                 access: Access::Read,
             })
             .collect();
-        operands.push(Operand {
-            buffer: self.host(update.states),
+        operands.extend(update.states.map(|states| Operand {
+            buffer: self.host(states),
             access: Access::Update,
-        });
+        }));
         for &(weight, _) in &update.weights {
             operands.push(Operand {
                 buffer: self.host(weight),

@@ -98,8 +98,8 @@ pub struct DraftHostUpdate {
     pub group: usize,
     /// The departures of its gradients.
     pub gradients: Vec<usize>,
-    /// Host buffers: optimizer states.
-    pub states: usize,
+    /// Host buffer of the optimizer's states, if it has any.
+    pub states: Option<usize>,
     /// Host buffers of the weights, with the resident weight that each is copied back to.
     pub weights: Vec<(usize, Option<usize>)>,
 }
@@ -236,16 +236,9 @@ impl Expander<'_> {
                     gradients.push(departure);
                 }
             }
-            let states = group.states.unwrap_or(group.weights[0]);
-            let bytes = group.host.map_or(Bytes::ZERO, |h| h.bytes);
-            self.draft.host_buffers.push(HostBuffer {
-                value: states,
-                rows: problem.all_rows(),
-                groups: all_groups(problem),
-                bytes,
-                persistent: true,
-            });
-            let states = self.draft.host_buffers.len() - 1;
+            let states = group
+                .states
+                .map(|s| self.host_buffer(s, problem.all_rows(), all_groups(problem), true));
             let weights = group
                 .weights
                 .iter()

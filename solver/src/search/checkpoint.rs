@@ -16,27 +16,56 @@ pub fn every_block(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 
 /// Every √n-th block input stays.
 pub fn square_root(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let blocks = context.problem.program.values().filter_map(|s| s.block).max();
+    let blocks = context
+        .problem
+        .program
+        .values()
+        .filter_map(|s| s.block)
+        .max();
     let segment = (blocks.map_or(1, |b| b + 1) as f64).sqrt().round().max(1.0) as u32;
-    inputs(context, |block| if block % segment == 0 { Fate::kept(1) } else { Fate::RECOMPUTED })
+    inputs(context, |block| {
+        if block % segment == 0 {
+            Fate::kept(1)
+        } else {
+            Fate::RECOMPUTED
+        }
+    })
 }
 
 /// Every block input travels, apart from the last, which is needed at once.
 pub fn offload(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let last = context.problem.program.values().filter_map(|s| s.block).max();
-    inputs(context, |block| if Some(block) == last { Fate::kept(1) } else { Fate::swapped(1) })
+    let last = context
+        .problem
+        .program
+        .values()
+        .filter_map(|s| s.block)
+        .max();
+    inputs(context, |block| {
+        if Some(block) == last {
+            Fate::kept(1)
+        } else {
+            Fate::swapped(1)
+        }
+    })
 }
 
 /// Block inputs as said, everything else recomputed; held or not, whichever is faster.
-fn inputs(
-    context: &Context<'_>,
-    fate: impl Fn(u32) -> Fate,
-) -> Result<Candidate, Infeasible> {
+fn inputs(context: &Context<'_>, fate: impl Fn(u32) -> Fate) -> Result<Candidate, Infeasible> {
     let plan = plan(context.problem, fate);
-    let holds = [Hold::ALL, Hold { output: true, projections: false }, Hold::NONE];
+    let holds = [
+        Hold::ALL,
+        Hold {
+            output: true,
+            projections: false,
+        },
+        Hold::NONE,
+    ];
     let mut best: Option<Result<Candidate, Infeasible>> = None;
     for hold in holds {
-        let found = context.best_of(context.placed(&Plan { hold, ..plan.clone() }));
+        let found = context.best_of(context.placed(&Plan {
+            hold,
+            ..plan.clone()
+        }));
         // Holding less is slower: it is tried only where holding more does not fit.
         let fits = found.is_ok();
         best = Some(match best {

@@ -103,7 +103,11 @@ pub fn coarsen(problem: &Problem, outline: &Outline) -> Coarse {
     let (epochs, epoch_of) = epochs(problem, outline);
     let classes = classes(problem, outline, &epoch_of);
     let (groups, group_of) = groups(problem, outline, &epoch_of);
-    let mut coarse = Coarse { epochs, classes, groups };
+    let mut coarse = Coarse {
+        epochs,
+        classes,
+        groups,
+    };
     for j in 0..coarse.epochs.len() {
         coarse.epochs[j].moments = moments(problem, outline, &coarse, j, &group_of);
     }
@@ -117,7 +121,11 @@ fn runs(blocks: u32) -> Vec<u32> {
     while block > 0 {
         let length = (1 + run / (2 * SINGLE_STEPS)).min(block);
         // Blocks 0 and 1 stay apart: streamed weights are wanted first by them.
-        let length = if block - length < 2 && block > 2 { (block - 2).min(length) } else { length };
+        let length = if block - length < 2 && block > 2 {
+            (block - 2).min(length)
+        } else {
+            length
+        };
         let length = if block <= 2 { 1 } else { length };
         for b in block - length..block {
             run_of[b as usize] = run;
@@ -129,7 +137,12 @@ fn runs(blocks: u32) -> Vec<u32> {
 }
 
 fn epochs(problem: &Problem, outline: &Outline) -> (Vec<Epoch>, Vec<usize>) {
-    let blocks = problem.program.values().filter_map(|s| s.block).max().map_or(0, |b| b + 1);
+    let blocks = problem
+        .program
+        .values()
+        .filter_map(|s| s.block)
+        .max()
+        .map_or(0, |b| b + 1);
     let run_of = runs(blocks);
     let key = |id: StepId| {
         let step = &problem.program[id];
@@ -156,18 +169,20 @@ fn epochs(problem: &Problem, outline: &Outline) -> (Vec<Epoch>, Vec<usize>) {
     (epochs, epoch_of)
 }
 
-fn classes(
-    problem: &Problem,
-    outline: &Outline,
-    epoch_of: &[usize],
-) -> Vec<Class> {
+fn classes(problem: &Problem, outline: &Outline, epoch_of: &[usize]) -> Vec<Class> {
     let at = |step: StepId| epoch_of[step.index()];
     let mut by_key = BTreeMap::new();
     let mut classes: Vec<Class> = Vec::new();
     let mut class_of = Vec::new();
     for (id, t) in outline.tensors.iter() {
         let name = &problem.values[problem.tensors[id].value].name;
-        let key = (name, at(t.made), at(t.forward_until), at(t.needed), at(t.needed_until));
+        let key = (
+            name,
+            at(t.made),
+            at(t.forward_until),
+            at(t.needed),
+            at(t.needed_until),
+        );
         let class = *by_key.entry(key).or_insert_with(|| {
             classes.push(Class {
                 members: Vec::new(),
@@ -192,7 +207,11 @@ fn classes(
             let (reader, read) = (class_of[id.index()], class_of[operand.index()]);
             if outline.tensors[operand].needed > t.needed {
                 let name = problem.values[problem.tensors[id].value].name.as_str();
-                *early.entry((read, name)).or_default().entry(reader).or_default() += 1;
+                *early
+                    .entry((read, name))
+                    .or_default()
+                    .entry(reader)
+                    .or_default() += 1;
             }
             let paired = classes[reader].members.len() == classes[read].members.len();
             if paired && !classes[reader].operands.contains(&read) {
@@ -201,7 +220,9 @@ fn classes(
         }
     }
     for ((read, _), readers) in early {
-        classes[read].early_readers.push(readers.into_iter().collect());
+        classes[read]
+            .early_readers
+            .push(readers.into_iter().collect());
     }
     classes
 }
@@ -273,7 +294,9 @@ fn moments(
                 kept.contains(&id) || (there && !touched.contains(&id))
             })
         };
-        (0..coarse.classes.len()).filter(|&c| all(c)).collect::<Vec<_>>()
+        (0..coarse.classes.len())
+            .filter(|&c| all(c))
+            .collect::<Vec<_>>()
     };
     outline.steps[step]
         .moments

@@ -11,8 +11,14 @@ pub const MOST_PLANS: u64 = 1_000_000;
 /// How many plans there are; nothing beyond [`MOST_PLANS`].
 pub fn count(problem: &Problem) -> Option<u64> {
     let mut plans = holds(problem).len() as u64;
-    let fates = problem.tensors.values().map(|t| fates(t.pieces).len() as u64);
-    let places = problem.states.iter().map(|g| placements(g.host.is_some()).len() as u64);
+    let fates = problem
+        .tensors
+        .values()
+        .map(|t| fates(t.pieces).len() as u64);
+    let places = problem
+        .states
+        .iter()
+        .map(|g| placements(g.host.is_some()).len() as u64);
     for options in fates.chain(places) {
         plans = plans.checked_mul(options).filter(|&p| p <= MOST_PLANS)?;
     }
@@ -22,7 +28,9 @@ pub fn count(problem: &Problem) -> Option<u64> {
 /// The fastest of all plans, if there are few enough to try them all.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let problem = context.problem;
-    let Some(plans) = count(problem) else { return Err(context.infeasible()) };
+    let Some(plans) = count(problem) else {
+        return Err(context.infeasible());
+    };
     context.best_of((0..plans).map(|nth| nth_plan(problem, nth)))
 }
 
@@ -49,7 +57,8 @@ fn nth_plan(problem: &Problem, mut nth: u64) -> Plan {
 
 fn fates(pieces: u32) -> Vec<Fate> {
     let keep = 0..=pieces;
-    keep.flat_map(|keep| (0..=pieces - keep).map(move |swap| Fate { keep, swap })).collect()
+    keep.flat_map(|keep| (0..=pieces - keep).map(move |swap| Fate { keep, swap }))
+        .collect()
 }
 
 fn placements(on_host: bool) -> Vec<Placement> {
@@ -64,7 +73,14 @@ fn placements(on_host: bool) -> Vec<Placement> {
 fn holds(problem: &Problem) -> Vec<Hold> {
     let groups = |v| problem.values[v].split == crate::problem::Split::Groups;
     if problem.tensors.values().any(|t| groups(t.value)) {
-        vec![Hold::ALL, Hold { output: true, projections: false }, Hold::NONE]
+        vec![
+            Hold::ALL,
+            Hold {
+                output: true,
+                projections: false,
+            },
+            Hold::NONE,
+        ]
     } else {
         vec![Hold::ALL]
     }

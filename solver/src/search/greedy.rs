@@ -30,7 +30,9 @@ fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasib
     let problem = context.problem;
     // The room beside everything that every plan has.
     let mut bare = start.clone();
-    bare.fates.values_mut().for_each(|fate| *fate = Fate::RECOMPUTED);
+    bare.fates
+        .values_mut()
+        .for_each(|fate| *fate = Fate::RECOMPUTED);
     for (id, tensor) in problem.tensors.iter() {
         if problem.values[tensor.value].split == Split::Whole {
             bare.fates[id] = Fate::swapped(tensor.pieces);
@@ -47,24 +49,34 @@ fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasib
         match build(problem, &plan) {
             Ok(built) => return Ok(Candidate::of(plan, built)),
             Err(infeasible) => {
-                room = room.saturating_sub(infeasible.needed.saturating_sub(infeasible.limit).get());
+                room =
+                    room.saturating_sub(infeasible.needed.saturating_sub(infeasible.limit).get());
                 miss = Some(infeasible);
             }
         }
     }
-    context.best_of([bare]).map_err(|infeasible| miss.unwrap_or(infeasible))
+    context
+        .best_of([bare])
+        .map_err(|infeasible| miss.unwrap_or(infeasible))
 }
 
 fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
     let problem = context.problem;
-    let mut plan = Plan { hold: Hold::ALL, ..start.clone() };
+    let mut plan = Plan {
+        hold: Hold::ALL,
+        ..start.clone()
+    };
     let states_on_host: u64 = problem
         .states
         .iter()
         .zip(&plan.placements)
         .filter(|(_, p)| **p != crate::plan::Placement::Resident)
         .map(|(g, _)| {
-            let weights: u64 = g.weights.iter().map(|&w| problem.value_bytes(w).get()).sum();
+            let weights: u64 = g
+                .weights
+                .iter()
+                .map(|&w| problem.value_bytes(w).get())
+                .sum();
             let kept = g.host.map_or(0, |h| h.bytes.get() + weights);
             weights + kept
         })

@@ -18,8 +18,14 @@ use crate::problem::Problem;
 const ROUNDS: usize = 6;
 
 /// What is held of recomputed attention: each is tried.
-const HOLDS: [Hold; 3] =
-    [Hold::ALL, Hold { output: true, projections: false }, Hold::NONE];
+const HOLDS: [Hold; 3] = [
+    Hold::ALL,
+    Hold {
+        output: true,
+        projections: false,
+    },
+    Hold::NONE,
+];
 
 /// The best plan that rounding finds.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
@@ -27,7 +33,9 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     for hold in HOLDS {
         let found = with_hold(context, hold);
         // Holding matters only where attention is recomputed.
-        let same = found.as_ref().is_ok_and(|c| !recomputes_attention(context.problem, &c.plan));
+        let same = found
+            .as_ref()
+            .is_ok_and(|c| !recomputes_attention(context.problem, &c.plan));
         best = super::better(best, found);
         if same || context.expired() {
             break;
@@ -46,7 +54,10 @@ fn recomputes_attention(problem: &Problem, plan: &Plan) -> bool {
 
 fn with_hold(context: &Context<'_>, hold: Hold) -> Result<Candidate, Infeasible> {
     let epochs = context.coarse.epochs.len();
-    let mut margins = Margins { device: vec![0; epochs], host: 0 };
+    let mut margins = Margins {
+        device: vec![0; epochs],
+        host: 0,
+    };
     let mut best: Result<Candidate, Infeasible> = Err(context.infeasible());
     for round in 0..ROUNDS {
         let solved = match (round, &context.relaxed) {
@@ -58,16 +69,28 @@ fn with_hold(context: &Context<'_>, hold: Hold) -> Result<Candidate, Infeasible>
         match build(context.problem, &plan) {
             Ok(built) => {
                 let candidate = Candidate::of(plan, built);
-                let slack = context.problem.budget.device.saturating_sub(candidate.built.peak).get();
+                let slack = context
+                    .problem
+                    .budget
+                    .device
+                    .saturating_sub(candidate.built.peak)
+                    .get();
                 let close = slack < context.problem.budget.device.get() / 100;
-                let gap = candidate.timeline.step.get().saturating_sub(context.bound().get());
+                let gap = candidate
+                    .timeline
+                    .step
+                    .get()
+                    .saturating_sub(context.bound().get());
                 let done = close || gap * 1000 < context.bound().get();
                 best = super::better(best, Ok(candidate));
                 if done || margins.device.iter().all(|&m| m == 0) {
                     break;
                 }
                 // Half of what is free beyond the margin goes back to work.
-                margins.device.iter_mut().for_each(|m| *m = m.saturating_sub(slack / 2));
+                margins
+                    .device
+                    .iter_mut()
+                    .for_each(|m| *m = m.saturating_sub(slack / 2));
             }
             Err(infeasible) => {
                 let excess = infeasible.needed.saturating_sub(infeasible.limit).get();
@@ -135,7 +158,10 @@ fn round_fates(
             carried_swap += swap * f64::from(pieces);
             let swapped = whole(carried_swap).min(pieces - kept);
             carried_swap -= f64::from(swapped);
-            fates[id] = Fate { keep: kept, swap: swapped };
+            fates[id] = Fate {
+                keep: kept,
+                swap: swapped,
+            };
         }
     }
 }

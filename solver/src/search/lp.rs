@@ -61,7 +61,11 @@ impl Lp {
             .iter()
             .map(|&upper| {
                 let column = variable().min(0.0);
-                variables.add(if upper.is_finite() { column.max(upper) } else { column })
+                variables.add(if upper.is_finite() {
+                    column.max(upper)
+                } else {
+                    column
+                })
             })
             .collect();
         let sum = |terms: &[(Column, f64)]| -> Expression {

@@ -39,14 +39,23 @@ pub fn alpha(p: &AlphaProblem) -> f64 {
     let always = p.input + p.attention;
     let travelling = f64::from(p.layers.saturating_sub(2));
     let overlap = (p.bandwidth * p.layer_time - always) / p.others;
-    let host = if travelling > 0.0 { (p.host / travelling - always) / p.others } else { 1.0 };
+    let host = if travelling > 0.0 {
+        (p.host / travelling - always) / p.others
+    } else {
+        1.0
+    };
     overlap.min(host).clamp(0.0, 1.0)
 }
 
 /// MEMO's plan.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let problem = context.problem;
-    let blocks = problem.program.values().filter_map(|s| s.block).max().map_or(0, |b| b + 1);
+    let blocks = problem
+        .program
+        .values()
+        .filter_map(|s| s.block)
+        .max()
+        .map_or(0, |b| b + 1);
     let mut sizes = [0.0f64; 3];
     for (id, tensor) in problem.tensors.iter() {
         if problem.values[tensor.value].block == Some(0) {
@@ -72,7 +81,10 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let mut plan = Plan::keep_all(problem);
     plan.hold = Hold::ALL;
     for (id, tensor) in problem.tensors.iter() {
-        if problem.values[tensor.value].block.is_none_or(|b| b + 2 >= blocks) {
+        if problem.values[tensor.value]
+            .block
+            .is_none_or(|b| b + 2 >= blocks)
+        {
             continue;
         }
         let pieces = f64::from(tensor.pieces);
@@ -95,7 +107,10 @@ enum Kind {
 fn kind(context: &Context<'_>, id: crate::ids::TensorId) -> Kind {
     let problem = context.problem;
     let tensor = &problem.tensors[id];
-    match (problem.values[tensor.value].split, problem.ops[tensor.producer].domain) {
+    match (
+        problem.values[tensor.value].split,
+        problem.ops[tensor.producer].domain,
+    ) {
         (Split::Whole, _) => Kind::Input,
         (Split::Groups, Domain::Group) => Kind::Attention,
         _ => Kind::Other,
@@ -135,7 +150,11 @@ mod tests {
             (1024.0, 0.467),
         ];
         for (tokens, alpha) in expected {
-            assert!((at(tokens) - alpha).abs() < 6e-4, "{tokens}K: {} is not {alpha}", at(tokens));
+            assert!(
+                (at(tokens) - alpha).abs() < 6e-4,
+                "{tokens}K: {} is not {alpha}",
+                at(tokens)
+            );
         }
     }
 }

@@ -131,7 +131,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { deadline: None, gap: 0.005 }
+        Self {
+            deadline: None,
+            gap: 0.005,
+        }
     }
 }
 
@@ -172,7 +175,11 @@ impl Candidate {
     /// Simulates what was built.
     pub fn of(plan: Plan, built: Built) -> Self {
         let timeline = simulate(&built.schedule);
-        Self { plan, built, timeline }
+        Self {
+            plan,
+            built,
+            timeline,
+        }
     }
 }
 
@@ -222,11 +229,19 @@ impl<'a> Context<'a> {
         let outline = outline(problem);
         let coarse = coarsen(problem, &outline);
         let relaxed = relax(problem, &coarse, &Margins::default());
-        Self { problem, outline, coarse, relaxed, deadline: options.deadline }
+        Self {
+            problem,
+            outline,
+            coarse,
+            relaxed,
+            deadline: options.deadline,
+        }
     }
     /// No plan of this variant is faster.
     pub fn bound(&self) -> Nanos {
-        self.relaxed.as_ref().map_or(Nanos::MAX, |r| Nanos::new(r.bound_ns))
+        self.relaxed
+            .as_ref()
+            .map_or(Nanos::MAX, |r| Nanos::new(r.bound_ns))
     }
     /// The step with everything resident: no recomputation, no stall.
     pub fn floor(&self) -> Nanos {
@@ -286,9 +301,17 @@ fn better(
     b: Result<Candidate, Infeasible>,
 ) -> Result<Candidate, Infeasible> {
     match (a, b) {
-        (Ok(a), Ok(b)) => Ok(if b.timeline.step < a.timeline.step { b } else { a }),
+        (Ok(a), Ok(b)) => Ok(if b.timeline.step < a.timeline.step {
+            b
+        } else {
+            a
+        }),
         (Ok(a), Err(_)) | (Err(_), Ok(a)) => Ok(a),
-        (Err(a), Err(b)) => Err(if b.needed < a.needed && !b.needed.is_zero() { b } else { a }),
+        (Err(a), Err(b)) => Err(if b.needed < a.needed && !b.needed.is_zero() {
+            b
+        } else {
+            a
+        }),
     }
 }
 
@@ -298,11 +321,10 @@ pub fn contexts<'a>(problems: &'a [Problem], options: &Options) -> Vec<Context<'
 }
 
 /// Runs `work` on every item, on as many threads as there are cores.
-fn parallel<'a, T: Sync, R: Send>(
-    items: &'a [T],
-    work: impl Fn(&'a T) -> R + Sync,
-) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len());
+fn parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(items.len());
     let next = std::sync::atomic::AtomicUsize::new(0);
     let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.max(1))
@@ -311,13 +333,18 @@ fn parallel<'a, T: Sync, R: Send>(
                     let mut done = Vec::new();
                     loop {
                         let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        let Some(item) = items.get(i) else { return done };
+                        let Some(item) = items.get(i) else {
+                            return done;
+                        };
                         done.push((i, work(item)));
                     }
                 })
             })
             .collect();
-        workers.into_iter().flat_map(|w| w.join().expect("a worker does not panic")).collect()
+        workers
+            .into_iter()
+            .flat_map(|w| w.join().expect("a worker does not panic"))
+            .collect()
     });
     results.sort_by_key(|&(i, _)| i);
     results.into_iter().map(|(_, result)| result).collect()
@@ -332,14 +359,20 @@ pub fn solve(
     strategy: Strategy,
     options: &Options,
 ) -> Result<Solution, Infeasible> {
-    let bound = contexts.iter().map(Context::bound).min().unwrap_or(Nanos::ZERO);
+    let bound = contexts
+        .iter()
+        .map(Context::bound)
+        .min()
+        .unwrap_or(Nanos::ZERO);
     let indices: Vec<usize> = (0..contexts.len()).collect();
     let seeds = match strategy {
         Strategy::Ilp => Strategy::SEEDS.to_vec(),
         other => vec![other],
     };
-    let mut tasks: Vec<(usize, Strategy)> =
-        indices.iter().flat_map(|&v| seeds.iter().map(move |&s| (v, s))).collect();
+    let mut tasks: Vec<(usize, Strategy)> = indices
+        .iter()
+        .flat_map(|&v| seeds.iter().map(move |&s| (v, s)))
+        .collect();
     if strategy == Strategy::Ilp {
         tasks.extend(indices.iter().map(|&v| (v, Strategy::Ilp)));
     }
@@ -356,12 +389,19 @@ pub fn solve(
                     .is_none_or(|b| candidate.timeline.step < b.candidate.timeline.step);
                 if faster {
                     let status = Status::Gap;
-                    best = Some(Solution { variant, candidate, found_by, bound, status });
+                    best = Some(Solution {
+                        variant,
+                        candidate,
+                        found_by,
+                        bound,
+                        status,
+                    });
                 }
             }
             Err(infeasible) => {
                 let nearer = miss.as_ref().is_none_or(|m| {
-                    m.needed.is_zero() || (infeasible.needed < m.needed && !infeasible.needed.is_zero())
+                    m.needed.is_zero()
+                        || (infeasible.needed < m.needed && !infeasible.needed.is_zero())
                 });
                 if nearer {
                     miss = Some(infeasible);

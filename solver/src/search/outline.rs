@@ -94,16 +94,26 @@ pub struct GroupOutline {
 
 /// Reads the outline off the program.
 pub fn outline(problem: &Problem) -> Outline {
-    let single = Problem { micro_batches: 1, ..problem.clone() };
+    let single = Problem {
+        micro_batches: 1,
+        ..problem.clone()
+    };
     let keep = expand(&single, &Plan::keep_all(problem));
     let mut nothing = Plan::keep_all(problem);
-    nothing.fates.values_mut().for_each(|fate| *fate = Fate::RECOMPUTED);
+    nothing
+        .fates
+        .values_mut()
+        .for_each(|fate| *fate = Fate::RECOMPUTED);
     nothing.hold = Hold::NONE;
     let drop = expand(&single, &nothing);
     let tensors = tensors(problem, &keep);
     let groups = groups(problem, &keep);
     let steps = steps(problem, &keep, &drop, &tensors);
-    Outline { steps, tensors, groups }
+    Outline {
+        steps,
+        tensors,
+        groups,
+    }
 }
 
 fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
@@ -114,8 +124,11 @@ fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
         .iter()
         .map(|(id, tensor)| {
             let producer = &problem.ops[tensor.producer];
-            let operands =
-                producer.reads.iter().filter_map(|&v| problem.values[v].tensor).collect();
+            let operands = producer
+                .reads
+                .iter()
+                .filter_map(|&v| problem.values[v].tensor)
+                .collect();
             let held = match problem.values[tensor.value].split {
                 Split::Rows => false,
                 Split::Whole | Split::Groups => true,
@@ -144,7 +157,9 @@ fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
             }
         }
         for &value in &op.reads {
-            let Some(tensor) = problem.values[value].tensor else { continue };
+            let Some(tensor) = problem.values[value].tensor else {
+                continue;
+            };
             if problem.program[instruction.step].phase == Phase::Forward {
                 tensors[tensor].forward_until = instruction.step;
             } else {
@@ -186,7 +201,9 @@ fn groups(problem: &Problem, keep: &Draft) -> Vec<GroupOutline> {
         }
         let phase = problem.program[instruction.step].phase;
         for value in op.reads.iter().chain(&op.accumulates) {
-            let Some(g) = of_weight[value.index()] else { continue };
+            let Some(g) = of_weight[value.index()] else {
+                continue;
+            };
             let range = match phase {
                 Phase::Forward => &mut outlines[g].forward,
                 Phase::Backward => &mut outlines[g].backward,
@@ -223,7 +240,10 @@ fn steps(
     for (position, instruction) in keep.instructions.iter().enumerate() {
         let step = instruction.step;
         let op = &problem.ops[instruction.op];
-        let deferred = op.updates.iter().any(|&v| problem.values[v].category == Category::Weights)
+        let deferred = op
+            .updates
+            .iter()
+            .any(|&v| problem.values[v].category == Category::Weights)
             && problem.states.iter().any(|g| g.host.is_some());
         if deferred {
             continue;
@@ -256,15 +276,16 @@ fn steps(
         for &id in &steps[step].touched {
             let tensor = &tensors[id];
             let must = if forward {
-                required.get(position).map_or(0, |r| r.get(&id).copied().unwrap_or(0))
+                required
+                    .get(position)
+                    .map_or(0, |r| r.get(&id).copied().unwrap_or(0))
             } else {
                 operand_bytes(problem, instruction, id)
             };
             if 2 * must >= tensor.bytes && must > 0 {
                 moment.fixed += must;
             } else if forward && tensor.made < step
-                || !forward
-                    && (tensor.needed_until > step || position <= first_in_step[id.index()])
+                || !forward && (tensor.needed_until > step || position <= first_in_step[id.index()])
             {
                 // In the step of its last use a kept range may be through before others, so it
                 // counts up to that step's first use only.
@@ -341,8 +362,14 @@ fn first_uses(problem: &Problem, keep: &Draft) -> Vec<usize> {
 /// Bytes alive at every position of a draft, of some categories.
 fn live(problem: &Problem, draft: &Draft, which: impl Fn(Category) -> bool) -> Vec<u64> {
     let mut change = vec![0i128; draft.instructions.len() + 1];
-    for buffer in draft.buffers.iter().filter(|b| which(b.category) && b.first != usize::MAX) {
-        let saved = buffer.value.is_some_and(|v| problem.values[v].tensor.is_some());
+    for buffer in draft
+        .buffers
+        .iter()
+        .filter(|b| which(b.category) && b.first != usize::MAX)
+    {
+        let saved = buffer
+            .value
+            .is_some_and(|v| problem.values[v].tensor.is_some());
         if !saved {
             change[buffer.first] += i128::from(buffer.bytes.get());
             change[buffer.last + 1] -= i128::from(buffer.bytes.get());
@@ -359,14 +386,23 @@ fn live(problem: &Problem, draft: &Draft, which: impl Fn(Category) -> bool) -> V
 /// For every position of forward: the bytes of each tensor that are needed later in forward, so
 /// that no plan can be without them. The expansion that keeps nothing shows exactly these.
 fn forward_required(problem: &Problem, drop: &Draft) -> Vec<BTreeMap<TensorId, u64>> {
-    let is_forward =
-        |step: StepId| problem.program[step].phase == Phase::Forward;
-    let positions = drop.instructions.iter().take_while(|i| is_forward(i.step)).count();
+    let is_forward = |step: StepId| problem.program[step].phase == Phase::Forward;
+    let positions = drop
+        .instructions
+        .iter()
+        .take_while(|i| is_forward(i.step))
+        .count();
     let mut required = vec![BTreeMap::new(); positions];
     for buffer in &drop.buffers {
         let tensor = buffer.value.and_then(|v| problem.values[v].tensor);
-        let (Some(tensor), true) = (tensor, buffer.first < positions) else { continue };
-        for at in required.iter_mut().take(buffer.last.min(positions - 1) + 1).skip(buffer.first) {
+        let (Some(tensor), true) = (tensor, buffer.first < positions) else {
+            continue;
+        };
+        for at in required
+            .iter_mut()
+            .take(buffer.last.min(positions - 1) + 1)
+            .skip(buffer.first)
+        {
             *at.entry(tensor).or_insert(0) += buffer.bytes.get();
         }
     }
@@ -406,15 +442,13 @@ fn operand_bytes(
         Domain::Rows | Domain::RowsOfGroup => instruction.rows.len(),
     };
     let groups = instruction.groups.len();
-    problem.values[value].bytes(rows, groups, u64::from(problem.groups)).get()
+    problem.values[value]
+        .bytes(rows, groups, u64::from(problem.groups))
+        .get()
 }
 
 /// Keeps a moment unless another one of its step implies it.
-fn add_moment(
-    moments: &mut Vec<Moment>,
-    new: Moment,
-    tensors: &Table<TensorId, TensorOutline>,
-) {
+fn add_moment(moments: &mut Vec<Moment>, new: Moment, tensors: &Table<TensorId, TensorOutline>) {
     let sum = |bytes: &BTreeMap<usize, u64>| bytes.values().sum::<u64>();
     let implies = |a: &Moment, b: &Moment| {
         // What `b` counts as kept and `a` does not is at most so many bytes; weights count once

@@ -104,8 +104,15 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 }
 
 fn blocks(context: &Context<'_>) -> Vec<Block> {
-    let Context { problem, outline, .. } = context;
-    let count = problem.program.values().filter_map(|s| s.block).max().map_or(0, |b| b + 1);
+    let Context {
+        problem, outline, ..
+    } = context;
+    let count = problem
+        .program
+        .values()
+        .filter_map(|s| s.block)
+        .max()
+        .map_or(0, |b| b + 1);
     (0..count)
         .map(|block| {
             let time = |phase| {
@@ -124,7 +131,9 @@ fn blocks(context: &Context<'_>) -> Vec<Block> {
                 states: outline.groups[block as usize].state_bytes
                     + outline.groups[block as usize].gradient_bytes,
                 update_ns: outline.groups[block as usize].update_ns,
-                host_ns: problem.states[block as usize].host.map_or(0, |h| h.duration.get()),
+                host_ns: problem.states[block as usize]
+                    .host
+                    .map_or(0, |h| h.duration.get()),
             };
             for (id, tensor) in outline.tensors.iter() {
                 let value = &problem.values[problem.tensors[id].value];
@@ -144,10 +153,14 @@ fn blocks(context: &Context<'_>) -> Vec<Block> {
 
 /// `ceil(time to swap a block / time to compute it)`.
 fn interval(context: &Context<'_>, blocks: &[Block]) -> usize {
-    let Some(block) = blocks.first() else { return 1 };
+    let Some(block) = blocks.first() else {
+        return 1;
+    };
     let link = context.problem.machine.links.d2h;
     let swap = link.time(crate::units::Bytes::new(block.saved)).get();
-    usize::try_from(swap.div_ceil(block.forward_ns.max(1))).unwrap_or(usize::MAX).clamp(1, blocks.len().max(1))
+    usize::try_from(swap.div_ceil(block.forward_ns.max(1)))
+        .unwrap_or(usize::MAX)
+        .clamp(1, blocks.len().max(1))
 }
 
 /// Every (n_swap, n_checkpoint), each with the most persistent chunks that memory allows and what
@@ -159,9 +172,17 @@ fn configurations(context: &Context<'_>, blocks: &[Block]) -> Vec<Config> {
     for swap in 0..=n / interval {
         for checkpoint in 0..=n - swap {
             let modes = interleave(n, interval, swap, checkpoint);
-            let Some((persist, buffer)) = states_that_fit(context, blocks, &modes) else { continue };
+            let Some((persist, buffer)) = states_that_fit(context, blocks, &modes) else {
+                continue;
+            };
             let estimate_ns = estimate(context, blocks, &modes, persist, buffer);
-            configs.push(Config { persist, buffer, swap, checkpoint, estimate_ns });
+            configs.push(Config {
+                persist,
+                buffer,
+                swap,
+                checkpoint,
+                estimate_ns,
+            });
         }
     }
     configs
@@ -193,7 +214,11 @@ fn states_that_fit(
         })
         .sum();
     let recomputed = blocks.iter().map(|b| b.saved).max().unwrap_or(0);
-    let recomputed = if modes.contains(&Mode::Checkpoint) { recomputed } else { 0 };
+    let recomputed = if modes.contains(&Mode::Checkpoint) {
+        recomputed
+    } else {
+        0
+    };
     let budget = context.problem.budget.device.get();
     let fits = |persist: usize, buffer: usize| {
         let persistent: u64 = blocks[..persist].iter().map(|b| b.weights + b.states).sum();
@@ -207,7 +232,10 @@ fn states_that_fit(
         return Some((n, 0));
     }
     let persist = (0..n).rev().find(|&p| fits(p, 2.min(n - p)))?;
-    let buffer = (1..=n - persist).rev().find(|&b| fits(persist, b)).unwrap_or(1);
+    let buffer = (1..=n - persist)
+        .rev()
+        .find(|&b| fits(persist, b))
+        .unwrap_or(1);
     Some((persist, buffer))
 }
 
@@ -230,7 +258,11 @@ fn estimate(
         };
         let in_buffer = i + buffer >= n;
         let upload_again = if in_buffer { 0 } else { upload };
-        let recompute = if *mode == Mode::Checkpoint { block.recompute_ns } else { 0 };
+        let recompute = if *mode == Mode::Checkpoint {
+            block.recompute_ns
+        } else {
+            0
+        };
         forward += block.forward_ns.max(upload);
         backward += (block.backward_ns + recompute).max(offload + upload_again);
         if i < persist {
@@ -261,7 +293,8 @@ fn plan(context: &Context<'_>, blocks: &[Block], config: &Config) -> Plan {
         plan.placements[chunk] = Placement::Streamed;
     }
     // A block has two steps in forward and two in backward; the head lies between.
-    plan.weight_gap = Plan::WEIGHT_GAP + 4 * u32::try_from(config.buffer.saturating_sub(1)).unwrap_or(0);
+    plan.weight_gap =
+        Plan::WEIGHT_GAP + 4 * u32::try_from(config.buffer.saturating_sub(1)).unwrap_or(0);
     plan
 }
 

@@ -154,7 +154,10 @@ impl Model<'_> {
                 self.early[class].push((column, epoch));
             }
         }
-        self.early[class].iter().map(|&(column, _)| column).collect()
+        self.early[class]
+            .iter()
+            .map(|&(column, _)| column)
+            .collect()
     }
 
     fn states(&mut self) {
@@ -214,11 +217,21 @@ impl Model<'_> {
     /// What becomes ready to leave in epoch `j`: (column, GiB).
     fn leaving(&self, j: usize) -> Vec<(Column, f64)> {
         let mut terms = Vec::new();
-        for (c, class) in self.coarse.classes.iter().enumerate().filter(|(_, t)| t.made == j) {
+        for (c, class) in self
+            .coarse
+            .classes
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.made == j)
+        {
             terms.push((self.swap[c], gib(class.bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
-            if group.backward.or(group.forward).is_some_and(|(_, last)| last == j) {
+            if group
+                .backward
+                .or(group.forward)
+                .is_some_and(|(_, last)| last == j)
+            {
                 terms.extend(self.leaving_of_group(g));
             }
         }
@@ -229,14 +242,27 @@ impl Model<'_> {
     fn leaving_of_group(&self, g: usize) -> Vec<(Column, f64)> {
         let group = &self.coarse.groups[g];
         let (_, host, streamed) = self.placed[g];
-        let sent = if host.is_some() { group.gradient_bytes } else { group.weight_bytes };
-        host.into_iter().chain([streamed]).map(|c| (c, gib(sent))).collect()
+        let sent = if host.is_some() {
+            group.gradient_bytes
+        } else {
+            group.weight_bytes
+        };
+        host.into_iter()
+            .chain([streamed])
+            .map(|c| (c, gib(sent)))
+            .collect()
     }
 
     /// What must have arrived by the end of epoch `j`: (column, GiB).
     fn arriving(&self, j: usize) -> Vec<(Column, f64)> {
         let mut terms = Vec::new();
-        for (c, class) in self.coarse.classes.iter().enumerate().filter(|(_, t)| t.needed == j) {
+        for (c, class) in self
+            .coarse
+            .classes
+            .iter()
+            .enumerate()
+            .filter(|(_, t)| t.needed == j)
+        {
             terms.push((self.swap[c], gib(class.bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
@@ -262,12 +288,17 @@ impl Model<'_> {
             let capacity = cut.capacity as f64;
             let per_ms = GIB * 1e3 / capacity;
             let weights = [cut.d2h_weight, cut.h2d_weight].map(|w| w as f64 * per_ms);
-            self.lp.at_most(vec![(length, -1.0), (out, weights[0]), (into, weights[1])], 0.0);
+            self.lp.at_most(
+                vec![(length, -1.0), (out, weights[0]), (into, weights[1])],
+                0.0,
+            );
         }
     }
 
     fn compute(&mut self, j: usize, length: Column, out: Column, into: Column) {
-        let Some(epoch) = self.coarse.epochs.get(j) else { return };
+        let Some(epoch) = self.coarse.epochs.get(j) else {
+            return;
+        };
         let mut terms = vec![(length, -1.0)];
         let mut constant = ms(epoch.compute_ns);
         for (c, class) in self.coarse.classes.iter().enumerate() {
@@ -289,8 +320,16 @@ impl Model<'_> {
         let slow = machine.matmul_slowdown;
         let gentle = machine.elementwise_slowdown;
         let copies = [
-            (out, slow.d2h_ppm.min(gentle.d2h_ppm), machine.links.d2h.rate),
-            (into, slow.h2d_ppm.min(gentle.h2d_ppm), machine.links.h2d.rate),
+            (
+                out,
+                slow.d2h_ppm.min(gentle.d2h_ppm),
+                machine.links.d2h.rate,
+            ),
+            (
+                into,
+                slow.h2d_ppm.min(gentle.h2d_ppm),
+                machine.links.h2d.rate,
+            ),
         ];
         let mut slowed = false;
         for (column, ppm, rate) in copies {
@@ -318,8 +357,13 @@ impl Model<'_> {
         let mut row = vec![(column, -1.0), (length, -1.0)];
         row.extend(left.map(|l| (l, 1.0)));
         for (g, group) in self.coarse.groups.iter().enumerate() {
-            let ends = group.backward.or(group.forward).is_some_and(|(_, last)| last == j);
-            let (Some(work), true) = (group.host_ns, ends) else { continue };
+            let ends = group
+                .backward
+                .or(group.forward)
+                .is_some_and(|(_, last)| last == j);
+            let (Some(work), true) = (group.host_ns, ends) else {
+                continue;
+            };
             row.extend(self.placed[g].1.map(|c| (c, ms(work))));
             row.push((self.placed[g].2, ms(work)));
         }
@@ -340,7 +384,11 @@ impl Model<'_> {
             }
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
-            if group.backward.or(group.forward).is_some_and(|(_, last)| last == j) {
+            if group
+                .backward
+                .or(group.forward)
+                .is_some_and(|(_, last)| last == j)
+            {
                 row.extend(self.leaving_of_group(g).into_iter().map(|(c, b)| (c, -b)));
             }
         }
@@ -353,7 +401,11 @@ impl Model<'_> {
             self.lp.at_most(row, 0.0);
             back
         });
-        let moving: Vec<_> = [leaving].into_iter().chain(back).map(|c| (c, 1.0)).collect();
+        let moving: Vec<_> = [leaving]
+            .into_iter()
+            .chain(back)
+            .map(|c| (c, 1.0))
+            .collect();
         let margin = self.margins.device.get(j).copied().unwrap_or(0);
         let limit = gib(self.problem.budget.device.get()) - gib(margin);
         for moment in &self.coarse.epochs[j].moments {
@@ -397,7 +449,12 @@ impl Model<'_> {
             row.extend(host.map(|c| (c, gib(group.host_bytes))));
             row.push((streamed, gib(group.host_bytes)));
         }
-        let limit = self.problem.budget.host.get().saturating_sub(self.margins.host);
+        let limit = self
+            .problem
+            .budget
+            .host
+            .get()
+            .saturating_sub(self.margins.host);
         self.lp.at_most(row, gib(limit));
     }
 
@@ -407,7 +464,12 @@ impl Model<'_> {
         let value = |c: Column| optimum.value(c);
         Relaxed {
             bound_ns: (objective * MS) as u64,
-            fates: self.keep.iter().zip(&self.swap).map(|(&k, &s)| (value(k), value(s))).collect(),
+            fates: self
+                .keep
+                .iter()
+                .zip(&self.swap)
+                .map(|(&k, &s)| (value(k), value(s)))
+                .collect(),
             placements: self
                 .placed
                 .iter()

@@ -27,11 +27,16 @@ pub fn swap(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 /// recompute what element-wise kernels make (and, without fused attention, the scores). Here: every
 /// tensor whose recomputation takes less than a tenth of the most expensive one's, byte for byte.
 pub fn selective(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let per_byte = |t: &super::outline::TensorOutline| t.recompute_ns as f64 / t.bytes.max(1) as f64;
+    let per_byte =
+        |t: &super::outline::TensorOutline| t.recompute_ns as f64 / t.bytes.max(1) as f64;
     // Rows only: attention is what selective recomputation was made to spare.
     let problem = context.problem;
     let by_rows = |id| problem.values[problem.tensors[id].value].split == Split::Rows;
-    let tensors = context.outline.tensors.iter().filter(|&(id, _)| by_rows(id));
+    let tensors = context
+        .outline
+        .tensors
+        .iter()
+        .filter(|&(id, _)| by_rows(id));
     let dearest = tensors.map(|(_, t)| per_byte(t)).fold(0.0, f64::max);
     let mut plan = Plan::keep_all(problem);
     for (id, tensor) in context.outline.tensors.iter() {
