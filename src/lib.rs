@@ -1,3 +1,4 @@
 //! ebbtide: what fits, how fast, with which plan.
 
+pub mod commands;
 pub mod error;

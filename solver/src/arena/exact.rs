@@ -126,7 +126,9 @@ fn improve_part(part: &Instance, mut known: Known, enough: u64, options: &Option
         .capacity
         .map_or(u64::MAX, |capacity| capacity.get() / part.unit);
     while known.height > known.lower_bound.max(enough) && left > 0 {
-        for quarter in 0..4 {
+        // Asked for a capacity, nothing looser helps.
+        let quarters = if options.capacity.is_some() { 1 } else { 4 };
+        for quarter in 0..quarters {
             let tightest = known.lower_bound.max(enough);
             let capacity = tightest + (known.height - 1 - tightest) * quarter / 4;
             let nodes = left.min(FIRST_DECISION << round.min(30));

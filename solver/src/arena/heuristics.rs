@@ -4,7 +4,7 @@ use super::best_fit::fit_in_order;
 use super::exact::Known;
 use super::instance::{Instance, Item};
 use super::skyline::{drop_in_order, push_down};
-use super::sweep::{sweep, Fit, Sweep};
+use super::sweep::{sweep, Fit, Sweep, Timeline};
 
 /// Steps over gaps that all sweeps of one call may take together.
 const SWEEP_WORK: u64 = 40_000_000;
@@ -56,6 +56,7 @@ impl Best<'_> {
 /// Sweeps forwards and backwards, with ever shorter items at the top.
 fn sweeps(instance: &Instance, best: &mut Best) -> bool {
     let mirror = instance.mirrored();
+    let timelines = [Timeline::new(instance), Timeline::new(&mirror)];
     let sections = instance.sections as u32;
     let mut work = SWEEP_WORK;
     for short in [
@@ -68,8 +69,8 @@ fn sweeps(instance: &Instance, best: &mut Best) -> bool {
         1,
     ] {
         for fit in [Fit::Best, Fit::First] {
-            for directed in [instance, &mirror] {
-                let Some(offsets) = sweep(directed, Sweep { fit, short }, &mut work) else {
+            for timeline in &timelines {
+                let Some(offsets) = sweep(timeline, Sweep { fit, short }, &mut work) else {
                     return false;
                 };
                 if best.offer(offsets) {
