@@ -19,15 +19,18 @@
 //! the arena lies. [`validate`] shares nothing with the search and is there to be asked.
 
 mod best_fit;
+pub mod bilevel;
 mod exact;
 pub mod generate;
 mod heuristics;
 mod instance;
+mod mip;
 mod skyline;
 mod sweep;
 mod validate;
 
 pub use exact::Rules;
+pub use mip::place_by_mip;
 pub use validate::{validate, Fault};
 
 use crate::units::Bytes;
