@@ -1,5 +1,6 @@
 //! ebbtide: what fits, how fast, with which plan.
 
+pub mod commands;
 pub mod error;
 pub mod format;
 pub mod lower;

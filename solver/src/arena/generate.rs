@@ -148,6 +148,46 @@ fn cut_piece(piece: Piece, rectangle: &Rectangle, random: &mut Random) -> Option
     }
 }
 
+/// Requests that keep exactly `live` bytes alive over `time` positions.
+///
+/// At every position one or two requests end and one or two begin in their place, of other sizes.
+/// Nothing says that they lie side by side, so the optimum is often above the live bytes.
+pub fn churn(live: u64, time: u64, seed: u64) -> Vec<Request> {
+    let mut random = Random::new(seed);
+    // (start, size) of what is alive.
+    let mut alive = Vec::new();
+    let mut requests = Vec::new();
+    let mut free = live;
+    for position in 0..time {
+        let ending = if position == 0 {
+            0
+        } else {
+            1 + random.below(2)
+        };
+        for _ in 0..ending.min(alive.len() as u64) {
+            let (start, size) = alive.swap_remove(random.below(alive.len() as u64) as usize);
+            requests.push(Request::new(start, position, Bytes::new(size)));
+            free += size;
+        }
+        let pieces = if position == 0 { 4 } else { 2 };
+        for piece in 1..=pieces {
+            let size = if piece == pieces {
+                free
+            } else {
+                random.below(free + 1)
+            };
+            free -= size;
+            if size > 0 {
+                alive.push((position, size));
+            }
+        }
+    }
+    let last = |(start, size)| Request::new(start, time, Bytes::new(size));
+    requests.extend(alive.into_iter().map(last));
+    random.shuffle(&mut requests);
+    requests
+}
+
 /// Requests like those of a training step of `blocks` blocks, about `per_block` for each.
 ///
 /// Forward, every block leaves activations behind, some kept until its backward (a stack) and some

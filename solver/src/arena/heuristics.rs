@@ -1,56 +1,62 @@
 //! The heuristics in order of cost, until one reaches the lower bound.
 
 use super::best_fit::fit_in_order;
+use super::exact::Known;
 use super::instance::{Instance, Item};
 use super::skyline::{drop_in_order, push_down};
-use super::sweep::{sweep, Fit, Sweep};
+use super::sweep::{sweep, Fit, Sweep, Timeline};
 
 /// Steps over gaps that all sweeps of one call may take together.
 const SWEEP_WORK: u64 = 40_000_000;
 /// Most items for which O(n²) heuristics are still quick.
 const FEW: usize = 4_000;
 
-/// The best offsets that the cheap heuristics find.
-pub(crate) fn quick(instance: &Instance) -> Vec<u64> {
-    let mut best = Best::new(instance);
-    if best.offer(drop_in_order(instance, &by(instance, nested_key))) || sweeps(instance, &mut best)
-    {
-        return best.offsets;
-    }
-    if instance.items.len() <= FEW {
+/// The best placement that the cheap heuristics find.
+pub(crate) fn quick(instance: &Instance) -> Known {
+    let mut best = Best {
+        instance,
+        known: Known::nothing(instance),
+    };
+    let nested = drop_in_order(instance, &by(instance, nested_key));
+    if !best.offer(nested) && !sweeps(instance, &mut best) && instance.items.len() <= FEW {
         fits(instance, &mut best);
     }
-    best.offsets
+    best.known
+}
+
+/// The same, when `offsets` are already known.
+pub(crate) fn from(instance: &Instance, offsets: Vec<u64>) -> Known {
+    let mut best = Best {
+        instance,
+        known: Known::nothing(instance),
+    };
+    if !best.offer(offsets) {
+        best.offer(quick(instance).offsets);
+    }
+    best.known
 }
 
 /// The lowest placement so far.
 struct Best<'a> {
     instance: &'a Instance,
-    offsets: Vec<u64>,
-    height: u64,
+    known: Known,
 }
 
-impl<'a> Best<'a> {
-    fn new(instance: &'a Instance) -> Self {
-        Self {
-            instance,
-            offsets: Vec::new(),
-            height: u64::MAX,
-        }
-    }
+impl Best<'_> {
     /// Keeps the offsets if they are lower, and says whether the best is at the bound.
     fn offer(&mut self, offsets: Vec<u64>) -> bool {
         let height = self.instance.height(&offsets);
-        if height < self.height {
-            (self.offsets, self.height) = (offsets, height);
+        if height < self.known.height {
+            (self.known.offsets, self.known.height) = (offsets, height);
         }
-        self.height == self.instance.lower_bound
+        self.known.height == self.known.lower_bound
     }
 }
 
 /// Sweeps forwards and backwards, with ever shorter items at the top.
 fn sweeps(instance: &Instance, best: &mut Best) -> bool {
     let mirror = instance.mirrored();
+    let timelines = [Timeline::new(instance), Timeline::new(&mirror)];
     let sections = instance.sections as u32;
     let mut work = SWEEP_WORK;
     for short in [
@@ -63,8 +69,8 @@ fn sweeps(instance: &Instance, best: &mut Best) -> bool {
         1,
     ] {
         for fit in [Fit::Best, Fit::First] {
-            for directed in [instance, &mirror] {
-                let Some(offsets) = sweep(directed, Sweep { fit, short }, &mut work) else {
+            for timeline in &timelines {
+                let Some(offsets) = sweep(timeline, Sweep { fit, short }, &mut work) else {
                     return false;
                 };
                 if best.offer(offsets) {
@@ -73,7 +79,7 @@ fn sweeps(instance: &Instance, best: &mut Best) -> bool {
             }
         }
     }
-    let pushed = push_down(instance, &best.offsets);
+    let pushed = push_down(instance, &best.known.offsets);
     best.offer(pushed)
 }
 

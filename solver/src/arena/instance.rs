@@ -113,6 +113,42 @@ impl Instance {
             .unwrap_or(0)
     }
 
+    /// The stretches of time that no item connects, each with the numbers of its items here.
+    pub fn parts(&self) -> Vec<(Instance, Vec<u32>)> {
+        let mut order: Vec<u32> = (0..self.items.len() as u32).collect();
+        order.sort_unstable_by_key(|&i| (self.items[i as usize].lo, i));
+        let mut parts: Vec<(Instance, Vec<u32>)> = Vec::new();
+        let (mut first, mut end) = (0, 0);
+        for i in order {
+            let item = self.items[i as usize];
+            if item.lo >= end {
+                let empty = Self {
+                    items: Vec::new(),
+                    sections: 0,
+                    unit: self.unit,
+                    lower_bound: 0,
+                };
+                parts.push((empty, Vec::new()));
+                first = item.lo;
+            }
+            end = end.max(item.hi);
+            let Some((part, numbers)) = parts.last_mut() else {
+                continue;
+            };
+            part.items.push(Item {
+                lo: item.lo - first,
+                hi: item.hi - first,
+                ..item
+            });
+            part.sections = (end - first) as usize;
+            numbers.push(i);
+        }
+        for (part, _) in &mut parts {
+            part.lower_bound = part.live().into_iter().max().unwrap_or(0);
+        }
+        parts
+    }
+
     /// The same problem with time running backwards; items keep their numbers.
     pub fn mirrored(&self) -> Self {
         let last = self.sections as u32;

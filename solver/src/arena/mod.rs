@@ -19,16 +19,22 @@
 //! the arena lies. [`validate`] shares nothing with the search and is there to be asked.
 
 mod best_fit;
+pub mod bilevel;
+mod exact;
 pub mod generate;
 mod heuristics;
 mod instance;
+mod mip;
 mod skyline;
 mod sweep;
 mod validate;
 
+pub use exact::Rules;
+pub use mip::place_by_mip;
 pub use validate::{validate, Fault};
 
 use crate::units::Bytes;
+use exact::Known;
 use instance::Instance;
 
 /// What must have an address: `size` bytes, alive at positions `start..end`.
@@ -84,8 +90,14 @@ pub struct Options {
     pub alignment: Bytes,
     /// A height that is low enough: the search stops there. Without it, it minimises.
     pub capacity: Option<Bytes>,
-    /// When to stop at the latest.
+    /// When to stop at the latest. Without it, the nodes decide alone, the same everywhere.
     pub deadline: Option<std::time::Instant>,
+    /// How many states the exact search may look at, in each thread.
+    pub nodes: u64,
+    /// Searches side by side. With more than one, which optimum is found may differ between runs.
+    pub threads: usize,
+    /// The pruning rules of the exact search.
+    pub rules: Rules,
 }
 
 /// What a GPU's allocator gives.
@@ -97,6 +109,9 @@ impl Default for Options {
             alignment: DEFAULT_ALIGNMENT,
             capacity: None,
             deadline: None,
+            nodes: 1_000_000,
+            threads: 1,
+            rules: Rules::ALL,
         }
     }
 }
@@ -116,38 +131,54 @@ pub fn lower_bound(requests: &[Request], alignment: Bytes) -> Bytes {
 /// When the sizes sum to 2⁶³ bytes or more.
 pub fn place_quick(requests: &[Request], alignment: Bytes) -> Placement {
     let instance = Instance::new(requests, alignment);
-    let offsets = heuristics::quick(&instance);
-    finish(
-        requests,
-        &instance,
-        &offsets,
-        instance.lower_bound,
-        Status::Gap,
-    )
-}
-
-/// The placement in bytes; `status` is what is true of it unless it is at the bound.
-fn finish(
-    requests: &[Request],
-    instance: &Instance,
-    offsets: &[u64],
-    lower_bound: u64,
-    status: Status,
-) -> Placement {
-    let mut placed = vec![Bytes::ZERO; requests.len()];
-    for (item, offset) in instance.items.iter().zip(offsets) {
-        placed[item.request as usize] = Bytes::new(offset * instance.unit);
-    }
-    let height = instance.height(offsets);
-    let status = if height == lower_bound {
+    let known = heuristics::quick(&instance);
+    let optimal = known.height == known.lower_bound;
+    let status = if optimal {
         Status::Optimal
     } else {
-        status
+        Status::Gap
     };
+    finish(requests, &instance, known, status)
+}
+
+/// The best placement that the heuristics and then the exact search find.
+///
+/// # Panics
+/// When the sizes sum to 2⁶³ bytes or more.
+pub fn place(requests: &[Request], options: &Options) -> Placement {
+    let instance = Instance::new(requests, options.alignment);
+    let known = heuristics::quick(&instance);
+    let capacity = options
+        .capacity
+        .map(|capacity| capacity.get() / instance.unit);
+    let known = match capacity {
+        Some(capacity) if known.height <= capacity || known.lower_bound > capacity => known,
+        _ if known.height == known.lower_bound => known,
+        _ => exact::improve(&instance, known, capacity.unwrap_or(0), options),
+    };
+    let late = options
+        .deadline
+        .is_some_and(|deadline| std::time::Instant::now() >= deadline);
+    let status = match capacity {
+        Some(capacity) if known.lower_bound > capacity => Status::Infeasible,
+        _ if known.height == known.lower_bound => Status::Optimal,
+        Some(capacity) if known.height <= capacity => Status::Gap,
+        _ if late => Status::TimedOut,
+        _ => Status::Gap,
+    };
+    finish(requests, &instance, known, status)
+}
+
+/// The placement in bytes.
+fn finish(requests: &[Request], instance: &Instance, known: Known, status: Status) -> Placement {
+    let mut placed = vec![Bytes::ZERO; requests.len()];
+    for (item, offset) in instance.items.iter().zip(&known.offsets) {
+        placed[item.request as usize] = Bytes::new(offset * instance.unit);
+    }
     Placement {
         offsets: placed,
-        height: Bytes::new(height * instance.unit),
-        lower_bound: Bytes::new(lower_bound * instance.unit),
+        height: Bytes::new(known.height * instance.unit),
+        lower_bound: Bytes::new(known.lower_bound * instance.unit),
         status,
     }
 }

@@ -4,7 +4,7 @@
 //! long-lived ones grow from the bottom up and the short-lived ones from the lower bound down, so
 //! that transients do not leave holes in a stack of activations.
 
-use super::instance::Instance;
+use super::instance::{Instance, Item};
 
 /// Which gap an item gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,50 +23,59 @@ pub(crate) struct Sweep {
     pub short: u32,
 }
 
-/// Offsets after one sweep; nothing when it would take more than `work` steps over gaps.
-pub(crate) fn sweep(instance: &Instance, how: Sweep, work: &mut u64) -> Option<Vec<u64>> {
-    let items = &instance.items;
-    let begins = by_section(instance, |item| item.0);
-    let ends = by_section(instance, |item| item.1);
-    let (mut next, mut done) = (0, 0);
+/// An instance with its items in the orders in which a sweep meets them.
+pub(crate) struct Timeline<'a> {
+    instance: &'a Instance,
+    begins: Vec<u32>,
+    ends: Vec<u32>,
+}
+
+impl<'a> Timeline<'a> {
+    pub fn new(instance: &'a Instance) -> Self {
+        let begins = by_section(instance, |item| item.lo);
+        let ends = by_section(instance, |item| item.hi);
+        Self {
+            instance,
+            begins,
+            ends,
+        }
+    }
+}
+
+/// Offsets after one sweep; nothing when it would take more than `work` steps.
+pub(crate) fn sweep(timeline: &Timeline, how: Sweep, work: &mut u64) -> Option<Vec<u64>> {
+    let items = &timeline.instance.items;
+    let ceiling = timeline.instance.lower_bound;
     let mut offsets = vec![0; items.len()];
     let mut gaps = vec![(0, u64::MAX)];
-    for section in 0..instance.sections as u32 {
-        while done < ends.len() && items[ends[done] as usize].hi <= section {
-            let index = ends[done] as usize;
-            release(
-                &mut gaps,
-                offsets[index],
-                offsets[index] + items[index].size,
-            );
-            done += 1;
+    let mut ends = timeline.ends.iter().peekable();
+    for &index in &timeline.begins {
+        let item = &items[index as usize];
+        while let Some(&ended) = ends.next_if(|&&other| items[other as usize].hi <= item.lo) {
+            let start = offsets[ended as usize];
+            release(&mut gaps, start, start + items[ended as usize].size);
         }
-        while next < begins.len() && items[begins[next] as usize].lo == section {
-            let index = begins[next] as usize;
-            let item = &items[index];
-            *work = work.checked_sub(gaps.len() as u64)?;
-            let top_down = item.width() <= how.short;
-            let chosen = if top_down {
-                highest(&gaps, item.size, instance.lower_bound)
-            } else {
-                None
-            };
-            let (gap, offset) = chosen.unwrap_or_else(|| lowest(&gaps, item.size, how.fit));
-            offsets[index] = offset;
-            take(&mut gaps, gap, offset, offset + item.size);
-            next += 1;
-        }
+        *work = work.checked_sub(1 + gaps.len() as u64)?;
+        let top_down = item.width() <= how.short;
+        let under = if top_down {
+            highest(&gaps, item.size, ceiling)
+        } else {
+            None
+        };
+        let (gap, offset) = under.unwrap_or_else(|| lowest(&gaps, item.size, how.fit));
+        offsets[index as usize] = offset;
+        take(&mut gaps, gap, offset, offset + item.size);
     }
     Some(offsets)
 }
 
 /// Item numbers by section, the widest first within one, then the largest.
-fn by_section(instance: &Instance, section: impl Fn((u32, u32)) -> u32) -> Vec<u32> {
+fn by_section(instance: &Instance, section: fn(&Item) -> u32) -> Vec<u32> {
     let mut order: Vec<u32> = (0..instance.items.len() as u32).collect();
     order.sort_unstable_by_key(|&index| {
         let item = &instance.items[index as usize];
         (
-            section((item.lo, item.hi)),
+            section(item),
             u32::MAX - item.width(),
             u64::MAX - item.size,
             index,

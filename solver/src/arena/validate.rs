@@ -111,7 +111,9 @@ pub fn validate(requests: &[Request], alignment: Bytes, placement: &Placement) -
     }
     let mut faults = Vec::new();
     let mut highest = 0;
-    let end = |i: usize| u128::from(offsets[i].get()) + u128::from(requests[i].size.get());
+    let occupies = |request: &Request| !request.size.is_zero() && request.start < request.end;
+    let begin = |i: usize| u128::from(offsets[i].get());
+    let end = |i: usize| begin(i) + u128::from(requests[i].size.get());
     for (first, request) in requests.iter().enumerate() {
         if request.start > request.end {
             faults.push(Fault::Reversed { request: first });
@@ -122,6 +124,9 @@ pub fn validate(requests: &[Request], alignment: Bytes, placement: &Placement) -
                 offset: offsets[first],
             });
         }
+        if !occupies(request) {
+            continue;
+        }
         if end(first) > u128::from(placement.height.get()) {
             let height = placement.height;
             faults.push(Fault::TooHigh {
@@ -130,17 +135,12 @@ pub fn validate(requests: &[Request], alignment: Bytes, placement: &Placement) -
                 height,
             });
         }
-        if !request.size.is_zero() && request.start < request.end {
-            let grain = u128::from(alignment.get().max(1));
-            highest = highest.max(end(first).div_ceil(grain) * grain);
-        }
+        let grain = u128::from(alignment.get().max(1));
+        highest = highest.max(end(first).div_ceil(grain) * grain);
         for (second, other) in requests.iter().enumerate().skip(first + 1) {
-            let both_live = request.start < other.end && other.start < request.end;
-            let alive = request.start < request.end && other.start < other.end;
-            let share = u128::from(offsets[first].get()) < end(second)
-                && u128::from(offsets[second].get()) < end(first);
-            let occupied = !request.size.is_zero() && !other.size.is_zero();
-            if both_live && alive && share && occupied {
+            let both_alive = request.start < other.end && other.start < request.end;
+            let share_bytes = begin(first) < end(second) && begin(second) < end(first);
+            if occupies(other) && both_alive && share_bytes {
                 faults.push(Fault::Overlap { first, second });
             }
         }
