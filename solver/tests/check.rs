@@ -101,6 +101,17 @@ fn a_recomputation_makes_the_version_that_was_read_before() {
     );
 }
 
+/// A rotated sum is another than a sum of which one part is not rotated.
+#[test]
+fn contributions_do_not_commute_with_changes_in_place() {
+    let mut schedule = tiny();
+    let (out, rotate) = (runs(&schedule, OUT)[1], runs(&schedule, ROTATE)[0]);
+    let late = schedule.streams[0].remove(out);
+    schedule.streams[0].insert(rotate, late);
+    let names: Vec<_> = check(&schedule).iter().map(|v| v.fault.name()).collect();
+    assert_eq!(names, ["wrong-version"]);
+}
+
 /// Whatever a file can hold, the answer is a list and no panic.
 #[test]
 fn garbage_is_refused_without_a_panic() {
