@@ -199,8 +199,12 @@ fn a_large_schedule_is_checked_at_once() {
     let schedule = tiny_of(2200);
     let instructions: usize = schedule.streams.iter().map(Vec::len).sum();
     assert!(instructions > 50_000 && schedule.buffers.len() > 26_000);
-    let start = std::time::Instant::now();
-    assert!(check(&schedule).is_empty());
-    println!("{instructions} instructions in {:?}", start.elapsed());
-    assert!(start.elapsed() < std::time::Duration::from_secs(5));
+    let fastest = (0..5).map(|_| {
+        let start = std::time::Instant::now();
+        assert!(check(&schedule).is_empty());
+        start.elapsed()
+    });
+    let fastest = fastest.min().expect("five");
+    println!("{instructions} instructions in {fastest:?}");
+    assert!(fastest < std::time::Duration::from_secs(1));
 }
