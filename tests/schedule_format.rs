@@ -9,69 +9,55 @@ use ebbtide_solver::ids::{BufferId, EventId, Id, OpId, ValueId};
 use ebbtide_solver::problem::{Category, Domain};
 use ebbtide_solver::schedule::{Access, Action, Operand, Space};
 use ebbtide_solver::units::{Bytes, Nanos, Span};
+use support::tiny::random::Random;
 use support::{tiny, tiny_file};
 
-/// A small generator of pseudo-random numbers (xorshift64*), so that seeds mean the same for ever.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+/// Small, large and the largest numbers.
+fn number(random: &mut Random) -> u64 {
+    let bits = random.below(65) as u32;
+    random.next().checked_shr(bits).unwrap_or(u64::MAX)
+}
+fn span(random: &mut Random) -> Span {
+    Span {
+        start: number(random),
+        end: number(random),
     }
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len() as u64) as usize]
-    }
-    /// Small, large and the largest numbers.
-    fn number(&mut self) -> u64 {
-        let bits = self.below(65) as u32;
-        self.next().checked_shr(bits).unwrap_or(u64::MAX)
-    }
-    fn span(&mut self) -> Span {
-        Span {
-            start: self.number(),
-            end: self.number(),
-        }
-    }
-    fn id<I: Id>(&mut self) -> I {
-        I::from_index(self.number() as u32 as usize)
-    }
-    fn text(&mut self) -> String {
-        let letters = ['a', 'ß', '"', '\\', '\n', '\u{0}', '漢', '🌊'];
-        (0..self.below(6)).map(|_| self.pick(&letters)).collect()
-    }
+}
+fn id<I: Id>(random: &mut Random) -> I {
+    I::from_index(number(random) as u32 as usize)
+}
+fn text(random: &mut Random) -> String {
+    let letters = ['a', 'ß', '"', '\\', '\n', '\u{0}', '漢', '🌊'];
+    (0..random.below(6))
+        .map(|_| random.pick(&letters))
+        .collect()
 }
 
 /// A file whose every field is arbitrary: the referee would not like it.
 fn arbitrary(random: &mut Random) -> ScheduleFile {
     let mut file = tiny_file();
-    file.model.name = random.text();
-    file.method = random.text();
-    file.model.parameters = random.number();
-    file.hardware.overhead = Bytes::new(random.number());
+    file.model.name = text(random);
+    file.method = text(random);
+    file.model.parameters = number(random);
+    file.hardware.overhead = Bytes::new(number(random));
     file.solver.status = random.pick(&[
         Status::Optimal,
         Status::Gap,
         Status::TimeLimit,
         Status::Unproved,
     ]);
-    file.solver.bound = (random.below(2) > 0).then(|| Nanos::new(random.number()));
-    file.solver.gap = (random.below(2) > 0).then(|| random.number() as f64 / 7.0);
+    file.solver.bound = (random.below(2) > 0).then(|| Nanos::new(number(random)));
+    file.solver.gap = (random.below(2) > 0).then(|| number(random) as f64 / 7.0);
     file.predicted.mfu = f64::from_bits(random.next() >> 2);
-    file.decisions[0].block = (random.below(2) > 0).then(|| random.number() as u32);
+    file.decisions[0].block = (random.below(2) > 0).then(|| number(random) as u32);
     let s = &mut file.schedule;
-    s.tokens = random.number();
-    s.groups = random.number();
-    s.events = random.number() as u32;
-    s.micro_batches = random.number() as u32;
-    s.state_groups[0] = random.text();
+    s.tokens = number(random);
+    s.groups = number(random);
+    s.events = number(random) as u32;
+    s.micro_batches = number(random) as u32;
+    s.state_groups[0] = text(random);
     for op in s.ops.values_mut() {
-        op.name = random.text();
+        op.name = text(random);
         op.domain = random.pick(&[
             Domain::Rows,
             Domain::RowsOfGroup,
@@ -79,32 +65,31 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
             Domain::Whole,
         ]);
         op.accumulates = (0..random.below(3))
-            .map(|_| random.id::<ValueId>())
+            .map(|_| id::<ValueId>(random))
             .collect();
         op.updates = (0..random.below(3))
-            .map(|_| random.id::<ValueId>())
+            .map(|_| id::<ValueId>(random))
             .collect();
         op.required = random.below(2) > 0;
     }
     for value in s.values.values_mut() {
         value.category = random.pick(&Category::ALL);
-        value.row_bytes = random.number();
-        value.fixed_bytes = Bytes::new(random.number());
+        value.row_bytes = number(random);
+        value.fixed_bytes = Bytes::new(number(random));
         value.by_groups = random.below(2) > 0;
     }
     for buffer in s.buffers.values_mut() {
-        buffer.value = (random.below(2) > 0).then(|| random.id());
+        buffer.value = (random.below(2) > 0).then(|| id(random));
         buffer.space = random.pick(&[Space::Device, Space::Host]);
         buffer.category = random.pick(&Category::ALL);
-        buffer.offset = Bytes::new(random.number());
-        buffer.bytes = Bytes::new(random.number());
-        (buffer.rows, buffer.groups, buffer.lifetime) =
-            (random.span(), random.span(), random.span());
+        buffer.offset = Bytes::new(number(random));
+        buffer.bytes = Bytes::new(number(random));
+        (buffer.rows, buffer.groups, buffer.lifetime) = (span(random), span(random), span(random));
         buffer.persistent = random.below(2) > 0;
     }
     for i in s.streams.iter_mut().flatten() {
-        let op: OpId = random.id();
-        let state = random.number() as u32;
+        let op: OpId = id(random);
+        let state = number(random) as u32;
         let actions = [
             Action::Run(op),
             Action::Recompute(op),
@@ -113,17 +98,17 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
             Action::Barrier,
         ];
         i.action = random.pick(&actions);
-        (i.rows, i.groups) = (random.span(), random.span());
-        i.micro_batch = random.number() as u32;
-        i.duration = Nanos::new(random.number());
+        (i.rows, i.groups) = (span(random), span(random));
+        i.micro_batch = number(random) as u32;
+        i.duration = Nanos::new(number(random));
         i.waits = (0..random.below(3))
-            .map(|_| random.id::<EventId>())
+            .map(|_| id::<EventId>(random))
             .collect();
-        i.signals = (random.below(2) > 0).then(|| random.id());
+        i.signals = (random.below(2) > 0).then(|| id(random));
         let access = [Access::Read, Access::Write, Access::Update];
         i.operands = (0..random.below(4))
             .map(|_| Operand {
-                buffer: random.id::<BufferId>(),
+                buffer: id::<BufferId>(random),
                 access: random.pick(&access),
             })
             .collect();
@@ -159,7 +144,7 @@ fn what_is_written_is_read_back_and_valid() {
 fn arbitrary_files_are_read_back_valid_and_never_make_the_referee_panic() {
     let validator = validator();
     for seed in 1..=200 {
-        let file = arbitrary(&mut Random(seed));
+        let file = arbitrary(&mut Random::new(seed));
         let text = write(&file);
         assert_eq!(
             read(&text).unwrap_or_else(|e| panic!("seed {seed}: {e}")),
@@ -294,6 +279,7 @@ fn an_instruction_takes_some_two_hundred_bytes() {
     let text = write(&file);
     let instructions: usize = file.schedule.streams.iter().map(Vec::len).sum();
     assert!(instructions > 15_000);
+    println!("{} bytes for {instructions} instructions", text.len());
     assert!(
         text.len() < 4 << 20,
         "{} bytes for {instructions} instructions",

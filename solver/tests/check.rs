@@ -101,6 +101,17 @@ fn a_recomputation_makes_the_version_that_was_read_before() {
     );
 }
 
+/// A rotated sum is another than a sum of which one part is not rotated.
+#[test]
+fn contributions_do_not_commute_with_changes_in_place() {
+    let mut schedule = tiny();
+    let (out, rotate) = (runs(&schedule, OUT)[1], runs(&schedule, ROTATE)[0]);
+    let late = schedule.streams[0].remove(out);
+    schedule.streams[0].insert(rotate, late);
+    let names: Vec<_> = check(&schedule).iter().map(|v| v.fault.name()).collect();
+    assert_eq!(names, ["wrong-version"]);
+}
+
 /// Whatever a file can hold, the answer is a list and no panic.
 #[test]
 fn garbage_is_refused_without_a_panic() {
@@ -188,8 +199,12 @@ fn a_large_schedule_is_checked_at_once() {
     let schedule = tiny_of(2200);
     let instructions: usize = schedule.streams.iter().map(Vec::len).sum();
     assert!(instructions > 50_000 && schedule.buffers.len() > 26_000);
-    let start = std::time::Instant::now();
-    assert!(check(&schedule).is_empty());
-    println!("{instructions} instructions in {:?}", start.elapsed());
-    assert!(start.elapsed() < std::time::Duration::from_secs(5));
+    let fastest = (0..5).map(|_| {
+        let start = std::time::Instant::now();
+        assert!(check(&schedule).is_empty());
+        start.elapsed()
+    });
+    let fastest = fastest.min().expect("five");
+    println!("{instructions} instructions in {fastest:?}");
+    assert!(fastest < std::time::Duration::from_secs(1));
 }

@@ -107,6 +107,10 @@ impl Cells {
                 }
                 gap => {
                     let end = gap.map_or(range.end, |cell| cell.start.min(range.end));
+                    // Most buffers are one cell for all their life.
+                    if cells.is_empty() {
+                        cells.reserve_exact(1);
+                    }
                     cells.insert(next, Cell::new(at, end, Written::Never));
                     at = end;
                 }

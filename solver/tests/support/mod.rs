@@ -281,13 +281,13 @@ pub fn tiny_of(micro_batches: u32) -> Schedule {
             &[made],
         );
         let mut free = made;
-        for g in 0..2 {
+        for (g, head) in heads.into_iter().enumerate() {
             for (tile, from) in tiles.into_iter().zip([x0, x1]) {
                 let proj = [(R, from), (R, u_device), (W, qs[g])];
-                compute(&mut b, run(PROJ), tile, heads[g], &proj, &[]);
+                compute(&mut b, run(PROJ), tile, head, &proj, &[]);
             }
             let attend = [(R, qs[g]), (W, os[g])];
-            let at = compute(&mut b, run(ATTENTION), ALL, heads[g], &attend, &[]);
+            let at = compute(&mut b, run(ATTENTION), ALL, head, &attend, &[]);
             free = if g == 0 { at } else { free };
         }
         for tile in tiles {
@@ -321,10 +321,10 @@ pub fn tiny_of(micro_batches: u32) -> Schedule {
             &[],
         );
         for (i, from) in [x0_back, x1_back].into_iter().enumerate() {
-            for g in 0..2 {
+            for (g, head) in heads.into_iter().enumerate() {
                 let after = if (i, g) == (0, 0) { vec![back] } else { vec![] };
                 let operands = [(R, from), (R, d_sum), (first(i + g == 0), du_device)];
-                compute(&mut b, run(BACK), tiles[i], heads[g], &operands, &after);
+                compute(&mut b, run(BACK), tiles[i], head, &operands, &after);
             }
             let gather = [(R, ids), (R, d_sum), (first(i == 0), dw_device)];
             last = compute(&mut b, run(GATHER), tiles[i], BOTH, &gather, &[]);

@@ -1,8 +1,10 @@
 //! What a buffer holds: which contributions, of which micro-batch, after which optimizer update.
 //!
 //! Every contribution adds a hash of its operator (and head group) to the cell's sum, so that two
-//! cells with equal sums have had the same contributions, whatever their order. The sums of what
-//! is read must agree between the tiles of a step, and between a value and its recomputation.
+//! cells with equal sums have had the same contributions, whatever their order. A change in place
+//! that is no contribution (a rotation) does not commute, so it hashes the sum before it. The sums
+//! of what is read must agree between the tiles of a step, and between a value and its
+//! recomputation.
 
 use std::collections::HashSet;
 
@@ -14,9 +16,13 @@ use crate::ids::{BufferId, Id, OpId, ValueId};
 use crate::problem::{Category, Domain};
 use crate::schedule::{Access, Action, Buffer, ScheduledOp};
 
-/// Spreads what an operator adds for one group over 64 bits (the finaliser of splitmix64).
+/// What an operator adds for one group.
 fn hash(op: OpId, group: u64) -> u64 {
-    let mut x = (op.index() as u64 + 1) << 16 ^ (group + 1);
+    spread((op.index() as u64 + 1) << 16 ^ (group + 1))
+}
+
+/// Spreads a number over 64 bits (the finaliser of splitmix64).
+fn spread(mut x: u64) -> u64 {
     x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ x >> 31
@@ -48,10 +54,14 @@ impl Replay<'_> {
                     && value.is_some_and(|(_, value)| !value.by_groups);
                 let groups = now.instruction.groups;
                 let last = groups.end.min(self.schedule.groups);
-                new.sum = match grouped {
+                let part = match grouped {
                     true => (groups.start..last)
-                        .fold(new.sum, |sum, group| sum.wrapping_add(hash(op, group))),
-                    false => new.sum.wrapping_add(hash(op, u64::MAX - 1)),
+                        .fold(0u64, |sum, group| sum.wrapping_add(hash(op, group))),
+                    false => hash(op, u64::MAX - 1),
+                };
+                new.sum = match adds {
+                    true => new.sum.wrapping_add(part),
+                    false => spread(new.sum ^ part),
                 };
             } else {
                 new.base = op.index() as u32 + 1;
