@@ -503,7 +503,11 @@ impl Expander<'_> {
         let group = (split == Split::Groups && groups.len() == 1).then_some(groups.start);
         // A block input is made as a whole, so that a segment is made block by block and what one
         // block needs of the host is there for that block only.
-        let wanted = if split == Split::Whole { self.problem.all_rows() } else { rows };
+        let wanted = if split == Split::Whole {
+            self.problem.all_rows()
+        } else {
+            rows
+        };
         let outer = std::mem::replace(&mut self.recomputing, true);
         match op.domain {
             Domain::Rows | Domain::RowsOfGroup => {

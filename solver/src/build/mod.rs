@@ -25,7 +25,7 @@ pub use transfer::Transfers;
 pub const ALIGNMENT: Bytes = arena::DEFAULT_ALIGNMENT;
 
 /// Why a plan cannot be built.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Infeasible {
     /// The step in which memory runs out; none where host memory does.
     pub step: Option<String>,
@@ -98,7 +98,14 @@ fn build_once(problem: &Problem, plan: &Plan, clock: Option<&[u64]>) -> Result<B
     let peak_step = peak_step(problem, &draft, &transfers);
     let schedule = emit::emit(problem, &draft, &transfers);
     let peak = transfers.peak;
-    Ok(Built { draft, transfers, placement, schedule, peak, peak_step })
+    Ok(Built {
+        draft,
+        transfers,
+        placement,
+        schedule,
+        peak,
+        peak_step,
+    })
 }
 
 /// How often copies are placed again because addresses did not fit.
@@ -151,7 +158,13 @@ fn peak_step(problem: &Problem, draft: &Draft, transfers: &Transfers) -> String 
 /// Gives every buffer its address. The arena is as large as its placement is high, which is the
 /// peak where the placement is optimal.
 pub fn with_addresses(built: Built) -> Schedule {
-    let Built { draft, transfers, placement, mut schedule, .. } = built;
+    let Built {
+        draft,
+        transfers,
+        placement,
+        mut schedule,
+        ..
+    } = built;
     let placement = placement.unwrap_or_else(|| place(&draft, &transfers));
     for (buffer, offset) in schedule.buffers.values_mut().zip(&placement.offsets) {
         buffer.offset = *offset;

@@ -192,7 +192,11 @@ fn retire(
         outward.clock.push(clock[position] + stall);
     }
     if let Some(&(position, needed)) = over.iter().max_by_key(|o| o.1) {
-        return Err(Overflow { position, needed: Bytes::new(needed), missing: missing(draft, budget, &over) });
+        return Err(Overflow {
+            position,
+            needed: Bytes::new(needed),
+            missing: missing(draft, budget, &over),
+        });
     }
     for &d in &pending {
         lifetimes[draft.departures[d].buffer].end = positions as u64;

@@ -46,8 +46,8 @@ fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasib
     let mut miss = None;
     for _ in 0..ROUNDS {
         let plan = fill(context, &start, room);
-        match build(problem, &plan) {
-            Ok(built) => return Ok(Candidate::of(plan, built)),
+        match context.candidate(plan) {
+            Ok(candidate) => return Ok(candidate),
             Err(infeasible) => {
                 room =
                     room.saturating_sub(infeasible.needed.saturating_sub(infeasible.limit).get());
@@ -66,7 +66,11 @@ fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
         hold: Hold::ALL,
         ..start.clone()
     };
-    let mut host = problem.budget.host.get().saturating_sub(context.states_on_host(&plan));
+    let mut host = problem
+        .budget
+        .host
+        .get()
+        .saturating_sub(context.states_on_host(&plan));
     let forward_ns: u64 = problem
         .program
         .iter()

@@ -15,37 +15,60 @@
 use super::coarse::Coarse;
 use super::relaxation::{relax, Margins, Relaxed};
 use super::{better, Candidate, Context};
-use crate::build::{build, Infeasible};
+use crate::build::Infeasible;
 use crate::ids::{Id, Table, TensorId};
 use crate::plan::{Fate, Hold, Placement, Plan};
 use crate::problem::{Problem, Split};
 
 /// How often the relaxation is solved again for one shape.
 const ROUNDS: usize = 6;
+/// A stall of more than this part of the step is worth another round, with this much less of the
+/// links in use.
+const STALL: u64 = 1000;
+const LINK_SPARE: f64 = 0.02;
 /// The least part of the device that is given up once fragmentation makes a plan miss.
 const FRAGMENTATION: u64 = 50;
 /// How many shapes of segments are built.
 const SHAPES_BUILT: usize = 6;
 
 /// What is held of recomputed attention: less is tried where attention is recomputed.
-const HOLDS: [Hold; 3] =
-    [Hold::ALL, Hold { output: true, projections: false }, Hold::NONE];
+const HOLDS: [Hold; 3] = [
+    Hold::ALL,
+    Hold {
+        output: true,
+        projections: false,
+    },
+    Hold::NONE,
+];
 
 /// The best plan that rounding finds.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let Some(relaxed) = &context.relaxed else { return Err(context.infeasible()) };
-    let free = Margins { device: vec![0; context.coarse.epochs.len()], ..Margins::default() };
+    let Some(relaxed) = &context.relaxed else {
+        return Err(Infeasible::default());
+    };
+    let free = Margins {
+        device: vec![0; context.coarse.epochs.len()],
+        ..Margins::default()
+    };
     let bound = context.bound().get();
     let close = |found: &Result<Candidate, Infeasible>| {
-        found.as_ref().is_ok_and(|c| c.timeline.step.get().saturating_sub(bound) * 1000 <= bound)
+        found.as_ref().is_ok_and(|c| {
+            c.timeline.step.get().saturating_sub(bound) as f64 <= bound as f64 * context.gap
+        })
     };
     // Weights that stay leave copies to what else must move; streaming them is for tight memory.
     if inputs_recomputed(context, relaxed) {
         return segmented(context);
     }
-    let resident = Margins { resident: true, ..free.clone() };
+    let resident = Margins {
+        resident: true,
+        ..free.clone()
+    };
     let mut best = repaired(context, &resident, None);
-    let streams = relaxed.placements.iter().any(|[_, _, streamed]| *streamed > 1e-3);
+    let streams = relaxed
+        .placements
+        .iter()
+        .any(|[_, _, streamed]| *streamed > 1e-3);
     if streams && !close(&best) {
         best = better(best, repaired(context, &free, Some(relaxed.clone())));
     }
@@ -56,7 +79,10 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 fn inputs_recomputed(context: &Context<'_>, relaxed: &Relaxed) -> bool {
     let classes = context.coarse.classes.iter().zip(&relaxed.fates);
     let again = classes.filter(|(class, _)| is_input(context.problem, class.members[0]));
-    again.map(|(class, (k, s))| (1.0 - k - s) * class.members.len() as f64).sum::<f64>() > 1.5
+    again
+        .map(|(class, (k, s))| (1.0 - k - s) * class.members.len() as f64)
+        .sum::<f64>()
+        > 1.5
 }
 
 fn is_input(problem: &Problem, tensor: TensorId) -> bool {
@@ -69,7 +95,7 @@ fn repaired(
     margins: &Margins,
     first: Option<Relaxed>,
 ) -> Result<Candidate, Infeasible> {
-    let mut best: Result<Candidate, Infeasible> = Err(context.infeasible());
+    let mut best: Result<Candidate, Infeasible> = Err(Infeasible::default());
     let mut solved = first;
     let mut margins = margins.clone();
     for _ in 0..ROUNDS {
@@ -79,9 +105,22 @@ fn repaired(
         };
         solved = None;
         let found = built(context, &relaxed);
-        let miss = found.as_ref().err().cloned();
+        let outcome = match &found {
+            Ok(candidate) => Ok((candidate.timeline.stall, candidate.timeline.step)),
+            Err(miss) => Err(miss.clone()),
+        };
         best = better(best, found);
-        let Some(miss) = miss else { break };
+        let miss = match outcome {
+            // Copies that come too late: the links do less than they could on paper.
+            Ok((stall, step)) if stall > step.scaled(1, STALL) => {
+                margins.link += LINK_SPARE;
+                continue;
+            }
+            Ok(_) => break,
+            // It fits but cannot win.
+            Err(miss) if miss.needed.is_zero() => break,
+            Err(miss) => miss,
+        };
         let excess = miss.needed.saturating_sub(miss.limit).get();
         if miss.step.is_none() {
             margins.host += excess + 1;
@@ -91,10 +130,16 @@ fn repaired(
             margins.device.iter_mut().for_each(|m| *m += lost);
         }
         for (epoch, margin) in context.coarse.epochs.iter().zip(&mut margins.device) {
-            let within = miss.missing.iter().filter(|(s, _)| epoch.steps.0 <= *s && *s <= epoch.steps.1);
+            let within = miss
+                .missing
+                .iter()
+                .filter(|(s, _)| epoch.steps.0 <= *s && *s <= epoch.steps.1);
             // Less than a piece would round to the same plan.
             let least = context.problem.budget.device.get() / 200;
-            *margin += within.map(|(_, short)| short.get().max(least)).max().unwrap_or(0);
+            *margin += within
+                .map(|(_, short)| short.get().max(least))
+                .max()
+                .unwrap_or(0);
         }
         if context.expired() {
             break;
@@ -109,7 +154,7 @@ fn built(context: &Context<'_>, relaxed: &Relaxed) -> Result<Candidate, Infeasib
     for hold in HOLDS {
         let plan = round_to_plan(context, relaxed, hold);
         let again = recomputes_attention(context.problem, &plan);
-        let found = build(context.problem, &plan).map(|built| Candidate::of(plan, built));
+        let found = context.candidate(plan);
         let settled = found.is_ok() && !again;
         let host_short = found.as_ref().is_err_and(|miss| miss.step.is_none());
         best = Some(match best {
@@ -147,7 +192,12 @@ fn segments(blocks: usize, first: usize, growth: usize) -> Vec<bool> {
 }
 
 fn segmented(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let blocks = context.problem.program.values().filter_map(|s| s.block).max();
+    let blocks = context
+        .problem
+        .program
+        .values()
+        .filter_map(|s| s.block)
+        .max();
     let blocks = blocks.map_or(0, |b| b as usize + 1);
     let mut shapes: Vec<Vec<bool>> = Vec::new();
     for first in [1, 2, 3, 4] {
@@ -167,9 +217,12 @@ fn segmented(context: &Context<'_>) -> Result<Candidate, Infeasible> {
         })
         .collect();
     solved.sort_by_key(|(relaxed, _)| relaxed.bound_ns);
-    let mut best: Result<Candidate, Infeasible> = Err(context.infeasible());
+    let mut best: Result<Candidate, Infeasible> = Err(Infeasible::default());
     for (relaxed, margins) in solved.into_iter().take(SHAPES_BUILT) {
-        if best.as_ref().is_ok_and(|b| b.timeline.step.get() <= relaxed.bound_ns) {
+        if best
+            .as_ref()
+            .is_ok_and(|b| b.timeline.step.get() <= relaxed.bound_ns)
+        {
             break;
         }
         best = better(best, repaired(context, &margins, Some(relaxed)));
@@ -190,7 +243,9 @@ fn shape_margins(context: &Context<'_>, retained: &[bool]) -> Margins {
         kept as f64 / members.len() as f64
     };
     let classes = &context.coarse.classes;
-    let fixed = classes.iter().map(|c| is_input(problem, c.members[0]).then(|| fraction(&c.members)));
+    let fixed = classes
+        .iter()
+        .map(|c| is_input(problem, c.members[0]).then(|| fraction(&c.members)));
     let input_bytes = classes
         .iter()
         .filter(|c| is_input(problem, c.members[0]))
@@ -212,7 +267,11 @@ fn shape_margins(context: &Context<'_>, retained: &[bool]) -> Margins {
             .max()
             .unwrap_or(0)
     });
-    Margins { device: device.collect(), retained: fixed.collect(), ..Margins::default() }
+    Margins {
+        device: device.collect(),
+        retained: fixed.collect(),
+        ..Margins::default()
+    }
 }
 
 // ---- rounding ---------------------------------------------------------------------------------
@@ -271,7 +330,10 @@ fn round_fates(
             let kept = whole(carried_keep).min(retained);
             carried_retained -= f64::from(retained);
             carried_keep -= f64::from(kept);
-            fates[id] = Fate { keep: kept, swap: retained - kept };
+            fates[id] = Fate {
+                keep: kept,
+                swap: retained - kept,
+            };
         }
     }
 }
@@ -280,8 +342,15 @@ fn round_fates(
 fn fit_host(problem: &Problem, room: u64, fates: &mut Table<TensorId, Fate>) {
     let repeats = u64::from(problem.micro_batches);
     let piece = |id: TensorId| problem.pieces_bytes(id, 0, 1).get() * repeats;
-    let mut by_piece: Vec<TensorId> = problem.tensors.ids().filter(|&id| fates[id].swap > 0).collect();
-    let mut swapped: u64 = by_piece.iter().map(|&id| piece(id) * u64::from(fates[id].swap)).sum();
+    let mut by_piece: Vec<TensorId> = problem
+        .tensors
+        .ids()
+        .filter(|&id| fates[id].swap > 0)
+        .collect();
+    let mut swapped: u64 = by_piece
+        .iter()
+        .map(|&id| piece(id) * u64::from(fates[id].swap))
+        .sum();
     by_piece.sort_by_key(|&id| (piece(id), std::cmp::Reverse(id)));
     for id in by_piece {
         while swapped > room && fates[id].swap > 0 {

@@ -4,6 +4,7 @@
 //! strategies produce plans in the same space, which the same code builds and simulates, so their
 //! times compare and one relaxation bounds them all. [`ilp`] starts from the best of the others.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::build::{build, Built, Infeasible};
@@ -221,6 +222,9 @@ pub struct Context<'a> {
     /// The relaxation; none where even that is infeasible.
     pub relaxed: Option<Relaxed>,
     deadline: Option<Instant>,
+    gap: f64,
+    /// Step of the best plan known, in nanoseconds: plans that cannot beat it are not built.
+    cutoff: AtomicU64,
 }
 
 impl<'a> Context<'a> {
@@ -235,6 +239,8 @@ impl<'a> Context<'a> {
             coarse,
             relaxed,
             deadline: options.deadline,
+            gap: options.gap,
+            cutoff: AtomicU64::new(u64::MAX),
         }
     }
     /// No plan of this variant is faster.
@@ -254,29 +260,51 @@ impl<'a> Context<'a> {
     }
     /// What to say where nothing fits: why the plan that needs least does not.
     fn infeasible(&self) -> Infeasible {
-        match build(self.problem, &simple::leanest(self.problem)) {
-            Err(infeasible) => infeasible,
-            Ok(_) => Infeasible {
-                step: None,
-                operator: None,
-                needed: crate::units::Bytes::ZERO,
-                limit: self.problem.budget.device,
-                by_category: Vec::new(),
-                missing: Vec::new(),
-            },
+        build(self.problem, &simple::leanest(self.problem))
+            .err()
+            .unwrap_or_default()
+    }
+    /// No build of the plan is faster: its operators, run back to back.
+    fn plan_floor(&self, plan: &Plan) -> u64 {
+        let again = plan.iter().map(|(id, fate)| {
+            let tensor = &self.outline.tensors[id];
+            let pieces = u64::from(tensor.pieces.max(1));
+            tensor.recompute_ns / pieces * u64::from(fate.recompute(tensor.pieces))
+        });
+        let micro_batches = u64::from(self.problem.micro_batches);
+        let updates = self.outline.groups.iter().zip(&plan.placements);
+        let updates = updates
+            .filter(|(_, p)| **p == Placement::Resident)
+            .map(|(g, _)| g.update_ns);
+        let once: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
+        (once + again.sum::<u64>()) * micro_batches + updates.sum::<u64>()
+    }
+    /// Builds and simulates a plan, unless it cannot beat the best one known.
+    fn candidate(&self, plan: Plan) -> Result<Candidate, Infeasible> {
+        if self.plan_floor(&plan) >= self.cutoff.load(Ordering::Relaxed) {
+            return Err(Infeasible::default());
         }
+        let built = build(self.problem, &plan)?;
+        Ok(Candidate::of(plan, built))
     }
     /// Host memory that the model states of a plan take.
     fn states_on_host(&self, plan: &Plan) -> u64 {
-        let groups = self.outline.groups.iter().zip(&self.problem.states).zip(&plan.placements);
+        let groups = self
+            .outline
+            .groups
+            .iter()
+            .zip(&self.problem.states)
+            .zip(&plan.placements);
         let there = groups.filter(|(_, placement)| **placement != Placement::Resident);
-        there.map(|((outline, group), _)| outline.host_bytes(group)).sum()
+        there
+            .map(|((outline, group), _)| outline.host_bytes(group))
+            .sum()
     }
     /// Builds every plan and keeps the fastest.
     fn best_of(&self, plans: impl IntoIterator<Item = Plan>) -> Result<Candidate, Infeasible> {
         let mut best: Option<Result<Candidate, Infeasible>> = None;
         for plan in plans {
-            let found = build(self.problem, &plan).map(|built| Candidate::of(plan, built));
+            let found = self.candidate(plan);
             best = Some(match best {
                 Some(best) => better(best, found),
                 None => found,
@@ -285,7 +313,7 @@ impl<'a> Context<'a> {
                 break;
             }
         }
-        best.unwrap_or_else(|| Err(self.infeasible()))
+        best.unwrap_or_else(|| Err(Infeasible::default()))
     }
     /// The same fates under the placements of model states that are simple to say: all resident,
     /// or with their optimizers on the host, or streamed; and, of the latter two, as many of the
@@ -297,13 +325,24 @@ impl<'a> Context<'a> {
         let with = |first: usize, placement: Placement| {
             let mut placements = vec![Placement::Resident; groups];
             placements[first..].fill(placement);
-            Plan { placements, ..plan.clone() }
+            Plan {
+                placements,
+                ..plan.clone()
+            }
         };
         let swapped: u64 = plan
             .iter()
-            .map(|(id, fate)| problem.pieces_bytes(id, fate.keep, fate.keep + fate.swap).get())
+            .map(|(id, fate)| {
+                problem
+                    .pieces_bytes(id, fate.keep, fate.keep + fate.swap)
+                    .get()
+            })
             .sum();
-        let room = problem.budget.host.get().saturating_sub(swapped * u64::from(problem.micro_batches));
+        let room = problem
+            .budget
+            .host
+            .get()
+            .saturating_sub(swapped * u64::from(problem.micro_batches));
         let mut plans = vec![with(groups, Placement::Resident)];
         for placement in [Placement::HostOptimizer, Placement::Streamed] {
             if placement == Placement::HostOptimizer
@@ -354,14 +393,14 @@ fn parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sy
     let threads = std::thread::available_parallelism()
         .map_or(1, usize::from)
         .min(items.len());
-    let next = std::sync::atomic::AtomicUsize::new(0);
+    let next = AtomicUsize::new(0);
     let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.max(1))
             .map(|_| {
                 scope.spawn(|| {
                     let mut done = Vec::new();
                     loop {
-                        let i = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        let i = next.fetch_add(1, Ordering::Relaxed);
                         let Some(item) = items.get(i) else {
                             return done;
                         };
@@ -393,32 +432,27 @@ pub fn solve(
         .map(Context::bound)
         .min()
         .unwrap_or(Nanos::ZERO);
-    let indices: Vec<usize> = (0..contexts.len()).collect();
     let seeds = match strategy {
         Strategy::Ilp => Strategy::SEEDS.to_vec(),
         other => vec![other],
     };
-    let mut tasks: Vec<(usize, Strategy)> = indices
-        .iter()
-        .flat_map(|&v| seeds.iter().map(move |&s| (v, s)))
+    let tasks: Vec<(usize, Strategy)> = (0..contexts.len())
+        .flat_map(|v| seeds.iter().map(move |&s| (v, s)))
         .collect();
-    if strategy == Strategy::Ilp {
-        tasks.extend(indices.iter().map(|&v| (v, Strategy::Ilp)));
-    }
-    let found = parallel(&tasks, |&(variant, strategy)| {
-        (variant, strategy, one(&contexts[variant], strategy))
-    });
     let mut best: Option<Solution> = None;
     let mut miss: Option<Infeasible> = None;
-    for (variant, found_by, result) in found {
-        match result {
-            Ok(candidate) => {
-                let faster = best
-                    .as_ref()
-                    .is_none_or(|b| candidate.timeline.step < b.candidate.timeline.step);
-                if faster {
+    let mut consider = |best: &mut Option<Solution>, tasks: &[(usize, Strategy)]| {
+        let found = parallel(tasks, |&(v, strategy)| one(&contexts[v], strategy));
+        for (&(variant, found_by), result) in tasks.iter().zip(found) {
+            let current = best.as_ref().map(|b| b.candidate.timeline.step);
+            match result {
+                Ok(candidate) if current.is_none_or(|b| candidate.timeline.step < b) => {
+                    let step = candidate.timeline.step.get();
+                    contexts
+                        .iter()
+                        .for_each(|c| c.cutoff.store(step, Ordering::Relaxed));
                     let status = Status::Gap;
-                    best = Some(Solution {
+                    *best = Some(Solution {
                         variant,
                         candidate,
                         found_by,
@@ -426,20 +460,44 @@ pub fn solve(
                         status,
                     });
                 }
+                Ok(_) => {}
+                Err(infeasible) => miss = Some(nearer(miss.take(), infeasible)),
             }
-            Err(infeasible) => {
-                let nearer = miss.as_ref().is_none_or(|m| {
-                    m.needed.is_zero()
-                        || (infeasible.needed < m.needed && !infeasible.needed.is_zero())
-                });
-                if nearer {
-                    miss = Some(infeasible);
+        }
+    };
+    contexts
+        .iter()
+        .for_each(|c| c.cutoff.store(u64::MAX, Ordering::Relaxed));
+    // The likely winners first: what cannot beat them is not built.
+    let (likely, others): (Vec<_>, Vec<_>) = tasks
+        .iter()
+        .partition(|(_, s)| matches!(s, Strategy::Greedy | Strategy::Memo));
+    consider(&mut best, &likely);
+    consider(&mut best, &others);
+    if strategy == Strategy::Ilp {
+        // Variants by bound, two at a time; one that cannot win any more is left out.
+        let mut variants: Vec<usize> = (0..contexts.len()).collect();
+        variants.sort_by_key(|&v| contexts[v].bound());
+        for pair in variants.chunks(2) {
+            let open = |v: &&usize| match &best {
+                Some(b) => {
+                    b.gap() > options.gap && contexts[**v].bound() < b.candidate.timeline.step
                 }
-            }
+                None => contexts[**v].relaxed.is_some(),
+            };
+            let tasks: Vec<_> = pair
+                .iter()
+                .filter(open)
+                .map(|&v| (v, Strategy::Ilp))
+                .collect();
+            consider(&mut best, &tasks);
         }
     }
     let Some(mut best) = best else {
-        return Err(miss.expect("a strategy finds a plan or says why not"));
+        let leanest = contexts.iter().map(Context::infeasible);
+        return Err(leanest
+            .fold(miss, |miss, one| Some(nearer(miss, one)))
+            .unwrap_or_default());
     };
     let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
     best.status = if best.candidate.timeline.step <= bound {
@@ -450,6 +508,14 @@ pub fn solve(
         Status::Gap
     };
     Ok(best)
+}
+
+/// The one that misses by less.
+fn nearer(a: Option<Infeasible>, b: Infeasible) -> Infeasible {
+    match a {
+        Some(a) if b.needed.is_zero() || (!a.needed.is_zero() && a.needed <= b.needed) => a,
+        _ => b,
+    }
 }
 
 /// One strategy on one variant.

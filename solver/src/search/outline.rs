@@ -293,10 +293,14 @@ fn steps(
                     .map_or(0, |r| r.get(&id).copied().unwrap_or(0))
             } else {
                 let parts = in_use.get(&step).map_or(&[][..], Vec::as_slice);
-                let there = |p: &&PartInUse| {
-                    p.tensor == id && p.first <= position && position <= p.last
-                };
-                parts.iter().filter(there).map(|p| p.bytes).sum::<u64>().min(tensor.bytes)
+                let there =
+                    |p: &&PartInUse| p.tensor == id && p.first <= position && position <= p.last;
+                parts
+                    .iter()
+                    .filter(there)
+                    .map(|p| p.bytes)
+                    .sum::<u64>()
+                    .min(tensor.bytes)
             };
             if 2 * must >= tensor.bytes && must > 0 {
                 moment.fixed += must;
@@ -450,7 +454,9 @@ fn parts_in_use(problem: &Problem, keep: &Draft) -> BTreeMap<StepId, Vec<PartInU
     for (position, instruction) in keep.instructions.iter().enumerate() {
         let op = &problem.ops[instruction.op];
         for &value in &op.reads {
-            let Some(tensor) = problem.values[value].tensor else { continue };
+            let Some(tensor) = problem.values[value].tensor else {
+                continue;
+            };
             let by_rows = matches!(op.domain, Domain::Rows | Domain::RowsOfGroup);
             // A tensor in one piece is there as a whole or not at all.
             let split = problem.values[value].split;
@@ -463,14 +469,22 @@ fn parts_in_use(problem: &Problem, keep: &Draft) -> BTreeMap<StepId, Vec<PartInU
                 _ => Span::new(0, u64::from(problem.groups)),
             };
             let parts = steps.entry(instruction.step).or_default();
-            parts.entry((tensor, rows, groups)).or_insert((position, position)).1 = position;
+            parts
+                .entry((tensor, rows, groups))
+                .or_insert((position, position))
+                .1 = position;
         }
     }
     let part = |((tensor, rows, groups), (first, last)): ((TensorId, Span, Span), _)| {
         let value = &problem.values[problem.tensors[tensor].value];
         let of = u64::from(problem.groups);
         let bytes = value.bytes(rows.len(), groups.len(), of).get();
-        PartInUse { tensor, bytes, first, last }
+        PartInUse {
+            tensor,
+            bytes,
+            first,
+            last,
+        }
     };
     steps
         .into_iter()

@@ -53,6 +53,8 @@ pub struct Margins {
     pub retained: Vec<Option<f64>>,
     /// Whether no weights may be streamed.
     pub resident: bool,
+    /// The part of the links that is left unused.
+    pub link: f64,
 }
 
 /// Solves the relaxation; nothing where even it is infeasible.
@@ -103,7 +105,11 @@ fn floor_ms(coarse: &Coarse) -> f64 {
 
 fn nudge(coarse: &Coarse) -> f64 {
     let tensors: f64 = coarse.classes.iter().map(|c| gib(c.bytes)).sum();
-    let weights: f64 = coarse.groups.iter().map(|g| 2.0 * gib(g.weight_bytes)).sum();
+    let weights: f64 = coarse
+        .groups
+        .iter()
+        .map(|g| 2.0 * gib(g.weight_bytes))
+        .sum();
     NUDGE * floor_ms(coarse) / (tensors + weights).max(f64::MIN_POSITIVE)
 }
 
@@ -311,7 +317,7 @@ impl Model<'_> {
     fn links(&mut self, length: Column, out: Column, into: Column) {
         for cut in self.problem.machine.links.contention() {
             // GiB in a millisecond.
-            let capacity = cut.capacity as f64;
+            let capacity = cut.capacity as f64 * (1.0 - self.margins.link);
             let per_ms = GIB * 1e3 / capacity;
             let weights = [cut.d2h_weight, cut.h2d_weight].map(|w| w as f64 * per_ms);
             self.lp.at_most(
