@@ -345,7 +345,8 @@ impl Emitter<'_> {
                 rows: buffer.rows,
                 groups: buffer.groups,
                 persistent: buffer.persistent,
-                lifetime: *lifetime,
+                // The opening barrier is the first instruction.
+                lifetime: Span::new(lifetime.start + 1, lifetime.end + 1),
             });
         }
         let mut offset = Bytes::ZERO;
