@@ -38,11 +38,13 @@ pub struct Infeasible {
     pub by_category: Vec<(Category, Bytes)>,
 }
 
-/// A plan with all its instructions in place, but without addresses.
+/// A plan with all its instructions in place.
 #[derive(Debug)]
 pub struct Built {
     draft: Draft,
     transfers: Transfers,
+    /// Addresses, where memory is so short that fragmentation could matter.
+    placement: Option<arena::Placement>,
     /// The schedule; offsets are all zero until [`with_addresses`].
     pub schedule: Schedule,
     /// Most bytes alive at once: no arena is smaller.
@@ -59,9 +61,10 @@ pub fn build(problem: &Problem, plan: &Plan) -> Result<Built, Infeasible> {
     let mut built = build_once(problem, plan, None)?;
     let timeline = simulate(&built.schedule);
     if timeline.stall > Nanos::ZERO {
-        let again = build_once(problem, plan, Some(&timeline.compute_starts))?;
-        if simulate(&again.schedule).step < timeline.step {
-            built = again;
+        if let Ok(again) = build_once(problem, plan, Some(&timeline.compute_starts)) {
+            if simulate(&again.schedule).step < timeline.step {
+                built = again;
+            }
         }
     }
     Ok(built)
@@ -89,41 +92,61 @@ fn build_once(problem: &Problem, plan: &Plan, clock: Option<&[u64]>) -> Result<B
     };
     let transfers = transfer::place_transfers(problem, &draft, clock)
         .map_err(|overflow| explain(problem, &draft, overflow))?;
-    let schedule = emit::emit(problem, &draft, &transfers);
     let peak_step = draft
         .instructions
         .get(transfers.peak_position)
         .map_or_else(String::new, |i| problem.program[i.step].name.clone());
-    Ok(Built {
-        peak: transfers.peak,
-        peak_step,
-        draft,
-        transfers,
-        schedule,
-    })
+    let placement = place_if_tight(problem, &draft, &transfers, &peak_step)?;
+    let schedule = emit::emit(problem, &draft, &transfers);
+    let peak = transfers.peak;
+    Ok(Built { draft, transfers, placement, schedule, peak, peak_step })
 }
 
 /// Gives every buffer its address. The arena is as large as its placement is high, which is the
 /// peak where the placement is optimal.
 pub fn with_addresses(built: Built) -> Schedule {
-    let Built {
-        draft,
-        transfers,
-        mut schedule,
-        ..
-    } = built;
+    let Built { draft, transfers, placement, mut schedule, .. } = built;
+    let placement = placement.unwrap_or_else(|| place(&draft, &transfers));
+    for (buffer, offset) in schedule.buffers.values_mut().zip(&placement.offsets) {
+        buffer.offset = *offset;
+    }
+    schedule.arena_bytes = placement.height;
+    schedule
+}
+
+fn place(draft: &Draft, transfers: &Transfers) -> arena::Placement {
     let requests: Vec<arena::Request> = draft
         .buffers
         .iter()
         .zip(&transfers.lifetimes)
         .map(|(b, life)| arena::Request::new(life.start, life.end, b.bytes))
         .collect();
-    let placement = arena::place_quick(&requests, ALIGNMENT);
-    for (buffer, offset) in schedule.buffers.values_mut().zip(&placement.offsets) {
-        buffer.offset = *offset;
+    arena::place_quick(&requests, ALIGNMENT)
+}
+
+/// Where less than a tenth of the budget is free, addresses are found at once: a plan whose
+/// buffers fit but for fragmentation does not fit.
+fn place_if_tight(
+    problem: &Problem,
+    draft: &Draft,
+    transfers: &Transfers,
+    peak_step: &str,
+) -> Result<Option<arena::Placement>, Infeasible> {
+    let limit = problem.budget.device;
+    if transfers.peak <= limit.scaled(9, 10) {
+        return Ok(None);
     }
-    schedule.arena_bytes = placement.height;
-    schedule
+    let placement = place(draft, transfers);
+    if placement.height > limit {
+        return Err(Infeasible {
+            step: Some(peak_step.to_owned()),
+            operator: None,
+            needed: placement.height,
+            limit,
+            by_category: Vec::new(),
+        });
+    }
+    Ok(Some(placement))
 }
 
 /// When every position starts if nothing ever waits; one entry more than positions.

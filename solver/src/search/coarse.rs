@@ -256,10 +256,9 @@ fn groups(problem: &Problem, outline: &Outline, epoch_of: &[usize]) -> (Vec<Grou
         entry.gradient_bytes += group.gradient_bytes;
         entry.state_bytes += group.state_bytes;
         entry.update_ns += group.update_ns;
-        entry.host_bytes += group.weight_bytes;
+        entry.host_bytes += group.host_bytes(&problem.states[g]);
         if let Some(host) = problem.states[g].host {
             entry.host_ns = Some(entry.host_ns.unwrap_or(0) + host.duration.get());
-            entry.host_bytes += host.bytes.get() + group.gradient_bytes;
         }
         group_of.push(class);
     }

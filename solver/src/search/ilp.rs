@@ -2,104 +2,86 @@
 //!
 //! Blocks are alike, so the relaxation decides classes of them by fractions; rounding hands out
 //! whole pieces along the blocks, carrying the remainder from one to the next, so that what is
-//! kept, swapped and recomputed interleaves and no class is off by more than a piece. The relaxation
+//! kept, swapped and recomputed interleaves and no kind is off by more than a piece. The relaxation
 //! is in the plan's favour inside a step; where the built plan needs more memory than it said, the
 //! difference becomes a margin and the program is solved again.
+//!
+//! Where block inputs themselves are recomputed, the relaxation does not know that those made again
+//! for one segment are alive together. So segment shapes are enumerated as options: lengths that grow
+//! with the distance from the turn, since memory is shortest there and frees up as backward goes. For
+//! each shape the inputs are fixed, what is alive together is a margin, and the program decides the
+//! rest; shapes are built in the order of their optima until one fits.
 
 use super::coarse::Coarse;
 use super::relaxation::{relax, Margins, Relaxed};
-use super::{Candidate, Context};
+use super::{better, Candidate, Context};
 use crate::build::{build, Infeasible};
-use crate::ids::{Table, TensorId};
+use crate::ids::{Id, Table, TensorId};
 use crate::plan::{Fate, Hold, Placement, Plan};
-use crate::problem::Problem;
+use crate::problem::{Problem, Split};
 
-/// How often the relaxation is solved again for one problem.
-const ROUNDS: usize = 6;
+/// How often the relaxation is solved again for one shape.
+const ROUNDS: usize = 5;
+/// How many shapes of segments are built.
+const SHAPES_BUILT: usize = 6;
 
-/// What is held of recomputed attention: each is tried.
-const HOLDS: [Hold; 3] = [
-    Hold::ALL,
-    Hold {
-        output: true,
-        projections: false,
-    },
-    Hold::NONE,
-];
+/// What is held of recomputed attention: less is tried where attention is recomputed.
+const HOLDS: [Hold; 3] =
+    [Hold::ALL, Hold { output: true, projections: false }, Hold::NONE];
 
 /// The best plan that rounding finds.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let mut best: Result<Candidate, Infeasible> = Err(context.infeasible());
-    for hold in HOLDS {
-        let found = with_hold(context, hold);
-        // Holding matters only where attention is recomputed.
-        let same = found
-            .as_ref()
-            .is_ok_and(|c| !recomputes_attention(context.problem, &c.plan));
-        best = super::better(best, found);
-        if same || context.expired() {
-            break;
-        }
+    let Some(relaxed) = &context.relaxed else { return Err(context.infeasible()) };
+    let free = Margins { device: vec![0; context.coarse.epochs.len()], ..Margins::default() };
+    let mut best = repaired(context, &free, Some(relaxed.clone()));
+    let close = |found: &Result<Candidate, Infeasible>| {
+        let bound = context.bound().get();
+        found.as_ref().is_ok_and(|c| (c.timeline.step.get() - bound) * 1000 <= bound)
+    };
+    if inputs_recomputed(context, relaxed) && !close(&best) {
+        best = better(best, segmented(context));
     }
     best
 }
 
-fn recomputes_attention(problem: &Problem, plan: &Plan) -> bool {
-    plan.iter().any(|(id, fate)| {
-        let tensor = &problem.tensors[id];
-        let groups = problem.values[tensor.value].split == crate::problem::Split::Groups;
-        groups && fate.recompute(tensor.pieces) > 0
-    })
+/// Whether the relaxation makes block inputs again.
+fn inputs_recomputed(context: &Context<'_>, relaxed: &Relaxed) -> bool {
+    let classes = context.coarse.classes.iter().zip(&relaxed.fates);
+    let again = classes.filter(|(class, _)| is_input(context.problem, class.members[0]));
+    again.map(|(class, (k, s))| (1.0 - k - s) * class.members.len() as f64).sum::<f64>() > 1.5
 }
 
-fn with_hold(context: &Context<'_>, hold: Hold) -> Result<Candidate, Infeasible> {
-    let epochs = context.coarse.epochs.len();
-    let mut margins = Margins {
-        device: vec![0; epochs],
-        host: 0,
-    };
+fn is_input(problem: &Problem, tensor: TensorId) -> bool {
+    problem.values[problem.tensors[tensor].value].split == Split::Whole
+}
+
+/// Solves, rounds and builds with growing margins until the plan fits; then once more with less.
+fn repaired(
+    context: &Context<'_>,
+    margins: &Margins,
+    first: Option<Relaxed>,
+) -> Result<Candidate, Infeasible> {
     let mut best: Result<Candidate, Infeasible> = Err(context.infeasible());
-    for round in 0..ROUNDS {
-        let solved = match (round, &context.relaxed) {
-            (0, Some(relaxed)) => Some(relaxed.clone()),
-            _ => relax(context.problem, &context.coarse, &margins),
+    let mut solved = first;
+    let (mut margins, mut extra) = (margins.clone(), 0u64);
+    for _ in 0..ROUNDS {
+        let Some(relaxed) = solved.or_else(|| relax(context.problem, &context.coarse, &margins))
+        else {
+            break;
         };
-        let Some(relaxed) = solved else { break };
-        let plan = round_to_plan(context.problem, &context.coarse, &relaxed, hold);
-        match build(context.problem, &plan) {
-            Ok(built) => {
-                let candidate = Candidate::of(plan, built);
-                let slack = context
-                    .problem
-                    .budget
-                    .device
-                    .saturating_sub(candidate.built.peak)
-                    .get();
-                let close = slack < context.problem.budget.device.get() / 100;
-                let gap = candidate
-                    .timeline
-                    .step
-                    .get()
-                    .saturating_sub(context.bound().get());
-                let done = close || gap * 1000 < context.bound().get();
-                best = super::better(best, Ok(candidate));
-                if done || margins.device.iter().all(|&m| m == 0) {
-                    break;
-                }
-                // Half of what is free beyond the margin goes back to work.
-                margins
-                    .device
-                    .iter_mut()
-                    .for_each(|m| *m = m.saturating_sub(slack / 2));
-            }
-            Err(infeasible) => {
-                let excess = infeasible.needed.saturating_sub(infeasible.limit).get();
-                match infeasible.step {
-                    None => margins.host += excess + 1,
-                    Some(_) => margins.device.iter_mut().for_each(|m| *m += excess),
-                }
-                best = super::better(best, Err(infeasible));
-            }
+        solved = None;
+        let found = built(context, &relaxed);
+        let miss = found.as_ref().err().cloned();
+        best = better(best, found);
+        let Some(miss) = miss else { break };
+        let excess = miss.needed.saturating_sub(miss.limit).get();
+        if miss.step.is_none() {
+            margins.host += excess + 1;
+        } else {
+            // A miss says by how much the first position failed; the next may fail by more.
+            let grown = excess + extra / 2;
+            extra += grown;
+            margins.device.iter_mut().for_each(|m| *m += grown);
         }
         if context.expired() {
             break;
@@ -107,6 +89,118 @@ fn with_hold(context: &Context<'_>, hold: Hold) -> Result<Candidate, Infeasible>
     }
     best
 }
+
+/// Rounds and builds; where attention is recomputed, with each hold.
+fn built(context: &Context<'_>, relaxed: &Relaxed) -> Result<Candidate, Infeasible> {
+    let mut best: Option<Result<Candidate, Infeasible>> = None;
+    for hold in HOLDS {
+        let plan = round_to_plan(context.problem, &context.coarse, relaxed, hold);
+        let again = recomputes_attention(context.problem, &plan);
+        let found = build(context.problem, &plan).map(|built| Candidate::of(plan, built));
+        best = Some(match best {
+            Some(best) => better(best, found),
+            None => found,
+        });
+        if !again {
+            break;
+        }
+    }
+    best.expect("at least one hold")
+}
+
+fn recomputes_attention(problem: &Problem, plan: &Plan) -> bool {
+    plan.iter().any(|(id, fate)| {
+        let tensor = &problem.tensors[id];
+        let by_group = problem.ops[tensor.producer].domain == crate::problem::Domain::Group;
+        by_group && fate.recompute(tensor.pieces) > 0
+    })
+}
+
+// ---- segments ---------------------------------------------------------------------------------
+
+/// For every block whether its input is retained, in segments whose lengths start with `first` at
+/// the turn and grow by `growth`.
+fn segments(blocks: usize, first: usize, growth: usize) -> Vec<bool> {
+    let mut retained = vec![false; blocks];
+    let (mut end, mut length) = (blocks, first);
+    while end > 0 {
+        end = end.saturating_sub(length);
+        retained[end] = true;
+        length += growth;
+    }
+    retained
+}
+
+fn segmented(context: &Context<'_>) -> Result<Candidate, Infeasible> {
+    let blocks = context.problem.program.values().filter_map(|s| s.block).max();
+    let blocks = blocks.map_or(0, |b| b as usize + 1);
+    let mut shapes: Vec<Vec<bool>> = Vec::new();
+    for first in [1, 2, 3, 4] {
+        for growth in [0, 1, 2, 4] {
+            let shape = segments(blocks, first, growth);
+            if !shapes.contains(&shape) {
+                shapes.push(shape);
+            }
+        }
+    }
+    let mut solved: Vec<(Relaxed, Margins)> = shapes
+        .iter()
+        .filter_map(|shape| {
+            let margins = shape_margins(context, shape);
+            let relaxed = relax(context.problem, &context.coarse, &margins)?;
+            Some((relaxed, margins))
+        })
+        .collect();
+    solved.sort_by_key(|(relaxed, _)| relaxed.bound_ns);
+    let mut best: Result<Candidate, Infeasible> = Err(context.infeasible());
+    for (relaxed, margins) in solved.into_iter().take(SHAPES_BUILT) {
+        if best.as_ref().is_ok_and(|b| b.timeline.step.get() <= relaxed.bound_ns) {
+            break;
+        }
+        best = better(best, repaired(context, &margins, Some(relaxed)));
+        if context.expired() {
+            break;
+        }
+    }
+    best
+}
+
+/// Fixes which inputs are retained, and counts those that are alive together once made again.
+fn shape_margins(context: &Context<'_>, retained: &[bool]) -> Margins {
+    let problem = context.problem;
+    let block_of = |id: TensorId| problem.values[problem.tensors[id].value].block;
+    let kept = |id: TensorId| block_of(id).is_some_and(|b| retained[b as usize]);
+    let fraction = |members: &[TensorId]| {
+        let kept = members.iter().filter(|&&id| kept(id)).count();
+        kept as f64 / members.len() as f64
+    };
+    let classes = &context.coarse.classes;
+    let fixed = classes.iter().map(|c| is_input(problem, c.members[0]).then(|| fraction(&c.members)));
+    let input_bytes = classes
+        .iter()
+        .filter(|c| is_input(problem, c.members[0]))
+        .map(|c| c.bytes / c.members.len() as u64)
+        .max()
+        .unwrap_or(0);
+    // While backward is in block j, the inputs of its segment up to j are there.
+    let together = |block: usize| {
+        let start = (0..=block).rev().find(|&b| retained[b]).unwrap_or(0);
+        (block - start) as u64
+    };
+    let device = context.coarse.epochs.iter().map(|epoch| {
+        let steps = epoch.steps.0.index()..=epoch.steps.1.index();
+        let in_epoch = steps.map(|s| &problem.program[crate::ids::StepId::from_index(s)]);
+        in_epoch
+            .filter(|s| s.phase == crate::problem::Phase::Backward)
+            .filter_map(|s| s.block)
+            .map(|b| together(b as usize) * input_bytes)
+            .max()
+            .unwrap_or(0)
+    });
+    Margins { device: device.collect(), host: 0, retained: fixed.collect() }
+}
+
+// ---- rounding ---------------------------------------------------------------------------------
 
 /// Whole pieces for fractions.
 fn round_to_plan(problem: &Problem, coarse: &Coarse, relaxed: &Relaxed, hold: Hold) -> Plan {
@@ -149,19 +243,16 @@ fn round_fates(
     }
     fractions.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)));
     for kind in fractions.chunk_by(|a, b| a.0 == b.0) {
-        let (mut carried_keep, mut carried_swap) = (0.0, 0.0);
+        let (mut carried_keep, mut carried_retained) = (0.0, 0.0);
         for &(_, id, keep, swap) in kind {
             let pieces = problem.tensors[id].pieces;
+            carried_retained += (keep + swap) * f64::from(pieces);
             carried_keep += keep * f64::from(pieces);
-            let kept = whole(carried_keep).min(pieces);
+            let retained = whole(carried_retained).min(pieces);
+            let kept = whole(carried_keep).min(retained);
+            carried_retained -= f64::from(retained);
             carried_keep -= f64::from(kept);
-            carried_swap += swap * f64::from(pieces);
-            let swapped = whole(carried_swap).min(pieces - kept);
-            carried_swap -= f64::from(swapped);
-            fates[id] = Fate {
-                keep: kept,
-                swap: swapped,
-            };
+            fates[id] = Fate { keep: kept, swap: retained - kept };
         }
     }
 }
@@ -169,4 +260,20 @@ fn round_fates(
 /// Rounded down, but for the solver's tolerance.
 fn whole(fraction: f64) -> u32 {
     (fraction + 1e-6).floor().max(0.0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::segments;
+
+    #[test]
+    fn segments_grow_away_from_the_turn() {
+        let starts = |blocks, first, growth| -> Vec<usize> {
+            let retained = segments(blocks, first, growth);
+            (0..blocks).filter(|&b| retained[b]).collect()
+        };
+        assert_eq!(starts(8, 1, 0), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(starts(8, 2, 0), [0, 2, 4, 6]);
+        assert_eq!(starts(8, 1, 1), [0, 2, 5, 7]);
+    }
 }

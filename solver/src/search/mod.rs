@@ -280,18 +280,40 @@ impl<'a> Context<'a> {
         }
         best.unwrap_or_else(|| Err(self.infeasible()))
     }
-    /// The same fates under every uniform placement of model states that the method knows.
+    /// The same fates under the placements of model states that are simple to say: all resident,
+    /// or with their optimizers on the host, or streamed; and, of the latter two, as many of the
+    /// last groups as the host has room for beside what is swapped. The first are wanted first and
+    /// updated last, so they stay (ProTrain's argument).
     fn placed(&self, plan: &Plan) -> Vec<Plan> {
-        let on_host = self.problem.states.iter().any(|g| g.host.is_some());
-        let mut placements = vec![Placement::Resident, Placement::Streamed];
-        if on_host {
-            placements.insert(1, Placement::HostOptimizer);
-        }
-        let all = |placement| Plan {
-            placements: vec![placement; self.problem.states.len()],
-            ..plan.clone()
+        let problem = self.problem;
+        let groups = problem.states.len();
+        let with = |first: usize, placement: Placement| {
+            let mut placements = vec![Placement::Resident; groups];
+            placements[first..].fill(placement);
+            Plan { placements, ..plan.clone() }
         };
-        placements.into_iter().map(all).collect()
+        let swapped: u64 = plan
+            .iter()
+            .map(|(id, fate)| problem.pieces_bytes(id, fate.keep, fate.keep + fate.swap).get())
+            .sum();
+        let room = problem.budget.host.get().saturating_sub(swapped * u64::from(problem.micro_batches));
+        let mut plans = vec![with(groups, Placement::Resident)];
+        for placement in [Placement::HostOptimizer, Placement::Streamed] {
+            if placement == Placement::HostOptimizer
+                && problem.states.iter().all(|g| g.host.is_none())
+            {
+                continue;
+            }
+            let mut left = room;
+            let fits = (0..groups).rev().take_while(|&g| {
+                let bytes = self.outline.groups[g].host_bytes(&problem.states[g]);
+                left = left.saturating_sub(bytes);
+                left > 0
+            });
+            let first = fits.last().unwrap_or(groups);
+            plans.extend((first < groups).then(|| with(first, placement)));
+        }
+        plans
     }
 }
 

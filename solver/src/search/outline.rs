@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use crate::build::{expand, Draft};
 use crate::ids::{Id, StepId, Table, TensorId};
 use crate::plan::{Fate, Hold, Plan};
-use crate::problem::{Category, Domain, Node, Phase, Problem, Split};
+use crate::problem::{Category, Domain, Node, Phase, Problem, Split, StateGroup};
 
 /// The problem in the large.
 #[derive(Clone, Debug)]
@@ -90,6 +90,16 @@ pub struct GroupOutline {
     pub forward: Option<(StepId, StepId)>,
     /// First and last step of backward that uses it, or contributes to its gradient.
     pub backward: Option<(StepId, StepId)>,
+}
+
+impl GroupOutline {
+    /// Host memory that the group takes where its optimizer runs there, or where it is streamed.
+    pub fn host_bytes(&self, group: &StateGroup) -> u64 {
+        match group.host {
+            Some(host) => host.bytes.get() + self.gradient_bytes + self.weight_bytes,
+            None => self.weight_bytes,
+        }
+    }
 }
 
 /// Reads the outline off the program.

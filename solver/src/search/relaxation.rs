@@ -49,6 +49,8 @@ pub struct Margins {
     pub device: Vec<u64>,
     /// Host bytes.
     pub host: u64,
+    /// For every class, the fraction retained where that is already decided.
+    pub retained: Vec<Option<f64>>,
 }
 
 /// Solves the relaxation; nothing where even it is infeasible.
@@ -58,6 +60,7 @@ pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Option<Re
         coarse,
         margins,
         lp: Lp::default(),
+        nudge: nudge(coarse),
         keep: Vec::new(),
         swap: Vec::new(),
         early: vec![Vec::new(); coarse.classes.len()],
@@ -77,6 +80,8 @@ struct Model<'a> {
     coarse: &'a Coarse,
     margins: &'a Margins,
     lp: Lp,
+    /// Cost of a GiB that moves though it need not: ties go to what stays.
+    nudge: f64,
     keep: Vec<Column>,
     swap: Vec<Column>,
     /// Fractions made early for other classes, with the epochs in which that happens.
@@ -85,6 +90,19 @@ struct Model<'a> {
     placed: Vec<(Column, Option<Column>, Column)>,
     /// Weights that stay from forward to backward though they are streamed.
     stays: Vec<Option<Column>>,
+}
+
+/// All ties together cost at most this fraction of the floor, which the bound gives back.
+const NUDGE: f64 = 1e-5;
+
+fn floor_ms(coarse: &Coarse) -> f64 {
+    coarse.epochs.iter().map(|e| ms(e.compute_ns)).sum()
+}
+
+fn nudge(coarse: &Coarse) -> f64 {
+    let tensors: f64 = coarse.classes.iter().map(|c| gib(c.bytes)).sum();
+    let weights: f64 = coarse.groups.iter().map(|g| 2.0 * gib(g.weight_bytes)).sum();
+    NUDGE * floor_ms(coarse) / (tensors + weights).max(f64::MIN_POSITIVE)
 }
 
 fn gib(bytes: u64) -> f64 {
@@ -101,10 +119,14 @@ impl Model<'_> {
     }
 
     fn tensors(&mut self) {
-        for _ in &self.coarse.classes {
+        for (c, class) in self.coarse.classes.iter().enumerate() {
             let keep = self.lp.column(0.0, 1.0);
-            let swap = self.lp.column(0.0, 1.0);
-            self.lp.at_most(vec![(keep, 1.0), (swap, 1.0)], 1.0);
+            let swap = self.lp.column(self.nudge * gib(class.bytes), 1.0);
+            let retained = vec![(keep, 1.0), (swap, 1.0)];
+            match self.margins.retained.get(c).copied().flatten() {
+                Some(fraction) => self.lp.equal(retained, fraction),
+                None => self.lp.at_most(retained, 1.0),
+            }
             self.keep.push(keep);
             self.swap.push(swap);
         }
@@ -163,8 +185,9 @@ impl Model<'_> {
     fn states(&mut self) {
         for group in &self.coarse.groups {
             let resident = self.lp.column(ms(group.update_ns), 1.0);
-            let host = group.host_ns.map(|_| self.lp.column(0.0, 1.0));
-            let streamed = self.lp.column(0.0, 1.0);
+            let nudge = self.nudge * gib(group.weight_bytes);
+            let host = group.host_ns.map(|_| self.lp.column(nudge, 1.0));
+            let streamed = self.lp.column(2.0 * nudge, 1.0);
             let mut row = vec![(resident, 1.0), (streamed, 1.0)];
             row.extend(host.map(|h| (h, 1.0)));
             self.lp.equal(row, 1.0);
@@ -460,7 +483,8 @@ impl Model<'_> {
 
     fn read(&self, optimum: &Optimum) -> Relaxed {
         // Tolerances of the solver are not in the plan's favour: take them off.
-        let objective = (optimum.objective * (1.0 - 1e-7)).max(0.0);
+        let ties = NUDGE * floor_ms(self.coarse);
+        let objective = (optimum.objective * (1.0 - 1e-7) - ties).max(0.0);
         let value = |c: Column| optimum.value(c);
         Relaxed {
             bound_ns: (objective * MS) as u64,
