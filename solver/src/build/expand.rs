@@ -112,6 +112,7 @@ struct Instance {
     groups: Span,
     written: Vec<Span>,
     recomputed: bool,
+    landed: bool,
     last_step: StepId,
 }
 
@@ -217,6 +218,7 @@ impl Expander<'_> {
             groups,
             written: vec![rows],
             recomputed: false,
+            landed: false,
             last_step: StepId::from_index(0),
         });
     }
@@ -497,12 +499,15 @@ impl Expander<'_> {
         let op = &self.problem.ops[producer];
         let tile = self.problem.program[self.step].tile.get();
         let tiles = self.grid(op.block, tile);
-        let by_groups = self.problem.values[value].split == Split::Groups;
-        let group = (by_groups && groups.len() == 1).then_some(groups.start);
+        let split = self.problem.values[value].split;
+        let group = (split == Split::Groups && groups.len() == 1).then_some(groups.start);
+        // A block input is made as a whole, so that a segment is made block by block and what one
+        // block needs of the host is there for that block only.
+        let wanted = if split == Split::Whole { self.problem.all_rows() } else { rows };
         let outer = std::mem::replace(&mut self.recomputing, true);
         match op.domain {
             Domain::Rows | Domain::RowsOfGroup => {
-                for tile in tiles.iter().filter_map(|t| intersect(*t, rows)) {
+                for tile in tiles.iter().filter_map(|t| intersect(*t, wanted)) {
                     let missing = match self.find(value, tile, groups) {
                         Some(at) => gaps(&self.live[value][at].written, tile),
                         None => vec![tile],
@@ -515,6 +520,19 @@ impl Expander<'_> {
             Domain::Group | Domain::Whole => self.run_op(producer, &tiles, None, group),
         }
         self.recomputing = outer;
+        if split == Split::Whole {
+            self.drop_landed(op.block);
+        }
+    }
+
+    /// What landed for a block only to make its output again; it lands anew when it is due itself.
+    fn drop_landed(&mut self, block: Option<u32>) {
+        for tensor in self.problem.tensors.values() {
+            let value = &self.problem.values[tensor.value];
+            if value.block == block && value.split != Split::Whole {
+                self.live[tensor.value].retain(|i| !i.landed);
+            }
+        }
     }
 
     fn land(&mut self, value: ValueId, rows: Span, groups: Span, departure: usize) {
@@ -531,6 +549,7 @@ impl Expander<'_> {
             groups,
             written: vec![rows],
             recomputed: false,
+            landed: self.recomputing,
             last_step: self.step,
         });
     }
@@ -561,6 +580,7 @@ impl Expander<'_> {
             groups,
             written: vec![rows],
             recomputed: false,
+            landed: false,
             last_step: step,
         }];
         buffer
@@ -590,6 +610,7 @@ impl Expander<'_> {
             groups: all,
             written: vec![rows],
             recomputed: self.recomputing,
+            landed: false,
             last_step: self.step,
         };
         if swapped {

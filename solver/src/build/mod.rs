@@ -11,6 +11,7 @@ mod expand;
 mod transfer;
 
 use crate::arena;
+use crate::ids::StepId;
 use crate::plan::Plan;
 use crate::problem::{Category, Problem};
 use crate::schedule::Schedule;
@@ -36,6 +37,8 @@ pub struct Infeasible {
     pub limit: Bytes,
     /// The bytes by what they are there for, largest first.
     pub by_category: Vec<(Category, Bytes)>,
+    /// For every step in which device memory does not suffice: the most that is missing.
+    pub missing: Vec<(StepId, Bytes)>,
 }
 
 /// A plan with all its instructions in place.
@@ -80,6 +83,7 @@ fn build_once(problem: &Problem, plan: &Plan, clock: Option<&[u64]>) -> Result<B
             needed: host,
             limit: problem.budget.host,
             by_category: host_categories(problem, &draft),
+            missing: Vec::new(),
         });
     }
     let undisturbed;
@@ -144,6 +148,7 @@ fn place_if_tight(
             needed: placement.height,
             limit,
             by_category: Vec::new(),
+            missing: Vec::new(),
         });
     }
     Ok(Some(placement))
@@ -191,6 +196,7 @@ fn explain(problem: &Problem, draft: &Draft, overflow: transfer::Overflow) -> In
         needed: overflow.needed,
         limit: problem.budget.device,
         by_category: sum_categories(alive.map(|b| (b.category, b.bytes))),
+        missing: overflow.missing,
     }
 }
 

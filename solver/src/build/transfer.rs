@@ -14,6 +14,7 @@
 //! needed, each as late as the link allows with one copy's time to spare, later where memory forbids.
 
 use super::expand::{Draft, DraftBuffer};
+use crate::ids::StepId;
 use crate::problem::Problem;
 use crate::units::{Bytes, Span};
 
@@ -36,13 +37,15 @@ pub struct Transfers {
     pub peak_position: usize,
 }
 
-/// Memory does not suffice at a position, whatever waits for whatever.
-#[derive(Debug, Clone, Copy)]
+/// Memory does not suffice, whatever waits for whatever.
+#[derive(Debug, Clone)]
 pub struct Overflow {
-    /// The position.
+    /// Where most is missing.
     pub position: usize,
     /// The bytes that must coexist there.
     pub needed: Bytes,
+    /// For every step in which memory does not suffice: the most that is missing.
+    pub missing: Vec<(StepId, Bytes)>,
 }
 
 /// Finds places for all copies. `clock[p]` is the predicted start of position `p`, in nanoseconds;
@@ -147,6 +150,7 @@ fn retire(
     };
     let (mut stall, mut link_free, mut freed, mut next) = (0u64, 0u64, 0u64, 0usize);
     let mut pending: Vec<usize> = Vec::new();
+    let mut over: Vec<(usize, u64)> = Vec::new();
     for position in 0..=positions {
         let now = clock[position] + stall;
         while next < outward.order.len() && buffer_of(outward.order[next]).last_write < position {
@@ -171,18 +175,31 @@ fn retire(
         });
         live[position] -= freed;
         if live[position] > budget && position < positions {
-            return Err(Overflow {
-                position,
-                needed: Bytes::new(live[position]),
-            });
+            over.push((position, live[position]));
         }
         stall += wait - now;
         outward.clock.push(clock[position] + stall);
+    }
+    if let Some(&(position, needed)) = over.iter().max_by_key(|o| o.1) {
+        return Err(Overflow { position, needed: Bytes::new(needed), missing: missing(draft, budget, &over) });
     }
     for &d in &pending {
         lifetimes[draft.departures[d].buffer].end = positions as u64;
     }
     Ok(outward)
+}
+
+fn missing(draft: &Draft, budget: u64, over: &[(usize, u64)]) -> Vec<(StepId, Bytes)> {
+    let mut steps: Vec<(StepId, Bytes)> = Vec::new();
+    for &(position, needed) in over {
+        let step = draft.instructions[position].step;
+        let short = Bytes::new(needed - budget);
+        match steps.last_mut() {
+            Some((last, most)) if *last == step => *most = short.max(*most),
+            _ => steps.push((step, short)),
+        }
+    }
+    steps
 }
 
 /// Chooses the start of every arrival and extends its buffer's lifetime to it.

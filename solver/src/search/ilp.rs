@@ -33,11 +33,17 @@ const HOLDS: [Hold; 3] =
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let Some(relaxed) = &context.relaxed else { return Err(context.infeasible()) };
     let free = Margins { device: vec![0; context.coarse.epochs.len()], ..Margins::default() };
-    let mut best = repaired(context, &free, Some(relaxed.clone()));
+    let bound = context.bound().get();
     let close = |found: &Result<Candidate, Infeasible>| {
-        let bound = context.bound().get();
-        found.as_ref().is_ok_and(|c| (c.timeline.step.get() - bound) * 1000 <= bound)
+        found.as_ref().is_ok_and(|c| c.timeline.step.get().saturating_sub(bound) * 1000 <= bound)
     };
+    // Weights that stay leave copies to what else must move; streaming them is for tight memory.
+    let resident = Margins { resident: true, ..free.clone() };
+    let mut best = repaired(context, &resident, None);
+    let streams = relaxed.placements.iter().any(|[_, _, streamed]| *streamed > 1e-3);
+    if streams && !close(&best) {
+        best = better(best, repaired(context, &free, Some(relaxed.clone())));
+    }
     if inputs_recomputed(context, relaxed) && !close(&best) {
         best = better(best, segmented(context));
     }
@@ -63,7 +69,7 @@ fn repaired(
 ) -> Result<Candidate, Infeasible> {
     let mut best: Result<Candidate, Infeasible> = Err(context.infeasible());
     let mut solved = first;
-    let (mut margins, mut extra) = (margins.clone(), 0u64);
+    let mut margins = margins.clone();
     for _ in 0..ROUNDS {
         let Some(relaxed) = solved.or_else(|| relax(context.problem, &context.coarse, &margins))
         else {
@@ -77,11 +83,13 @@ fn repaired(
         let excess = miss.needed.saturating_sub(miss.limit).get();
         if miss.step.is_none() {
             margins.host += excess + 1;
-        } else {
-            // A miss says by how much the first position failed; the next may fail by more.
-            let grown = excess + extra / 2;
-            extra += grown;
-            margins.device.iter_mut().for_each(|m| *m += grown);
+        } else if miss.missing.is_empty() {
+            // Lost to fragmentation.
+            margins.device.iter_mut().for_each(|m| *m += excess);
+        }
+        for (epoch, margin) in context.coarse.epochs.iter().zip(&mut margins.device) {
+            let within = miss.missing.iter().filter(|(s, _)| epoch.steps.0 <= *s && *s <= epoch.steps.1);
+            *margin += within.map(|(_, short)| short.get()).max().unwrap_or(0);
         }
         if context.expired() {
             break;
@@ -197,7 +205,7 @@ fn shape_margins(context: &Context<'_>, retained: &[bool]) -> Margins {
             .max()
             .unwrap_or(0)
     });
-    Margins { device: device.collect(), host: 0, retained: fixed.collect() }
+    Margins { device: device.collect(), retained: fixed.collect(), ..Margins::default() }
 }
 
 // ---- rounding ---------------------------------------------------------------------------------
@@ -207,6 +215,7 @@ fn round_to_plan(problem: &Problem, coarse: &Coarse, relaxed: &Relaxed, hold: Ho
     let mut plan = Plan::keep_all(problem);
     plan.hold = hold;
     round_fates(problem, coarse, relaxed, &mut plan.fates);
+    fit_host(problem, host_room(problem, coarse, relaxed), &mut plan.fates);
     for (class, group) in coarse.groups.iter().enumerate() {
         let [resident, host, _] = relaxed.placements[class];
         let (mut carried_resident, mut carried_host) = (0.0, 0.0);
@@ -253,6 +262,33 @@ fn round_fates(
             carried_retained -= f64::from(retained);
             carried_keep -= f64::from(kept);
             fates[id] = Fate { keep: kept, swap: retained - kept };
+        }
+    }
+}
+
+/// Host memory that the relaxation leaves to what is swapped.
+fn host_room(problem: &Problem, coarse: &Coarse, relaxed: &Relaxed) -> u64 {
+    let states: f64 = coarse
+        .groups
+        .iter()
+        .zip(&relaxed.placements)
+        .map(|(group, [_, host, streamed])| group.host_bytes as f64 * (host + streamed))
+        .sum();
+    problem.budget.host.get().saturating_sub(states.ceil() as u64)
+}
+
+/// Rounding can swap a little more than the host holds: the last pieces stay instead, small ones first.
+fn fit_host(problem: &Problem, room: u64, fates: &mut Table<TensorId, Fate>) {
+    let repeats = u64::from(problem.micro_batches);
+    let piece = |id: TensorId| problem.pieces_bytes(id, 0, 1).get() * repeats;
+    let mut by_piece: Vec<TensorId> = problem.tensors.ids().filter(|&id| fates[id].swap > 0).collect();
+    let mut swapped: u64 = by_piece.iter().map(|&id| piece(id) * u64::from(fates[id].swap)).sum();
+    by_piece.sort_by_key(|&id| (piece(id), std::cmp::Reverse(id)));
+    for id in by_piece {
+        while swapped > room && fates[id].swap > 0 {
+            fates[id].swap -= 1;
+            fates[id].keep += 1;
+            swapped -= piece(id);
         }
     }
 }

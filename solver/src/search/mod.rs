@@ -262,6 +262,7 @@ impl<'a> Context<'a> {
                 needed: crate::units::Bytes::ZERO,
                 limit: self.problem.budget.device,
                 by_category: Vec::new(),
+                missing: Vec::new(),
             },
         }
     }

@@ -15,6 +15,7 @@ use crate::build::{expand, Draft};
 use crate::ids::{Id, StepId, Table, TensorId};
 use crate::plan::{Fate, Hold, Plan};
 use crate::problem::{Category, Domain, Node, Phase, Problem, Split, StateGroup};
+use crate::units::Span;
 
 /// The problem in the large.
 #[derive(Clone, Debug)]
@@ -246,6 +247,7 @@ fn steps(
     let required = forward_required(problem, drop);
     let gradients = gradients(problem, keep);
     let first_in_step = first_uses(problem, keep);
+    let in_use = parts_in_use(problem, keep);
     let telling = telling_positions(problem, keep, &passing);
     for (position, instruction) in keep.instructions.iter().enumerate() {
         let step = instruction.step;
@@ -290,7 +292,11 @@ fn steps(
                     .get(position)
                     .map_or(0, |r| r.get(&id).copied().unwrap_or(0))
             } else {
-                operand_bytes(problem, instruction, id)
+                let parts = in_use.get(&step).map_or(&[][..], Vec::as_slice);
+                let there = |p: &&PartInUse| {
+                    p.tensor == id && p.first <= position && position <= p.last
+                };
+                parts.iter().filter(there).map(|p| p.bytes).sum::<u64>().min(tensor.bytes)
             };
             if 2 * must >= tensor.bytes && must > 0 {
                 moment.fixed += must;
@@ -436,25 +442,48 @@ fn gradients(problem: &Problem, keep: &Draft) -> Vec<(usize, usize, u64, usize)>
         .collect()
 }
 
-/// Bytes of a tensor that one run reads.
-fn operand_bytes(
-    problem: &Problem,
-    instruction: &crate::build::DraftInstruction,
-    tensor: TensorId,
-) -> u64 {
-    let value = problem.tensors[tensor].value;
-    let op = &problem.ops[instruction.op];
-    if !op.reads.contains(&value) {
-        return 0;
+/// For every step: the parts of tensors that its operators read, with the positions of their first
+/// and last use in it. Between the two a part must be there, whatever became of it before.
+fn parts_in_use(problem: &Problem, keep: &Draft) -> BTreeMap<StepId, Vec<PartInUse>> {
+    let mut steps: BTreeMap<StepId, BTreeMap<(TensorId, Span, Span), (usize, usize)>> =
+        BTreeMap::new();
+    for (position, instruction) in keep.instructions.iter().enumerate() {
+        let op = &problem.ops[instruction.op];
+        for &value in &op.reads {
+            let Some(tensor) = problem.values[value].tensor else { continue };
+            let by_rows = matches!(op.domain, Domain::Rows | Domain::RowsOfGroup);
+            // A tensor in one piece is there as a whole or not at all.
+            let split = problem.values[value].split;
+            let rows = match split {
+                Split::Rows if by_rows => instruction.rows,
+                _ => problem.all_rows(),
+            };
+            let groups = match split {
+                Split::Groups => instruction.groups,
+                _ => Span::new(0, u64::from(problem.groups)),
+            };
+            let parts = steps.entry(instruction.step).or_default();
+            parts.entry((tensor, rows, groups)).or_insert((position, position)).1 = position;
+        }
     }
-    let rows = match op.domain {
-        Domain::Group | Domain::Whole => problem.tokens.get(),
-        Domain::Rows | Domain::RowsOfGroup => instruction.rows.len(),
+    let part = |((tensor, rows, groups), (first, last)): ((TensorId, Span, Span), _)| {
+        let value = &problem.values[problem.tensors[tensor].value];
+        let of = u64::from(problem.groups);
+        let bytes = value.bytes(rows.len(), groups.len(), of).get();
+        PartInUse { tensor, bytes, first, last }
     };
-    let groups = instruction.groups.len();
-    problem.values[value]
-        .bytes(rows, groups, u64::from(problem.groups))
-        .get()
+    steps
+        .into_iter()
+        .map(|(step, parts)| (step, parts.into_iter().map(part).collect()))
+        .collect()
+}
+
+/// A part of a tensor that a step uses.
+struct PartInUse {
+    tensor: TensorId,
+    bytes: u64,
+    first: usize,
+    last: usize,
 }
 
 /// Keeps a moment unless another one of its step implies it.

@@ -51,6 +51,8 @@ pub struct Margins {
     pub host: u64,
     /// For every class, the fraction retained where that is already decided.
     pub retained: Vec<Option<f64>>,
+    /// Whether no weights may be streamed.
+    pub resident: bool,
 }
 
 /// Solves the relaxation; nothing where even it is infeasible.
@@ -187,7 +189,8 @@ impl Model<'_> {
             let resident = self.lp.column(ms(group.update_ns), 1.0);
             let nudge = self.nudge * gib(group.weight_bytes);
             let host = group.host_ns.map(|_| self.lp.column(nudge, 1.0));
-            let streamed = self.lp.column(2.0 * nudge, 1.0);
+            let most = if self.margins.resident { 0.0 } else { 1.0 };
+            let streamed = self.lp.column(2.0 * nudge, most);
             let mut row = vec![(resident, 1.0), (streamed, 1.0)];
             row.extend(host.map(|h| (h, 1.0)));
             self.lp.equal(row, 1.0);
