@@ -24,7 +24,7 @@ pub enum Placement {
     Streamed,
 }
 
-/// How long recomputed attention tensors live once they have been made again.
+/// How long attention tensors live once they have been made again, or fetched to make another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Hold {
     /// The attention output stays from its recomputation until its last use in backward.

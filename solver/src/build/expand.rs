@@ -285,7 +285,7 @@ impl Expander<'_> {
                     (Split::Groups, _) => self.plan.hold.projections,
                 };
                 if !held {
-                    self.live[tensor.value].retain(|i| !i.recomputed);
+                    self.live[tensor.value].retain(|i| !i.recomputed && !i.landed);
                 }
             }
         }

@@ -94,16 +94,58 @@ fn build_once(problem: &Problem, plan: &Plan, clock: Option<&[u64]>) -> Result<B
             &undisturbed
         }
     };
-    let transfers = transfer::place_transfers(problem, &draft, clock)
-        .map_err(|overflow| explain(problem, &draft, overflow))?;
-    let peak_step = draft
-        .instructions
-        .get(transfers.peak_position)
-        .map_or_else(String::new, |i| problem.program[i.step].name.clone());
-    let placement = place_if_tight(problem, &draft, &transfers, &peak_step)?;
+    let (transfers, placement) = place_all(problem, &draft, clock)?;
+    let peak_step = peak_step(problem, &draft, &transfers);
     let schedule = emit::emit(problem, &draft, &transfers);
     let peak = transfers.peak;
     Ok(Built { draft, transfers, placement, schedule, peak, peak_step })
+}
+
+/// How often copies are placed again because addresses did not fit.
+const PLACEMENTS: usize = 3;
+
+/// Places copies, then addresses where memory is tight. Copies that wait in memory for a better
+/// moment fill whatever there is; where fragmentation then makes the arena too high, they get less.
+fn place_all(
+    problem: &Problem,
+    draft: &Draft,
+    clock: &[u64],
+) -> Result<(Transfers, Option<arena::Placement>), Infeasible> {
+    let limit = problem.budget.device;
+    let mut budget = limit;
+    let mut fragmented = None;
+    for _ in 0..PLACEMENTS {
+        let transfers = match transfer::place_transfers(problem, draft, clock, budget) {
+            Ok(transfers) => transfers,
+            Err(overflow) => {
+                return Err(fragmented.unwrap_or_else(|| explain(problem, draft, overflow)));
+            }
+        };
+        // Where a tenth of the budget is free, fragmentation does not matter.
+        if transfers.peak <= limit.scaled(9, 10) {
+            return Ok((transfers, None));
+        }
+        let placement = place(draft, &transfers);
+        if placement.height <= limit {
+            return Ok((transfers, Some(placement)));
+        }
+        let excess = placement.height - limit;
+        budget = transfers.peak.saturating_sub(excess + excess.scaled(1, 4));
+        fragmented = Some(Infeasible {
+            step: Some(peak_step(problem, draft, &transfers)),
+            operator: None,
+            needed: placement.height,
+            limit,
+            by_category: Vec::new(),
+            missing: Vec::new(),
+        });
+    }
+    Err(fragmented.expect("every round ends or is fragmented"))
+}
+
+fn peak_step(problem: &Problem, draft: &Draft, transfers: &Transfers) -> String {
+    let at = draft.instructions.get(transfers.peak_position);
+    at.map_or_else(String::new, |i| problem.program[i.step].name.clone())
 }
 
 /// Gives every buffer its address. The arena is as large as its placement is high, which is the
@@ -126,32 +168,6 @@ fn place(draft: &Draft, transfers: &Transfers) -> arena::Placement {
         .map(|(b, life)| arena::Request::new(life.start, life.end, b.bytes))
         .collect();
     arena::place_quick(&requests, ALIGNMENT)
-}
-
-/// Where less than a tenth of the budget is free, addresses are found at once: a plan whose
-/// buffers fit but for fragmentation does not fit.
-fn place_if_tight(
-    problem: &Problem,
-    draft: &Draft,
-    transfers: &Transfers,
-    peak_step: &str,
-) -> Result<Option<arena::Placement>, Infeasible> {
-    let limit = problem.budget.device;
-    if transfers.peak <= limit.scaled(9, 10) {
-        return Ok(None);
-    }
-    let placement = place(draft, transfers);
-    if placement.height > limit {
-        return Err(Infeasible {
-            step: Some(peak_step.to_owned()),
-            operator: None,
-            needed: placement.height,
-            limit,
-            by_category: Vec::new(),
-            missing: Vec::new(),
-        });
-    }
-    Ok(Some(placement))
 }
 
 /// When every position starts if nothing ever waits; one entry more than positions.

@@ -48,20 +48,21 @@ pub struct Overflow {
     pub missing: Vec<(StepId, Bytes)>,
 }
 
-/// Finds places for all copies. `clock[p]` is the predicted start of position `p`, in nanoseconds;
+/// Finds places for all copies that keep within `budget`. `clock[p]` is the predicted start of position `p`, in nanoseconds;
 /// one entry more than there are instructions.
 pub fn place_transfers(
     problem: &Problem,
     draft: &Draft,
     clock: &[u64],
+    budget: Bytes,
 ) -> Result<Transfers, Overflow> {
     let mut lifetimes: Vec<Span> = draft
         .buffers
         .iter()
         .map(|b| lifetime(b, draft.instructions.len()))
         .collect();
-    let outward = retire(problem, draft, clock, &mut lifetimes)?;
-    let (in_order, issued) = issue(problem, draft, &outward, &mut lifetimes);
+    let outward = retire(problem, draft, clock, budget.get(), &mut lifetimes)?;
+    let (in_order, issued) = issue(problem, draft, &outward, budget.get(), &mut lifetimes);
     let usage = usage(draft, &lifetimes);
     let (peak_position, peak) = usage
         .iter()
@@ -116,6 +117,10 @@ fn aligned(bytes: Bytes) -> u64 {
     bytes.align_up(super::ALIGNMENT).get()
 }
 
+/// A departure retires this many lengths after its predicted end unless memory is short: a wait for
+/// a copy that is late costs time, memory that is not needed costs nothing.
+const SPARE: u64 = 4;
+
 /// What the sweep over departures finds.
 struct Outward {
     order: Vec<usize>,
@@ -124,16 +129,18 @@ struct Outward {
     clock: Vec<u64>,
     /// Predicted end of every departure.
     ended: Vec<u64>,
+    /// Its predicted length.
+    length: Vec<u64>,
 }
 
 fn retire(
     problem: &Problem,
     draft: &Draft,
     clock: &[u64],
+    budget: u64,
     lifetimes: &mut [Span],
 ) -> Result<Outward, Overflow> {
     let positions = draft.instructions.len();
-    let budget = problem.budget.device.get();
     let buffer_of = |d: usize| &draft.buffers[draft.departures[d].buffer];
     let mut order: Vec<usize> = (0..draft.departures.len()).collect();
     order.sort_by_key(|&d| (buffer_of(d).last_write, d));
@@ -145,6 +152,7 @@ fn retire(
     let mut outward = Outward {
         retired: vec![positions; order.len()],
         ended: vec![0; order.len()],
+        length: vec![0; order.len()],
         clock: Vec::with_capacity(positions + 1),
         order,
     };
@@ -156,15 +164,18 @@ fn retire(
         while next < outward.order.len() && buffer_of(outward.order[next]).last_write < position {
             let departure = outward.order[next];
             let bytes = buffer_of(departure).bytes;
-            link_free = link_free.max(now) + problem.machine.links.d2h.time(bytes).get();
+            let length = problem.machine.links.d2h.time(bytes).get();
+            link_free = link_free.max(now) + length;
             outward.ended[departure] = link_free;
+            outward.length[departure] = length;
             pending.push(departure);
             next += 1;
         }
         let mut wait = now;
         pending.retain(|&d| {
             let over = live[position] - freed > budget && position < positions;
-            let leaves = buffer_of(d).last < position && (over || outward.ended[d] <= now);
+            let late = outward.ended[d] + SPARE * outward.length[d];
+            let leaves = buffer_of(d).last < position && (over || late <= now);
             if leaves {
                 wait = wait.max(outward.ended[d]);
                 freed += aligned(buffer_of(d).bytes);
@@ -207,9 +218,9 @@ fn issue(
     problem: &Problem,
     draft: &Draft,
     outward: &Outward,
+    budget: u64,
     lifetimes: &mut [Span],
 ) -> (Vec<usize>, Vec<usize>) {
-    let budget = problem.budget.device.get();
     let used = |a: usize| draft.buffers[draft.arrivals[a].buffer].first;
     let mut order: Vec<usize> = (0..draft.arrivals.len())
         .filter(|&a| used(a) != usize::MAX)

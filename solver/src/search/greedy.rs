@@ -66,22 +66,7 @@ fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
         hold: Hold::ALL,
         ..start.clone()
     };
-    let states_on_host: u64 = problem
-        .states
-        .iter()
-        .zip(&plan.placements)
-        .filter(|(_, p)| **p != crate::plan::Placement::Resident)
-        .map(|(g, _)| {
-            let weights: u64 = g
-                .weights
-                .iter()
-                .map(|&w| problem.value_bytes(w).get())
-                .sum();
-            let kept = g.host.map_or(0, |h| h.bytes.get() + weights);
-            weights + kept
-        })
-        .sum();
-    let mut host = problem.budget.host.get().saturating_sub(states_on_host);
+    let mut host = problem.budget.host.get().saturating_sub(context.states_on_host(&plan));
     let forward_ns: u64 = problem
         .program
         .iter()

@@ -21,7 +21,9 @@ use crate::plan::{Fate, Hold, Placement, Plan};
 use crate::problem::{Problem, Split};
 
 /// How often the relaxation is solved again for one shape.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 6;
+/// The least part of the device that is given up once fragmentation makes a plan miss.
+const FRAGMENTATION: u64 = 50;
 /// How many shapes of segments are built.
 const SHAPES_BUILT: usize = 6;
 
@@ -38,14 +40,14 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
         found.as_ref().is_ok_and(|c| c.timeline.step.get().saturating_sub(bound) * 1000 <= bound)
     };
     // Weights that stay leave copies to what else must move; streaming them is for tight memory.
+    if inputs_recomputed(context, relaxed) {
+        return segmented(context);
+    }
     let resident = Margins { resident: true, ..free.clone() };
     let mut best = repaired(context, &resident, None);
     let streams = relaxed.placements.iter().any(|[_, _, streamed]| *streamed > 1e-3);
     if streams && !close(&best) {
         best = better(best, repaired(context, &free, Some(relaxed.clone())));
-    }
-    if inputs_recomputed(context, relaxed) && !close(&best) {
-        best = better(best, segmented(context));
     }
     best
 }
@@ -84,12 +86,15 @@ fn repaired(
         if miss.step.is_none() {
             margins.host += excess + 1;
         } else if miss.missing.is_empty() {
-            // Lost to fragmentation.
-            margins.device.iter_mut().for_each(|m| *m += excess);
+            // Lost to fragmentation: other plans will lose about as much.
+            let lost = excess.max(context.problem.budget.device.get() / FRAGMENTATION);
+            margins.device.iter_mut().for_each(|m| *m += lost);
         }
         for (epoch, margin) in context.coarse.epochs.iter().zip(&mut margins.device) {
             let within = miss.missing.iter().filter(|(s, _)| epoch.steps.0 <= *s && *s <= epoch.steps.1);
-            *margin += within.map(|(_, short)| short.get()).max().unwrap_or(0);
+            // Less than a piece would round to the same plan.
+            let least = context.problem.budget.device.get() / 200;
+            *margin += within.map(|(_, short)| short.get().max(least)).max().unwrap_or(0);
         }
         if context.expired() {
             break;
@@ -98,18 +103,20 @@ fn repaired(
     best
 }
 
-/// Rounds and builds; where attention is recomputed, with each hold.
+/// Rounds and builds; where attention is recomputed, or memory is short, with each hold.
 fn built(context: &Context<'_>, relaxed: &Relaxed) -> Result<Candidate, Infeasible> {
     let mut best: Option<Result<Candidate, Infeasible>> = None;
     for hold in HOLDS {
-        let plan = round_to_plan(context.problem, &context.coarse, relaxed, hold);
+        let plan = round_to_plan(context, relaxed, hold);
         let again = recomputes_attention(context.problem, &plan);
         let found = build(context.problem, &plan).map(|built| Candidate::of(plan, built));
+        let settled = found.is_ok() && !again;
+        let host_short = found.as_ref().is_err_and(|miss| miss.step.is_none());
         best = Some(match best {
             Some(best) => better(best, found),
             None => found,
         });
-        if !again {
+        if settled || host_short {
             break;
         }
     }
@@ -211,11 +218,10 @@ fn shape_margins(context: &Context<'_>, retained: &[bool]) -> Margins {
 // ---- rounding ---------------------------------------------------------------------------------
 
 /// Whole pieces for fractions.
-fn round_to_plan(problem: &Problem, coarse: &Coarse, relaxed: &Relaxed, hold: Hold) -> Plan {
+fn round_to_plan(context: &Context<'_>, relaxed: &Relaxed, hold: Hold) -> Plan {
+    let (problem, coarse) = (context.problem, &context.coarse);
     let mut plan = Plan::keep_all(problem);
     plan.hold = hold;
-    round_fates(problem, coarse, relaxed, &mut plan.fates);
-    fit_host(problem, host_room(problem, coarse, relaxed), &mut plan.fates);
     for (class, group) in coarse.groups.iter().enumerate() {
         let [resident, host, _] = relaxed.placements[class];
         let (mut carried_resident, mut carried_host) = (0.0, 0.0);
@@ -223,10 +229,10 @@ fn round_to_plan(problem: &Problem, coarse: &Coarse, relaxed: &Relaxed, hold: Ho
         for &member in &group.members {
             carried_resident += resident;
             carried_host += host;
-            plan.placements[member] = if carried_resident >= 1.0 - 1e-6 {
+            plan.placements[member] = if carried_resident >= 0.5 {
                 carried_resident -= 1.0;
                 Placement::Resident
-            } else if carried_host >= 1.0 - 1e-6 {
+            } else if carried_host >= 0.5 {
                 carried_host -= 1.0;
                 Placement::HostOptimizer
             } else {
@@ -234,6 +240,10 @@ fn round_to_plan(problem: &Problem, coarse: &Coarse, relaxed: &Relaxed, hold: Ho
             };
         }
     }
+    round_fates(problem, coarse, relaxed, &mut plan.fates);
+    let states = context.states_on_host(&plan);
+    let room = problem.budget.host.get().saturating_sub(states);
+    fit_host(problem, room, &mut plan.fates);
     plan
 }
 
@@ -264,17 +274,6 @@ fn round_fates(
             fates[id] = Fate { keep: kept, swap: retained - kept };
         }
     }
-}
-
-/// Host memory that the relaxation leaves to what is swapped.
-fn host_room(problem: &Problem, coarse: &Coarse, relaxed: &Relaxed) -> u64 {
-    let states: f64 = coarse
-        .groups
-        .iter()
-        .zip(&relaxed.placements)
-        .map(|(group, [_, host, streamed])| group.host_bytes as f64 * (host + streamed))
-        .sum();
-    problem.budget.host.get().saturating_sub(states.ceil() as u64)
 }
 
 /// Rounding can swap a little more than the host holds: the last pieces stay instead, small ones first.

@@ -266,6 +266,12 @@ impl<'a> Context<'a> {
             },
         }
     }
+    /// Host memory that the model states of a plan take.
+    fn states_on_host(&self, plan: &Plan) -> u64 {
+        let groups = self.outline.groups.iter().zip(&self.problem.states).zip(&plan.placements);
+        let there = groups.filter(|(_, placement)| **placement != Placement::Resident);
+        there.map(|((outline, group), _)| outline.host_bytes(group)).sum()
+    }
     /// Builds every plan and keeps the fastest.
     fn best_of(&self, plans: impl IntoIterator<Item = Plan>) -> Result<Candidate, Infeasible> {
         let mut best: Option<Result<Candidate, Infeasible>> = None;
