@@ -68,10 +68,12 @@ struct Row {
 }
 
 fn main() {
-    let limit = std::env::args().nth(1).map_or(u64::MAX, |s| s.parse().expect("seconds"));
+    let limit = std::env::args()
+        .nth(1)
+        .map_or(u64::MAX, |s| s.parse().expect("seconds"));
     let start = Instant::now();
     let mut rows = Vec::new();
-    for case in cases() {
+    for case in spread(cases()) {
         if start.elapsed().as_secs() >= limit {
             break;
         }
@@ -82,7 +84,11 @@ fn main() {
     let text = markdown(&rows);
     std::fs::write("reports/sweep/sweep.md", &text).expect("the repository is writable");
     print!("{}", text.split("\n## Cases").next().unwrap_or_default());
-    println!("{} cases in {:.0} s", rows.len(), start.elapsed().as_secs_f64());
+    println!(
+        "{} cases in {:.0} s",
+        rows.len(),
+        start.elapsed().as_secs_f64()
+    );
 }
 
 fn cases() -> Vec<Case> {
@@ -90,7 +96,13 @@ fn cases() -> Vec<Case> {
     for (device, host) in BUDGETS {
         for model in MODELS {
             for k_tokens in LENGTHS_K {
-                let case = |method| Case { model, method, k_tokens, device, host };
+                let case = |method| Case {
+                    model,
+                    method,
+                    k_tokens,
+                    device,
+                    host,
+                };
                 cases.push(case(Method::Lomo));
                 if (device, host) == (72, 500) {
                     cases.push(case(Method::AdamW));
@@ -99,6 +111,17 @@ fn cases() -> Vec<Case> {
         }
     }
     cases
+}
+
+/// In an order of which every beginning is a fair sample.
+fn spread(cases: Vec<Case>) -> Vec<Case> {
+    const STRIDE: usize = 97;
+    let count = cases.len();
+    let mut cases: Vec<Option<Case>> = cases.into_iter().map(Some).collect();
+    assert!(count % STRIDE > 0, "the stride meets every case");
+    (0..count)
+        .filter_map(|i| cases[i * STRIDE % count].take())
+        .collect()
 }
 
 fn problems(case: &Case) -> Vec<Problem> {
@@ -116,9 +139,17 @@ fn problems(case: &Case) -> Vec<Problem> {
     };
     let graph = step_graph(&model);
     let lowered = tilings(&model, &workload).into_iter().map(|tiling| {
-        lower(&graph, &model, &profile, case.method, &workload, budget, tiling)
-            .expect("can be lowered")
-            .problem
+        lower(
+            &graph,
+            &model,
+            &profile,
+            case.method,
+            &workload,
+            budget,
+            tiling,
+        )
+        .expect("can be lowered")
+        .problem
     });
     lowered.collect()
 }
@@ -128,7 +159,11 @@ fn measure(case: Case) -> Row {
     let problems = problems(&case);
     let options = Options::default();
     let contexts = contexts(&problems, &options);
-    let bound = contexts.iter().map(|c| c.bound()).min().unwrap_or(Nanos::MAX);
+    let bound = contexts
+        .iter()
+        .map(|c| c.bound())
+        .min()
+        .unwrap_or(Nanos::MAX);
     let ilp = solve(&contexts, Strategy::Ilp, &options).ok();
     let took = start.elapsed();
     let step = |strategy| {
@@ -136,12 +171,21 @@ fn measure(case: Case) -> Row {
         Some(solution.candidate.timeline.step)
     };
     let others = OTHERS.map(step);
-    let found = ilp.as_ref().map(|s| (s.candidate.timeline.step, s.found_by));
+    let found = ilp
+        .as_ref()
+        .map(|s| (s.candidate.timeline.step, s.found_by));
     let arena = ilp.map(|s| {
         let peak = s.candidate.built.peak;
         (with_addresses(s.candidate.built).arena_bytes, peak)
     });
-    Row { case, bound, ilp: found, others, arena, took }
+    Row {
+        case,
+        bound,
+        ilp: found,
+        others,
+        arena,
+        took,
+    }
 }
 
 fn seconds(step: Option<Nanos>) -> String {
@@ -152,11 +196,19 @@ fn csv(rows: &[Row]) -> String {
     let mut text = String::from(
         "model,method,tokens,device_gib,host_gib,bound_ns,ilp_ns,ilp_found_by,arena_bytes,peak_bytes,plan_ms",
     );
-    OTHERS.iter().for_each(|s| write!(text, ",{}_ns", s.name()).expect("a string"));
+    OTHERS
+        .iter()
+        .for_each(|s| write!(text, ",{}_ns", s.name()).expect("a string"));
     text.push('\n');
     let number = |n: Option<Nanos>| n.map_or(String::new(), |n| n.get().to_string());
     for row in rows {
-        let Case { model, method, k_tokens, device, host } = row.case;
+        let Case {
+            model,
+            method,
+            k_tokens,
+            device,
+            host,
+        } = row.case;
         let found_by = row.ilp.map_or("", |(_, s)| s.name());
         let bound = (row.bound != Nanos::MAX).then_some(row.bound);
         let (arena, peak) = row.arena.map_or(Default::default(), |(a, p)| {
@@ -171,7 +223,9 @@ fn csv(rows: &[Row]) -> String {
             row.took.as_millis()
         )
         .expect("a string");
-        row.others.iter().for_each(|&s| write!(text, ",{}", number(s)).expect("a string"));
+        row.others
+            .iter()
+            .for_each(|&s| write!(text, ",{}", number(s)).expect("a string"));
         text.push('\n');
     }
     text
@@ -201,9 +255,21 @@ fn markdown(rows: &[Row]) -> String {
     let line = |text: &mut String, what: &str, value: String| {
         writeln!(text, "- {what}: {value}").expect("a string");
     };
-    line(&mut text, "cases, of which fit", format!("{}, {}", rows.len(), feasible.len()));
-    line(&mut text, "another strategy is faster than the ILP", slower.count().to_string());
-    line(&mut text, "a plan is faster than the bound", broken.count().to_string());
+    line(
+        &mut text,
+        "cases, of which fit",
+        format!("{}, {}", rows.len(), feasible.len()),
+    );
+    line(
+        &mut text,
+        "another strategy is faster than the ILP",
+        slower.count().to_string(),
+    );
+    line(
+        &mut text,
+        "a plan is faster than the bound",
+        broken.count().to_string(),
+    );
     line(
         &mut text,
         "gap at most 0.5 %, 1 %, 2 %, 5 %, largest",
@@ -224,7 +290,11 @@ fn markdown(rows: &[Row]) -> String {
     let mut took: Vec<_> = rows.iter().map(|r| r.took).collect();
     took.sort_unstable();
     if let (Some(middle), Some(longest)) = (took.get(took.len() / 2), took.last()) {
-        line(&mut text, "planning, median and longest", format!("{middle:.2?}, {longest:.2?}"));
+        line(
+            &mut text,
+            "planning, median and longest",
+            format!("{middle:.2?}, {longest:.2?}"),
+        );
     }
     for (i, strategy) in OTHERS.iter().enumerate() {
         let ratios: Vec<f64> = feasible
@@ -232,17 +302,33 @@ fn markdown(rows: &[Row]) -> String {
             .filter_map(|r| Some(r.others[i]?.get() as f64 / r.ilp?.0.get() as f64))
             .collect();
         let mean = (ratios.iter().map(|r| r.ln()).sum::<f64>() / ratios.len().max(1) as f64).exp();
-        let taken = feasible.iter().filter(|r| r.ilp.is_some_and(|(_, s)| s == *strategy)).count();
-        let value = format!("{} fit, {mean:.3} × the ILP's step, taken {taken} times", ratios.len());
+        let taken = feasible
+            .iter()
+            .filter(|r| r.ilp.is_some_and(|(_, s)| s == *strategy))
+            .count();
+        let value = format!(
+            "{} fit, {mean:.3} × the ILP's step, taken {taken} times",
+            ratios.len()
+        );
         line(&mut text, strategy.name(), value);
     }
     text.push_str("\n## Cases\n\n| model | method | tokens | device | host | bound | ilp | gap |");
-    OTHERS[..5].iter().for_each(|s| write!(text, " {} |", s.name()).expect("a string"));
+    OTHERS[..5]
+        .iter()
+        .for_each(|s| write!(text, " {} |", s.name()).expect("a string"));
     text.push_str(" arena / alive |\n|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n");
     for row in rows {
-        let Case { model, method, k_tokens, device, host } = row.case;
+        let Case {
+            model,
+            method,
+            k_tokens,
+            device,
+            host,
+        } = row.case;
         let bound = (row.bound != Nanos::MAX).then_some(row.bound);
-        let gap = row.ilp.map_or("–".into(), |_| format!("{:.2} %", gap(row) * 100.0));
+        let gap = row
+            .ilp
+            .map_or("–".into(), |_| format!("{:.2} %", gap(row) * 100.0));
         write!(
             text,
             "| {model} | {method} | {k_tokens}K | {device} | {host} | {} | {} | {gap} |",
