@@ -250,7 +250,7 @@ impl Span {
     }
     /// How many it holds.
     pub const fn len(self) -> u64 {
-        self.end - self.start
+        self.end.saturating_sub(self.start)
     }
     /// Whether it holds nothing.
     pub const fn is_empty(self) -> bool {

@@ -512,11 +512,12 @@ impl Expander<'_> {
         match op.domain {
             Domain::Rows | Domain::RowsOfGroup => {
                 for tile in tiles.iter().filter_map(|t| intersect(*t, wanted)) {
-                    let missing = self
-                        .find(value, tile, groups)
-                        .is_none_or(|at| !covers(&self.live[value][at].written, tile));
-                    if missing {
-                        self.run_op(producer, &tiles, Some(tile), group);
+                    let missing = match self.find(value, tile, groups) {
+                        Some(at) => gaps(&self.live[value][at].written, tile),
+                        None => vec![tile],
+                    };
+                    for rows in missing {
+                        self.run_op(producer, &tiles, Some(rows), group);
                     }
                 }
             }
@@ -778,6 +779,19 @@ fn intersect(a: Span, b: Span) -> Option<Span> {
 /// Whether sorted, disjoint, merged spans cover all of `span`.
 fn covers(spans: &[Span], span: Span) -> bool {
     spans.iter().any(|s| s.contains(span))
+}
+
+/// The parts of `span` outside sorted, disjoint spans.
+fn gaps(spans: &[Span], span: Span) -> Vec<Span> {
+    let mut start = span.start;
+    let mut gaps = Vec::new();
+    for covered in spans.iter().filter(|s| s.overlaps(span)) {
+        gaps.push(Span::new(start, covered.start.max(start)));
+        start = covered.end;
+    }
+    gaps.push(Span::new(start.min(span.end), span.end));
+    gaps.retain(|gap| !gap.is_empty());
+    gaps
 }
 
 /// Adds `span` to sorted, disjoint spans and merges neighbours.

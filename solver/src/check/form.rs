@@ -385,17 +385,14 @@ fn check_signature(
         Some((value, access))
     };
     let found: Vec<Use> = instruction.operands.iter().filter_map(uses).collect();
-    for &value in entry.accumulates.iter().chain(&entry.updates) {
-        if !found
-            .iter()
-            .any(|&(v, access)| v == Some(value) && access != Access::Read)
-        {
-            findings.add(
-                Fault::ContributionMissing { op, value },
-                Some(at),
-                None,
-                None,
-            );
+    let summed = entry.accumulates.iter().map(|&v| (v, true));
+    let changed = entry.updates.iter().map(|&v| (v, false));
+    for (value, sum) in summed.chain(changed) {
+        // A sum's first contribution may write; what is changed in place is read as well.
+        let fits = |access| access == Access::Update || sum && access == Access::Write;
+        if !found.iter().any(|&(v, access)| v == Some(value) && fits(access)) {
+            let fault = Fault::ContributionMissing { op, value };
+            findings.add(fault, Some(at), None, None);
         }
     }
     let slot = &mut signatures[op.index()];

@@ -4,6 +4,7 @@
 pub mod faults;
 pub mod mutation;
 pub mod oracle;
+pub mod problems;
 pub mod random;
 
 use ebbtide_solver::ids::{BufferId, EventId, Id, OpId, Table, ValueId};

@@ -45,7 +45,15 @@ pub fn inject_faults(good: &Schedule, faults: u64) -> Vec<Tally> {
     KINDS.iter().map(tally).collect()
 }
 
-fn difference(seed: u64, good: &Schedule, bad: &Schedule) -> String {
+/// Injects one fault of a random kind and says which.
+pub fn random_fault(schedule: &mut Schedule, random: &mut Random) -> &'static str {
+    let (kind, inject) = random.pick(KINDS);
+    inject(schedule, random);
+    kind
+}
+
+/// The first instruction that a fault changed.
+pub fn difference(seed: u64, good: &Schedule, bad: &Schedule) -> String {
     let pairs = good
         .streams
         .iter()

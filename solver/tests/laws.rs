@@ -1,0 +1,284 @@
+//! Laws that hold for every problem: hundreds of small random ones, each named by its seed.
+//! `LAWS=5000 cargo test --release -p ebbtide-solver --test laws` tries more of them.
+mod support;
+
+use std::cell::Cell;
+
+use ebbtide_solver::build::{build, with_addresses};
+use ebbtide_solver::check::check;
+use ebbtide_solver::ids::{Id, OpId};
+use ebbtide_solver::problem::Problem;
+use ebbtide_solver::search::{contexts, solve, Options, Solution, Status, Strategy};
+use ebbtide_solver::simulate::simulate;
+use ebbtide_solver::units::{Bytes, Nanos};
+use support::problems::{random_plan, random_problem, Shape};
+use support::random::Random;
+
+/// Few enough plans to try them all.
+const TINY: Shape = Shape {
+    most_plans: Some(1500),
+    most_blocks: 4,
+    unit_machine: false,
+};
+const SMALL: Shape = Shape {
+    most_plans: None,
+    most_blocks: 5,
+    unit_machine: false,
+};
+
+/// Runs a law on the problems of many seeds and names those that break it.
+fn for_seeds(cases: u64, law: impl Fn(u64) -> Result<(), String>) {
+    let cases = std::env::var("LAWS").map_or(cases, |n| n.parse().expect("LAWS is a number"));
+    let broken: Vec<String> = (0..cases)
+        .filter_map(|seed| law(seed).err().map(|why| format!("seed {seed}: {why}")))
+        .collect();
+    println!("{cases} seeds, {} break the law", broken.len());
+    let shown = &broken[..broken.len().min(20)];
+    assert!(
+        broken.is_empty(),
+        "{} of {cases}:\n{}",
+        broken.len(),
+        shown.join("\n")
+    );
+}
+
+fn shape(seed: u64, shape: Shape) -> Shape {
+    Shape {
+        unit_machine: seed % 3 == 0,
+        ..shape
+    }
+}
+
+fn bound(problem: &Problem) -> Nanos {
+    contexts(std::slice::from_ref(problem), &Options::default())[0].bound()
+}
+
+fn find(problem: &Problem, strategy: Strategy) -> Option<Solution> {
+    let options = Options::default();
+    solve(
+        &contexts(std::slice::from_ref(problem), &options),
+        strategy,
+        &options,
+    )
+    .ok()
+}
+
+#[test]
+fn every_strategys_plan_checks_fits_and_is_no_faster_than_the_bound() {
+    let (placed, missed) = (Cell::new(0), Cell::new(0));
+    for_seeds(300, |seed| {
+        let problem = random_problem(seed, shape(seed, SMALL));
+        let options = Options::default();
+        let contexts = contexts(std::slice::from_ref(&problem), &options);
+        for strategy in Strategy::ALL
+            .into_iter()
+            .filter(|s| *s != Strategy::Exhaustive)
+        {
+            let Ok(solution) = solve(&contexts, strategy, &options) else {
+                continue;
+            };
+            let broken = |what: String| Err(format!("{}: {what}", strategy.name()));
+            let (peak, step) = (
+                solution.candidate.built.peak,
+                solution.candidate.timeline.step,
+            );
+            if step < solution.bound {
+                return broken(format!("{step} is less than the bound {}", solution.bound));
+            }
+            if peak > problem.budget.device {
+                return broken(format!("peak {peak} over {}", problem.budget.device));
+            }
+            let mut schedule = with_addresses(solution.candidate.built);
+            if schedule.arena_bytes < peak {
+                return broken(format!("arena {} below {peak}", schedule.arena_bytes));
+            }
+            if schedule.arena_bytes > problem.budget.device {
+                missed.set(missed.get() + 1);
+                schedule.budget.device = schedule.arena_bytes;
+            }
+            placed.set(placed.get() + 1);
+            if let Some(violation) = check(&schedule).first() {
+                return broken(format!("{violation:?}"));
+            }
+        }
+        Ok(())
+    });
+    println!(
+        "{} of {} arenas are over the budget",
+        missed.get(),
+        placed.get()
+    );
+}
+
+#[test]
+fn every_plan_that_builds_checks_and_is_no_faster_than_the_bound() {
+    for_seeds(300, |seed| {
+        let problem = random_problem(seed, shape(seed, SMALL));
+        let bound = bound(&problem);
+        let mut random = Random::new(seed);
+        for _ in 0..30 {
+            let plan = random_plan(&problem, &mut random);
+            let Ok(built) = build(&problem, &plan) else {
+                continue;
+            };
+            let step = simulate(&built.schedule).step;
+            if step < bound {
+                return Err(format!("{step} is less than the bound {bound}: {plan:?}"));
+            }
+            let mut schedule = with_addresses(built);
+            // A quick placement may miss the budget; that is the search's affair, not the plan's.
+            schedule.budget.device = schedule.budget.device.max(schedule.arena_bytes);
+            if let Some(violation) = check(&schedule).first() {
+                return Err(format!("{violation:?}: {plan:?}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn no_plan_of_a_tiny_problem_is_faster_than_the_bound_and_ilp_is_within_its_gap() {
+    let (feasible, optimal) = (Cell::new(0), Cell::new(0));
+    let worst = Cell::new(0.0f64);
+    for_seeds(250, |seed| {
+        let problem = random_problem(seed, shape(seed, TINY));
+        let Some(best) = find(&problem, Strategy::Exhaustive) else {
+            return match find(&problem, Strategy::Ilp) {
+                // Segments of the plan space that `exhaustive` does not have.
+                Some(_) => Err("ilp finds a plan where there is none".to_owned()),
+                None => Ok(()),
+            };
+        };
+        feasible.set(feasible.get() + 1);
+        let best_step = best.candidate.timeline.step;
+        if best_step < best.bound {
+            return Err(format!(
+                "{best_step} is less than the bound {}: {:?}",
+                best.bound, best.candidate.plan
+            ));
+        }
+        let Some(ilp) = find(&problem, Strategy::Ilp) else {
+            return Err(format!("ilp finds nothing, exhaustive {best_step}"));
+        };
+        let step = ilp.candidate.timeline.step;
+        if step == best_step {
+            optimal.set(optimal.get() + 1);
+        }
+        let excess = step.get() as f64 / best_step.get() as f64 - 1.0;
+        worst.set(worst.get().max(excess));
+        if step < best_step {
+            return Err(format!("ilp {step} beats exhaustive {best_step}"));
+        }
+        if ilp.status == Status::Optimal && step > best_step {
+            return Err(format!(
+                "ilp calls {step} optimal, exhaustive has {best_step}"
+            ));
+        }
+        let stated = 1.0 - ilp.gap();
+        if (step.get() as f64 * stated - 1.0) > best_step.get() as f64 {
+            return Err(format!(
+                "exhaustive {best_step} is outside ilp's gap of {step}"
+            ));
+        }
+        Ok(())
+    });
+    println!(
+        "{} feasible, ilp at the optimum in {}, at most {:.4} slower",
+        feasible.get(),
+        optimal.get(),
+        worst.get()
+    );
+    assert!(feasible.get() > 0);
+}
+
+#[test]
+fn ilp_is_never_slower_than_another_strategy() {
+    for_seeds(200, |seed| {
+        let problem = random_problem(seed, shape(seed, SMALL));
+        let options = Options::default();
+        let contexts = contexts(std::slice::from_ref(&problem), &options);
+        let step = |s| {
+            solve(&contexts, s, &options)
+                .map(|s| s.candidate.timeline.step)
+                .ok()
+        };
+        let ilp = step(Strategy::Ilp);
+        for strategy in Strategy::ALL
+            .into_iter()
+            .filter(|s| *s != Strategy::Exhaustive)
+        {
+            match (ilp, step(strategy)) {
+                (Some(ilp), Some(other)) if other < ilp => {
+                    return Err(format!("{} {other} beats ilp {ilp}", strategy.name()));
+                }
+                (None, Some(_)) => return Err(format!("only {} fits", strategy.name())),
+                _ => {}
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn with_more_memory_the_bound_never_rises() {
+    for_seeds(300, |seed| {
+        let mut problem = random_problem(seed, shape(seed, SMALL));
+        let budget = problem.budget;
+        let mut device = bound(&problem);
+        let mut host = device;
+        for more in 1..6 {
+            problem.budget.device = Bytes::new(budget.device.get() * (8 + more) / 8);
+            let with_more = bound(&problem);
+            if with_more > device {
+                return Err(format!("device: {device} rises to {with_more}"));
+            }
+            device = with_more;
+            problem.budget = budget;
+            problem.budget.host = Bytes::new(budget.host.get() * (8 + more) / 8);
+            let with_more = bound(&problem);
+            if with_more > host {
+                return Err(format!("host: {host} rises to {with_more}"));
+            }
+            host = with_more;
+            problem.budget = budget;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn building_and_simulating_are_functions() {
+    for_seeds(200, |seed| {
+        let problem = random_problem(seed, shape(seed, SMALL));
+        let plan = random_plan(&problem, &mut Random::new(seed));
+        let (Ok(a), Ok(b)) = (build(&problem, &plan), build(&problem, &plan)) else {
+            return Ok(());
+        };
+        if a.schedule != b.schedule || simulate(&a.schedule) != simulate(&a.schedule) {
+            return Err("the same plan gives something else".to_owned());
+        }
+        if with_addresses(a) != with_addresses(b) {
+            return Err("the same plan gets other addresses".to_owned());
+        }
+        Ok(())
+    });
+}
+
+/// The generator draws what it is there for.
+#[test]
+fn random_problems_are_varied() {
+    let (mut groups, mut batches, mut ragged, mut host, mut fits) = (0, 0, 0, 0, 0);
+    for seed in 0..200 {
+        let problem = random_problem(seed, shape(seed, SMALL));
+        groups += u32::from(problem.groups > 1);
+        batches += u32::from(problem.micro_batches > 1);
+        ragged += u32::from(problem.tokens.get() % problem.granule.get() > 0);
+        host += u32::from(problem.states[0].host.is_some());
+        fits += u32::from(find(&problem, Strategy::Ilp).is_some());
+        assert!(problem.ops.get(OpId::from_index(0)).is_some());
+    }
+    println!("groups {groups}, micro-batches {batches}, ragged {ragged}, host {host}, fits {fits}");
+    assert!([groups, batches, ragged, host, fits]
+        .iter()
+        .all(|&n| n > 20));
+}

@@ -1,0 +1,259 @@
+//! Random faults in the schedules of real models: the referee refuses what does harm.
+//!
+//! Two layers of real models, lowered for two machines, planned by every strategy under budgets
+//! from the leanest plan's to everything's. Each schedule must be clean; then faults are injected,
+//! and whatever the referee accepts is executed by the slow oracle.
+//! `FAULTS=1000 cargo test --release --test mutation` injects more into each.
+mod support;
+
+use std::collections::BTreeMap;
+
+use ebbtide::lower::{lower, tilings, Workload};
+use ebbtide::methods::Method;
+use ebbtide::model::{self, step_graph, ModelConfig};
+use ebbtide::profile::{self, Dtype, Profile};
+use ebbtide_solver::build::{build, with_addresses};
+use ebbtide_solver::check::check;
+use ebbtide_solver::plan::{Fate, Hold, Placement, Plan};
+use ebbtide_solver::problem::{Budget, Problem};
+use ebbtide_solver::schedule::{Action, Schedule, Stream};
+use ebbtide_solver::search::{contexts, solve, Options, Strategy};
+use ebbtide_solver::units::Bytes;
+use support::tiny::mutation::{difference, random_fault};
+use support::tiny::oracle::{good_outcome, is_harmful};
+use support::tiny::random::Random;
+
+/// What a schedule makes use of.
+fn features(problem: &Problem, schedule: &Schedule) -> Vec<&'static str> {
+    let runs = |stream: Stream, which: &dyn Fn(Action) -> bool| {
+        schedule.stream(stream).iter().any(|i| which(i.action))
+    };
+    let travels = |stream: Stream, category| {
+        schedule
+            .stream(stream)
+            .iter()
+            .flat_map(|i| &i.operands)
+            .any(|o| {
+                let buffer = &schedule.buffers[o.buffer];
+                buffer.category == category
+            })
+    };
+    use ebbtide_solver::problem::Category::{Activations, Weights};
+    let input_again = |action| match action {
+        Action::Recompute(op) => {
+            let op = &problem.ops[op];
+            op.block.is_some() && op.name == "down_projection"
+        }
+        _ => false,
+    };
+    let again = |action| matches!(action, Action::Recompute(_));
+    let on_host = |action| matches!(action, Action::HostUpdate(_));
+    let all = [
+        ("swapped activations", travels(Stream::D2h, Activations)),
+        ("streamed weights", travels(Stream::H2d, Weights)),
+        ("host optimizer", runs(Stream::Host, &on_host)),
+        ("recomputation", runs(Stream::Compute, &again)),
+        ("segments", runs(Stream::Compute, &input_again)),
+        ("head groups", schedule.groups > 1),
+        ("micro-batches", schedule.micro_batches > 1),
+    ];
+    all.into_iter().filter(|f| f.1).map(|f| f.0).collect()
+}
+
+fn layers(name: &str, layers: u64) -> ModelConfig {
+    let mut model = model::load(name).expect("shipped");
+    model.layers = layers;
+    model
+}
+
+/// Whether the only witness against a fault would be a list of operands that the schedule does not
+/// have: it says what an operator changes, but not what it reads or makes, and of a host update
+/// nothing. The referee compares runs of one operator with one another; a single run has no peer.
+fn unstated(good: &Schedule, bad: &Schedule) -> bool {
+    let pairs = good.streams.iter().flatten().zip(bad.streams.iter().flatten());
+    let Some((was, _)) = pairs.into_iter().find(|(a, b)| a.operands != b.operands) else {
+        return false;
+    };
+    let operator = |action| match action {
+        Action::Run(op) | Action::Recompute(op) => Some(op),
+        _ => None,
+    };
+    match was.action {
+        Action::HostUpdate(_) => true,
+        action => {
+            let all = good.stream(Stream::Compute).iter();
+            let same = all.filter(|i| operator(i.action) == operator(action));
+            operator(action).is_some() && same.count() == 1
+        }
+    }
+}
+
+/// All problems of a model: machines, methods, micro-batches, head groups; budgets still open.
+fn problems(model: &ModelConfig, seq: u64) -> Vec<(String, Problem)> {
+    let graph = step_graph(model);
+    let mut problems = Vec::new();
+    for machine in ["unit", "h100-sxm5-80gb"] {
+        let profile: Profile = profile::load(machine).expect("shipped");
+        for (method, accumulate) in [
+            (Method::AdamW, 1),
+            (Method::AdamW, 2),
+            (Method::Sgd, 2),
+            (Method::Lomo, 1),
+        ] {
+            let dtype = if machine == "unit" {
+                Dtype::F32
+            } else {
+                Dtype::Bf16
+            };
+            let workload = Workload {
+                seq,
+                batch: 1,
+                accumulate,
+                dtype,
+            };
+            for tiling in tilings(model, &workload).into_iter().take(2) {
+                let all = Bytes::new(1 << 50);
+                let budget = Budget {
+                    device: all,
+                    host: all,
+                };
+                let lowered = lower(&graph, model, &profile, method, &workload, budget, tiling);
+                let name = format!(
+                    "{} {seq} {machine} {method}×{accumulate} groups {}",
+                    model.name, tiling.groups
+                );
+                problems.push((name, lowered.expect("can be lowered").problem));
+            }
+        }
+    }
+    problems
+}
+
+/// The same problem with device memory between what is needed at least and what is needed at most.
+fn budgets(problem: &Problem) -> Vec<Problem> {
+    let mut lean = Plan::keep_all(problem);
+    lean.hold = Hold::NONE;
+    lean.placements.fill(Placement::Streamed);
+    lean.fates
+        .values_mut()
+        .for_each(|fate| *fate = Fate::RECOMPUTED);
+    let peak = |plan: &Plan| build(problem, plan).expect("unlimited").peak.get();
+    let (low, high) = (peak(&lean), peak(&Plan::keep_all(problem)));
+    let (low, high) = (low.min(high), low.max(high));
+    [30, 70, 103]
+        .map(|percent| {
+            let mut problem = problem.clone();
+            problem.budget.device = Bytes::new(low + (high - low) * percent / 100 + (1 << 14));
+            problem
+        })
+        .into()
+}
+
+/// The schedules of all strategies and of two extreme plans, with what they are called.
+fn schedules(name: &str, problem: &Problem) -> Vec<(String, Schedule)> {
+    let options = Options::default();
+    let contexts = contexts(std::slice::from_ref(problem), &options);
+    let mut found: Vec<(String, Schedule)> = Vec::new();
+    for strategy in Strategy::ALL
+        .into_iter()
+        .filter(|s| *s != Strategy::Exhaustive)
+    {
+        if let Ok(solution) = solve(&contexts, strategy, &options) {
+            let schedule = with_addresses(solution.candidate.built);
+            found.push((format!("{name} {}", strategy.name()), schedule));
+        }
+    }
+    let mut plan = Plan::keep_all(problem);
+    plan.fates
+        .values_mut()
+        .for_each(|fate| *fate = Fate::RECOMPUTED);
+    for hold in [Hold::ALL, Hold::NONE] {
+        plan.hold = hold;
+        if let Ok(built) = build(problem, &plan) {
+            found.push((format!("{name} segments {hold:?}"), with_addresses(built)));
+        }
+    }
+    found.retain(|(_, s)| s.arena_bytes <= s.budget.device);
+    found
+}
+
+#[test]
+fn faults_in_real_schedules_are_refused() {
+    let faults: u64 =
+        std::env::var("FAULTS").map_or(40, |n| n.parse().expect("FAULTS is a number"));
+    let mut cases = Vec::new();
+    for (model, seq) in [(layers("tiny", 2), 256), (layers("llama-3.2-1b", 3), 4096)] {
+        for (name, problem) in problems(&model, seq) {
+            for problem in budgets(&problem) {
+                let found = schedules(&name, &problem);
+                cases.extend(
+                    found
+                        .into_iter()
+                        .map(|(name, s)| (name, s, problem.clone())),
+                );
+            }
+        }
+    }
+    let mut unclean = Vec::new();
+    let mut used: BTreeMap<&str, u32> = BTreeMap::new();
+    for (name, schedule, problem) in &cases {
+        if let Some(violation) = check(schedule).first() {
+            unclean.push(format!("{name}: {violation:?}"));
+        }
+        for feature in features(problem, schedule) {
+            *used.entry(feature).or_default() += 1;
+        }
+    }
+    println!("{} schedules: {used:?}", cases.len());
+    assert!(
+        unclean.is_empty(),
+        "{} unclean:\n{}",
+        unclean.len(),
+        unclean.join("\n")
+    );
+    assert_eq!(used.len(), 7, "every feature occurs: {used:?}");
+    // The oracle's effort grows with the cube of the instructions.
+    let length = |s: &Schedule| s.streams.iter().map(Vec::len).sum::<usize>();
+    cases.retain(|(_, s, _)| length(s) <= 160);
+    let mut tally: BTreeMap<&str, [u64; 4]> = BTreeMap::new();
+    let mut missed = Vec::new();
+    let mut faulty: BTreeMap<&str, u32> = BTreeMap::new();
+    for (n, (name, good, problem)) in cases.iter().enumerate() {
+        let outcome = good_outcome(good);
+        features(problem, good)
+            .iter()
+            .for_each(|f| *faulty.entry(f).or_default() += 1);
+        for fault in 0..faults {
+            let seed = n as u64 * 1_000_003 + fault;
+            let mut bad = good.clone();
+            let kind = random_fault(&mut bad, &mut Random::new(seed));
+            let result = if !check(&bad).is_empty() {
+                0
+            } else if bad == *good || !is_harmful(&bad, &outcome) {
+                1
+            } else if unstated(good, &bad) {
+                2
+            } else {
+                missed.push(format!("{name}, {kind}: {}", difference(seed, good, &bad)));
+                3
+            };
+            tally.entry(kind).or_default()[result] += 1;
+        }
+    }
+    println!("faults in {} of them, {faulty:?}", cases.len());
+    println!("{:40} refused  harmless  unstated  missed", "");
+    for (kind, [refused, harmless, unstated, missed]) in &tally {
+        println!("{kind:40} {refused:7} {harmless:9} {unstated:9} {missed:7}");
+    }
+    let sum = |i: usize| tally.values().map(|t| t[i]).sum::<u64>();
+    let [a, b, c, d] = [0, 1, 2, 3].map(sum);
+    println!("{:40} {a:7} {b:9} {c:9} {d:7}", "all");
+    let shown = &missed[..missed.len().min(10)];
+    assert!(
+        missed.is_empty(),
+        "{} missed:\n{}",
+        missed.len(),
+        shown.join("\n")
+    );
+    assert_eq!(faulty.len(), 7, "faults meet every feature: {faulty:?}");
+}
