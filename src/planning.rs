@@ -7,6 +7,7 @@
 //! The search counts live bytes; an arena can need more. Then the search is repeated with a budget
 //! smaller by the excess, while the bound stays that of the whole budget.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use ebbtide_solver::build::{with_addresses, Infeasible};
@@ -446,19 +447,16 @@ fn shorter(request: &Request<'_>, lean: &[Strategy], deadline: Instant) -> Optio
     /// Shorter ones are of no use to anybody.
     const SHORTEST: u64 = 256;
     let fits = |seq: u64| {
-        lean.iter().any(|&strategy| {
-            fits(
-                &Request {
-                    workload: Workload {
-                        seq,
-                        ..request.workload
-                    },
-                    ..*request
-                },
-                strategy,
-            )
-            .is_ok_and(|fits| fits.is_ok())
-        })
+        let workload = Workload {
+            seq,
+            ..request.workload
+        };
+        let request = Request {
+            workload,
+            ..*request
+        };
+        let found = probe(&request, lean, deadline);
+        found.is_ok_and(|found| found.iter().any(std::result::Result::is_ok))
     };
     let granule = |seq: u64| (seq / SHORTEST * SHORTEST).max(SHORTEST);
     let mut seq = request.workload.seq / 2;
@@ -476,16 +474,40 @@ fn shorter(request: &Request<'_>, lean: &[Strategy], deadline: Instant) -> Optio
     Some(longest.unwrap_or(seq))
 }
 
-/// Whether a strategy finds a plan, and if not, its nearest miss.
+/// Whether each strategy finds a plan, and if not, its nearest miss.
 ///
 /// # Errors
 /// As [`variants`].
-pub fn fits(
+pub fn probe(
     request: &Request<'_>,
-    strategy: Strategy,
-) -> Result<std::result::Result<(), Infeasible>> {
-    let options = Options::default();
+    strategies: &[Strategy],
+    deadline: Instant,
+) -> Result<Vec<std::result::Result<(), Infeasible>>> {
+    /// Those that need least; whatever they find, [`Strategy::Ilp`] finds too.
+    const LEAN: [Strategy; 2] = [Strategy::CheckpointSqrt, Strategy::CheckpointOffload];
+    let options = Options {
+        deadline: Some(deadline),
+        ..Options::default()
+    };
     let problems = problems(&variants(request)?, request.budget);
     let contexts = contexts(&problems, &options);
-    Ok(search::solve(&contexts, strategy, &options).map(drop))
+    let hopeless = contexts.iter().all(|c| c.relaxed.is_none());
+    let try_one = |s| search::solve(&contexts, s, &options).map(drop);
+    let mut found: BTreeMap<Strategy, std::result::Result<(), Infeasible>> = BTreeMap::new();
+    for &strategy in strategies.iter().filter(|&&s| s != Strategy::Ilp) {
+        found.insert(strategy, try_one(strategy));
+    }
+    if strategies.contains(&Strategy::Ilp) {
+        for strategy in LEAN {
+            found.entry(strategy).or_insert_with(|| try_one(strategy));
+        }
+        let any = found.values().any(std::result::Result::is_ok);
+        let ilp = match any {
+            true => Ok(()),
+            false if hopeless => found[&LEAN[0]].clone(),
+            false => try_one(Strategy::Ilp),
+        };
+        found.insert(Strategy::Ilp, ilp);
+    }
+    Ok(strategies.iter().map(|s| found[s].clone()).collect())
 }

@@ -11,11 +11,12 @@ use crate::methods::Method;
 use crate::model::Positions;
 use crate::planning::{self, Request};
 use crate::report::{self, columns};
-use ebbtide_solver::search::{Options, Strategy};
+use ebbtide_solver::build::Infeasible;
+use ebbtide_solver::search::Strategy;
 use ebbtide_solver::units::Tokens;
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// What `ebbtide fit` is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -40,13 +41,21 @@ pub struct Args {
     pub json: bool,
 }
 
-/// One answer.
+/// What is known of one strategy with one method.
 struct Row {
     strategy: Strategy,
     method: Method,
-    max_tokens: u64,
-    binds: String,
+    /// The longest length that was found to fit.
+    fits: u64,
+    /// The shortest that was found not to, and why.
+    misses: Option<(u64, Infeasible)>,
 }
+
+/// The shortest length that is tried first.
+const FIRST: u64 = 4096;
+
+/// How long a strategy may look for a plan of one length.
+const LOOK_FOR: Duration = Duration::from_secs(2);
 
 /// Searches and reports.
 ///
@@ -60,16 +69,25 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     } else {
         args.strategy.clone()
     };
-    let mut tasks = Vec::new();
+    let mut rows = Vec::new();
     for &method in &args.method {
         method.check(args.setting.accumulate)?;
-        tasks.extend(strategies.iter().map(|&strategy| (strategy, method)));
+        rows.extend(strategies.iter().map(|&strategy| Row {
+            strategy,
+            method,
+            fits: 0,
+            misses: None,
+        }));
     }
-    let request = |method| Request {
+    let limit = match setting.model.positions {
+        Positions::Learned { positions } => positions,
+        Positions::Rope { .. } => MAX_TOKENS / args.setting.batch,
+    };
+    let request = |seq, method| Request {
         model: &setting.model,
         profile: &setting.profile,
         workload: Workload {
-            seq: 1,
+            seq,
             batch: args.setting.batch,
             accumulate: args.setting.accumulate,
             dtype: setting.dtype,
@@ -77,18 +95,73 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         method,
         budget: setting.budget,
     };
-    let rows = in_parallel(&tasks, |&(strategy, method)| {
-        longest(&request(method), strategy)
-    });
-    let rows = rows.into_iter().collect::<Result<Vec<Row>>>()?;
-    print(
-        out,
-        if args.json {
-            to_json(&rows)
-        } else {
-            to_table(&rows)
-        },
-    )
+    narrow(&mut rows, limit, |seq, method, strategies| {
+        planning::probe(&request(seq, method), strategies, Instant::now() + LOOK_FOR)
+    })?;
+    let text = if args.json {
+        to_json(&rows, limit)
+    } else {
+        to_table(&rows, limit)
+    };
+    print(out, text)
+}
+
+type Probed = Result<Vec<std::result::Result<(), Infeasible>>>;
+
+/// Asks, as long as a row has a length to ask for, for all rows of one length and method at once:
+/// what they have in common is then prepared once.
+fn narrow(
+    rows: &mut [Row],
+    limit: u64,
+    probe: impl Fn(u64, Method, &[Strategy]) -> Probed,
+) -> Result<()> {
+    let told = std::io::stderr().is_terminal();
+    loop {
+        let mut wanted: BTreeMap<(u64, &str), Vec<usize>> = BTreeMap::new();
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(seq) = row.next(limit) {
+                wanted.entry((seq, row.method.name())).or_default().push(i);
+            }
+        }
+        let Some(((seq, name), asking)) = wanted.pop_first() else {
+            break;
+        };
+        if told {
+            eprint!("\r\x1b[K{} tokens with {name} ...", Tokens::new(seq));
+        }
+        let strategies: Vec<Strategy> = asking.iter().map(|&i| rows[i].strategy).collect();
+        let method = rows[asking[0]].method;
+        for (i, found) in asking.into_iter().zip(probe(seq, method, &strategies)?) {
+            match found {
+                Ok(()) => rows[i].fits = seq,
+                Err(miss) => rows[i].misses = Some((seq, miss)),
+            }
+        }
+    }
+    if told {
+        eprint!("\r\x1b[K");
+    }
+    Ok(())
+}
+
+impl Row {
+    /// The next length to ask for: twice the last one, then the middle.
+    fn next(&self, limit: u64) -> Option<u64> {
+        let Some((misses, _)) = self.misses else {
+            let next = (2 * self.fits).clamp(FIRST.min(limit), limit);
+            return (self.fits < limit).then_some(next);
+        };
+        let step = precision(self.fits);
+        let middle = (self.fits + misses) / 2;
+        let middle = middle - middle % step;
+        (middle > self.fits).then_some(middle)
+    }
+    fn binds(&self, limit: u64) -> String {
+        match &self.misses {
+            Some((_, miss)) => report::infeasible::what_binds(miss),
+            None => format!("{} tokens are the most", Tokens::new(limit)),
+        }
+    }
 }
 
 /// To how many tokens lengths are told apart: 256 below 8k, else 1k or a fortieth.
@@ -99,110 +172,68 @@ fn precision(tokens: u64) -> u64 {
     }
 }
 
-/// The longest sequence that one strategy finds a plan for.
-fn longest(request: &Request<'_>, strategy: Strategy) -> Result<Row> {
-    let limit = match request.model.positions {
-        Positions::Learned { positions } => positions,
-        Positions::Rope { .. } => MAX_TOKENS / request.workload.batch,
-    };
-    let at = |seq| Request {
-        workload: Workload {
-            seq,
-            ..request.workload
-        },
-        ..*request
-    };
-    let (mut fits, mut binds) = (0, None);
-    let mut seq = limit.min(4096);
-    while binds.is_none() && fits < limit {
-        match planning::fits(&at(seq), strategy)? {
-            Ok(()) => (fits, seq) = (seq, limit.min(2 * seq)),
-            Err(miss) => binds = Some(miss),
-        }
-    }
-    while seq - fits > precision(fits) {
-        let middle = fits + (seq - fits) / 2;
-        let middle = middle - middle % precision(fits);
-        match planning::fits(&at(middle), strategy)? {
-            Ok(()) => fits = middle,
-            Err(miss) => (seq, binds) = (middle, Some(miss)),
-        }
-    }
-    // Addresses may need more than what lives: what is told must be a plan that `plan` finds too.
-    while fits > 0 {
-        match planning::plan(&at(fits), strategy, &Options::default())? {
-            Ok(_) => break,
-            Err(miss) => (fits, binds) = (fits.saturating_sub(precision(fits)), Some(miss)),
-        }
-    }
-    Ok(Row {
-        strategy,
-        method: request.method,
-        max_tokens: fits,
-        binds: match binds {
-            Some(miss) => report::infeasible::what_binds(&miss),
-            None => format!("{} tokens are the most", Tokens::new(limit)),
-        },
-    })
-}
-
-/// Works on all tasks with as many threads as there are cores, telling a terminal how far it is.
-fn in_parallel<T: Sync, R: Send>(tasks: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let results: Vec<Mutex<Option<R>>> = tasks.iter().map(|_| Mutex::new(None)).collect();
-    let told = std::io::stderr().is_terminal();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(tasks.len()) {
-            scope.spawn(|| {
-                while let Some(i) =
-                    Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < tasks.len())
-                {
-                    *results[i].lock().expect("no other holder panics") = Some(work(&tasks[i]));
-                    let done = done.fetch_add(1, Ordering::Relaxed) + 1;
-                    if told {
-                        eprint!("\r{done} of {} strategies", tasks.len());
-                    }
-                }
-            });
-        }
-    });
-    if told {
-        eprint!("\r\x1b[K");
-    }
-    let results = results
-        .into_iter()
-        .map(|result| result.into_inner().expect("no holder panics"));
-    results
-        .map(|result| result.expect("every task was done"))
-        .collect()
-}
-
-fn to_json(rows: &[Row]) -> String {
+fn to_json(rows: &[Row], limit: u64) -> String {
     let rows = rows.iter().map(|row| {
         serde_json::json!({
             "strategy": row.strategy.name(),
             "method": row.method.name(),
-            "max_tokens": row.max_tokens,
-            "binds": row.binds,
+            "max_tokens": row.fits,
+            "binds": row.binds(limit),
         })
     });
     format!("{}\n", serde_json::json!({ "rows": Vec::from_iter(rows) }))
 }
 
-fn to_table(rows: &[Row]) -> String {
-    let title = ["strategy", "method", "longest", "the next longer needs"];
+fn to_table(rows: &[Row], limit: u64) -> String {
+    let title = ["strategy", "method", "longest", "a longer one needs"];
     let mut table = vec![Vec::from(title.map(String::from))];
     table.extend(rows.iter().map(|row| {
+        let longest = match row.fits {
+            0 => "none".into(),
+            tokens => Tokens::new(tokens).to_string(),
+        };
         vec![
             row.strategy.name().into(),
             row.method.name().into(),
-            match row.max_tokens {
-                0 => "none".into(),
-                tokens => Tokens::new(tokens).to_string(),
-            },
-            row.binds.clone(),
+            longest,
+            row.binds(limit),
         ]
     }));
     columns(&table, &[false, false, true, false]).join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ebbtide_solver::units::Bytes;
+
+    #[test]
+    fn narrowing_ends_within_its_precision() {
+        for longest in [0, 255, 256, 5000, 9_999, 100_000, 1_000_000, MAX_TOKENS] {
+            let mut row = [Row {
+                strategy: Strategy::Keep,
+                method: Method::Lomo,
+                fits: 0,
+                misses: None,
+            }];
+            narrow(&mut row, MAX_TOKENS, |seq, _, _| {
+                Ok(vec![match seq <= longest {
+                    true => Ok(()),
+                    false => Err(Infeasible {
+                        step: None,
+                        operator: None,
+                        needed: Bytes::new(seq),
+                        limit: Bytes::new(longest),
+                        by_category: Vec::new(),
+                    }),
+                }])
+            })
+            .unwrap();
+            let found = row[0].fits;
+            assert!(
+                found <= longest && longest < found + 2 * precision(longest),
+                "{found}"
+            );
+        }
+    }
 }

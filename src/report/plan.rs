@@ -23,8 +23,8 @@ pub fn table(planned: &Planned, sensitivity: &Sensitivity, remarks: &[String]) -
     space(planned, &mut sheet);
     sheet.gap();
     proof(planned, sensitivity, &mut sheet);
-    for guess in &planned.lowered.extrapolated {
-        sheet.row("extrapolated", guess);
+    for (i, guess) in planned.lowered.extrapolated.iter().enumerate() {
+        sheet.row(if i == 0 { "extrapolated" } else { "" }, guess);
     }
     for remark in remarks {
         sheet.row("note", remark);
@@ -76,7 +76,7 @@ fn decided(planned: &Planned, sheet: &mut Sheet) {
             percent(kind.iter().map(|d| of(d) as f64).sum::<f64>() / all)
         };
         rows.push(vec![
-            name.to_owned(),
+            format!("  {name:<12}"),
             part(|d| d.keep_tokens),
             part(|d| d.swap_tokens),
             part(|d| d.recompute_tokens),
@@ -185,7 +185,9 @@ fn space(planned: &Planned, sheet: &mut Sheet) {
         "host",
         format!("{}, budget {}", predicted.host, schedule.budget.host),
     );
-    sheet.row("", by_category(&memory::host(schedule)));
+    if !predicted.host.is_zero() {
+        sheet.row("", by_category(&memory::host(schedule)));
+    }
     for (name, stream, bytes) in [
         ("to the host", Stream::D2h, predicted.d2h),
         ("to the device", Stream::H2d, predicted.h2d),

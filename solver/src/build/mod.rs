@@ -99,13 +99,26 @@ fn build_once(problem: &Problem, plan: &Plan, clock: Option<&[u64]>) -> Result<B
     let placement = place_if_tight(problem, &draft, &transfers, &peak_step)?;
     let schedule = emit::emit(problem, &draft, &transfers);
     let peak = transfers.peak;
-    Ok(Built { draft, transfers, placement, schedule, peak, peak_step })
+    Ok(Built {
+        draft,
+        transfers,
+        placement,
+        schedule,
+        peak,
+        peak_step,
+    })
 }
 
 /// Gives every buffer its address. The arena is as large as its placement is high, which is the
 /// peak where the placement is optimal.
 pub fn with_addresses(built: Built) -> Schedule {
-    let Built { draft, transfers, placement, mut schedule, .. } = built;
+    let Built {
+        draft,
+        transfers,
+        placement,
+        mut schedule,
+        ..
+    } = built;
     let placement = placement.unwrap_or_else(|| place(&draft, &transfers));
     for (buffer, offset) in schedule.buffers.values_mut().zip(&placement.offsets) {
         buffer.offset = *offset;

@@ -26,17 +26,30 @@ const ROUNDS: usize = 5;
 const SHAPES_BUILT: usize = 6;
 
 /// What is held of recomputed attention: less is tried where attention is recomputed.
-const HOLDS: [Hold; 3] =
-    [Hold::ALL, Hold { output: true, projections: false }, Hold::NONE];
+const HOLDS: [Hold; 3] = [
+    Hold::ALL,
+    Hold {
+        output: true,
+        projections: false,
+    },
+    Hold::NONE,
+];
 
 /// The best plan that rounding finds.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let Some(relaxed) = &context.relaxed else { return Err(context.infeasible()) };
-    let free = Margins { device: vec![0; context.coarse.epochs.len()], ..Margins::default() };
+    let Some(relaxed) = &context.relaxed else {
+        return Err(context.infeasible());
+    };
+    let free = Margins {
+        device: vec![0; context.coarse.epochs.len()],
+        ..Margins::default()
+    };
     let mut best = repaired(context, &free, Some(relaxed.clone()));
     let close = |found: &Result<Candidate, Infeasible>| {
         let bound = context.bound().get();
-        found.as_ref().is_ok_and(|c| (c.timeline.step.get() - bound) * 1000 <= bound)
+        found
+            .as_ref()
+            .is_ok_and(|c| (c.timeline.step.get() - bound) * 1000 <= bound)
     };
     if inputs_recomputed(context, relaxed) && !close(&best) {
         best = better(best, segmented(context));
@@ -48,7 +61,10 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 fn inputs_recomputed(context: &Context<'_>, relaxed: &Relaxed) -> bool {
     let classes = context.coarse.classes.iter().zip(&relaxed.fates);
     let again = classes.filter(|(class, _)| is_input(context.problem, class.members[0]));
-    again.map(|(class, (k, s))| (1.0 - k - s) * class.members.len() as f64).sum::<f64>() > 1.5
+    again
+        .map(|(class, (k, s))| (1.0 - k - s) * class.members.len() as f64)
+        .sum::<f64>()
+        > 1.5
 }
 
 fn is_input(problem: &Problem, tensor: TensorId) -> bool {
@@ -132,7 +148,12 @@ fn segments(blocks: usize, first: usize, growth: usize) -> Vec<bool> {
 }
 
 fn segmented(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let blocks = context.problem.program.values().filter_map(|s| s.block).max();
+    let blocks = context
+        .problem
+        .program
+        .values()
+        .filter_map(|s| s.block)
+        .max();
     let blocks = blocks.map_or(0, |b| b as usize + 1);
     let mut shapes: Vec<Vec<bool>> = Vec::new();
     for first in [1, 2, 3, 4] {
@@ -154,7 +175,10 @@ fn segmented(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     solved.sort_by_key(|(relaxed, _)| relaxed.bound_ns);
     let mut best: Result<Candidate, Infeasible> = Err(context.infeasible());
     for (relaxed, margins) in solved.into_iter().take(SHAPES_BUILT) {
-        if best.as_ref().is_ok_and(|b| b.timeline.step.get() <= relaxed.bound_ns) {
+        if best
+            .as_ref()
+            .is_ok_and(|b| b.timeline.step.get() <= relaxed.bound_ns)
+        {
             break;
         }
         best = better(best, repaired(context, &margins, Some(relaxed)));
@@ -175,7 +199,9 @@ fn shape_margins(context: &Context<'_>, retained: &[bool]) -> Margins {
         kept as f64 / members.len() as f64
     };
     let classes = &context.coarse.classes;
-    let fixed = classes.iter().map(|c| is_input(problem, c.members[0]).then(|| fraction(&c.members)));
+    let fixed = classes
+        .iter()
+        .map(|c| is_input(problem, c.members[0]).then(|| fraction(&c.members)));
     let input_bytes = classes
         .iter()
         .filter(|c| is_input(problem, c.members[0]))
@@ -197,7 +223,11 @@ fn shape_margins(context: &Context<'_>, retained: &[bool]) -> Margins {
             .max()
             .unwrap_or(0)
     });
-    Margins { device: device.collect(), host: 0, retained: fixed.collect() }
+    Margins {
+        device: device.collect(),
+        host: 0,
+        retained: fixed.collect(),
+    }
 }
 
 // ---- rounding ---------------------------------------------------------------------------------
@@ -252,7 +282,10 @@ fn round_fates(
             let kept = whole(carried_keep).min(retained);
             carried_retained -= f64::from(retained);
             carried_keep -= f64::from(kept);
-            fates[id] = Fate { keep: kept, swap: retained - kept };
+            fates[id] = Fate {
+                keep: kept,
+                swap: retained - kept,
+            };
         }
     }
 }

@@ -290,13 +290,24 @@ impl<'a> Context<'a> {
         let with = |first: usize, placement: Placement| {
             let mut placements = vec![Placement::Resident; groups];
             placements[first..].fill(placement);
-            Plan { placements, ..plan.clone() }
+            Plan {
+                placements,
+                ..plan.clone()
+            }
         };
         let swapped: u64 = plan
             .iter()
-            .map(|(id, fate)| problem.pieces_bytes(id, fate.keep, fate.keep + fate.swap).get())
+            .map(|(id, fate)| {
+                problem
+                    .pieces_bytes(id, fate.keep, fate.keep + fate.swap)
+                    .get()
+            })
             .sum();
-        let room = problem.budget.host.get().saturating_sub(swapped * u64::from(problem.micro_batches));
+        let room = problem
+            .budget
+            .host
+            .get()
+            .saturating_sub(swapped * u64::from(problem.micro_batches));
         let mut plans = vec![with(groups, Placement::Resident)];
         for placement in [Placement::HostOptimizer, Placement::Streamed] {
             if placement == Placement::HostOptimizer

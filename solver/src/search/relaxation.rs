@@ -101,7 +101,11 @@ fn floor_ms(coarse: &Coarse) -> f64 {
 
 fn nudge(coarse: &Coarse) -> f64 {
     let tensors: f64 = coarse.classes.iter().map(|c| gib(c.bytes)).sum();
-    let weights: f64 = coarse.groups.iter().map(|g| 2.0 * gib(g.weight_bytes)).sum();
+    let weights: f64 = coarse
+        .groups
+        .iter()
+        .map(|g| 2.0 * gib(g.weight_bytes))
+        .sum();
     NUDGE * floor_ms(coarse) / (tensors + weights).max(f64::MIN_POSITIVE)
 }
 
