@@ -55,7 +55,7 @@ struct Row {
 const FIRST: u64 = 4096;
 
 /// How long a strategy may look for a plan of one length.
-const LOOK_FOR: Duration = Duration::from_secs(2);
+const LOOK_FOR: Duration = Duration::from_secs(1);
 
 /// Searches and reports.
 ///
