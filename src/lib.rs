@@ -1,9 +1,13 @@
 //! ebbtide: what fits, how fast, with which plan.
 
+pub mod cli;
 pub mod commands;
 pub mod error;
 pub mod format;
 pub mod lower;
+pub mod memory;
 pub mod methods;
 pub mod model;
+pub mod planning;
 pub mod profile;
+pub mod report;

@@ -1,2 +1,39 @@
-//! The `ebbtide` command.
-fn main() {}
+//! The `ebbtide` command: parse, dispatch, print one error, exit with the contract's code.
+
+use clap::Parser;
+use ebbtide::cli::{self, Cli};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = BufWriter::new(UntilClosed(io::stdout()));
+    let done = cli::run(&cli.command, &mut out);
+    let flushed = cli::flush(&mut out);
+    match done.and(flushed) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to be told where standard error is closed.
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}
+
+/// Standard output; what is written after its reader has gone is lost, as it should be.
+struct UntilClosed(io::Stdout);
+
+impl Write for UntilClosed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(bytes.len()),
+            written => written,
+        }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        match self.0.flush() {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+            flushed => flushed,
+        }
+    }
+}

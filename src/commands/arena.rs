@@ -5,6 +5,8 @@
 
 mod csv;
 
+use super::write_atomically;
+use crate::cli::{self, parse};
 use crate::error::{Error, Result};
 use csv::Instance;
 use ebbtide_solver::arena::{place, Options, Placement, Status};
@@ -23,7 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "BYTES")]
     pub capacity: Option<u64>,
     /// When to stop searching, such as 500ms, 60s or 2m
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse::time)]
     pub time_limit: Duration,
     /// Offsets are multiples of this many bytes
     #[arg(long, value_name = "BYTES", default_value_t = 1)]
@@ -81,25 +83,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     } else {
         to_table(&instance, &placement, spent, args.output.as_deref())
     };
-    out.write_all(report.as_bytes())
-        .map_err(|cause| Error::bad_input(format!("cannot write to standard output: {cause}")))
-}
-
-/// `90s`, `500ms` or `2m`.
-fn parse_time(text: &str) -> std::result::Result<Duration, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let wrong = || format!("`{text}` is no length of time such as 500ms, 60s or 2m");
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => number
-            .checked_mul(60)
-            .map(Duration::from_secs)
-            .ok_or_else(wrong),
-        _ => Err(wrong()),
-    }
+    cli::print(out, report)
 }
 
 fn check_capacity(placement: &Placement, capacity: u64, spent: Duration) -> Result<()> {
@@ -178,19 +162,6 @@ fn to_table(
         let _ = writeln!(table, "{id:<widest$} {:>20}", offset.get());
     }
     table
-}
-
-/// Writes beside the file first, so that it is whole or not there.
-fn write_atomically(path: &Path, text: &str) -> Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(format!(".{}.tmp", std::process::id()));
-    let beside = PathBuf::from(beside);
-    let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path));
-    written.map_err(|cause| {
-        // The first failure is the one to report.
-        let _ = std::fs::remove_file(&beside);
-        Error::bad_input(format!("cannot write: {cause}")).within(path.display())
-    })
 }
 
 #[cfg(test)]
@@ -286,14 +257,5 @@ mod tests {
         let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!(report["height"], 1_048_576);
         assert_eq!(report["status"], "optimal");
-    }
-
-    #[test]
-    fn times_need_a_unit() {
-        assert_eq!(parse_time("1500ms"), Ok(Duration::from_millis(1500)));
-        assert_eq!(parse_time("2m"), Ok(Duration::from_secs(120)));
-        for wrong in ["", "60", "s", "-1s", "1h", "1.5s", "99999999999999999999s"] {
-            assert!(parse_time(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -190,12 +190,25 @@ pub struct Predicted {
 /// When a predicted number is not finite, or states and their names are not equally many: both
 /// are bugs of whoever made the file.
 pub fn write(file: &ScheduleFile) -> String {
+    assert_states(file);
+    encode::to_text(file)
+}
+
+/// The same object without its long lists: operators, values, buffers and streams.
+///
+/// # Panics
+/// As [`write`].
+pub fn write_summary(file: &ScheduleFile) -> String {
+    assert_states(file);
+    encode::to_summary(file)
+}
+
+fn assert_states(file: &ScheduleFile) {
     assert_eq!(
         file.states.len(),
         file.schedule.state_groups.len(),
         "a state for every group"
     );
-    encode::to_text(file)
 }
 
 /// The file of a text.

@@ -15,6 +15,32 @@ use super::{Decision, Predicted, ScheduleFile, SCHEMA};
 /// The whole file: one line for each short section and for each entry of the long ones.
 pub(super) fn to_text(file: &ScheduleFile) -> String {
     let s = &file.schedule;
+    let mut text = head(file);
+    list(&mut text, "operators", s.ops.values().map(operator));
+    list(&mut text, "values", s.values.values().map(value));
+    list(&mut text, "buffers", s.buffers.values().map(buffer));
+    text.push_str("\"streams\":{\n");
+    for stream in Stream::ALL {
+        list(
+            &mut text,
+            stream.name(),
+            s.stream(stream).iter().map(instruction),
+        );
+    }
+    end(&mut text, "}\n}\n");
+    text
+}
+
+/// All but what an interpreter needs.
+pub(super) fn to_summary(file: &ScheduleFile) -> String {
+    let mut text = head(file);
+    end(&mut text, "}\n");
+    text
+}
+
+/// The object's beginning: its sections up to the long lists.
+fn head(file: &ScheduleFile) -> String {
+    let s = &file.schedule;
     let states = s
         .state_groups
         .iter()
@@ -45,18 +71,6 @@ pub(super) fn to_text(file: &ScheduleFile) -> String {
     line(&mut text, "events", &s.events);
     line(&mut text, "arena_bytes", &s.arena_bytes.get());
     line(&mut text, "host_bytes", &s.host_bytes.get());
-    list(&mut text, "operators", s.ops.values().map(operator));
-    list(&mut text, "values", s.values.values().map(value));
-    list(&mut text, "buffers", s.buffers.values().map(buffer));
-    text.push_str("\"streams\":{\n");
-    for stream in Stream::ALL {
-        list(
-            &mut text,
-            stream.name(),
-            s.stream(stream).iter().map(instruction),
-        );
-    }
-    end(&mut text, "}\n}\n");
     text
 }
 

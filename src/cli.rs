@@ -1,0 +1,113 @@
+//! The command line: strings become domain types here and nowhere else.
+//!
+//! Each command's flags stand beside what it does, in `commands/`; what they have in common is
+//! parsed by [`parse`].
+
+pub mod parse;
+
+use crate::commands::{arena, check, fit, list, plan, simulate};
+use crate::error::{Error, Result};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::io::Write;
+
+/// What fits, how fast, with which plan: memory planning for long-context training.
+#[derive(Debug, Parser)]
+#[command(name = "ebbtide", version, about, max_term_width = 100)]
+#[command(after_help = "\
+Messages go to stderr. Exit codes: 0 ok, 1 bug, 2 bad input, 3 nothing fits, 4 no device or
+library, 5 refused by the checker.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Find the fastest step that fits, prove how good it is, and write its schedule
+    #[command(after_help = "\
+Examples:
+  ebbtide plan --model llama-3.1-8b --profile h100-sxm5-80gb --seq 128k -o schedule.json
+  ebbtide plan --model ./my-model --profile h100-sxm5-80gb --seq 32k --batch 2 --method lomo
+  ebbtide plan --model llama-2-7b --profile rtx-4090-24gb --seq 64k --host-memory 200GiB --json")]
+    Plan(plan::Args),
+    /// Find the longest sequence that fits, for every strategy, and what stops the next longer one
+    #[command(after_help = "\
+Examples:
+  ebbtide fit --model llama-3.1-8b --profile h100-sxm5-80gb --method lomo
+  ebbtide fit --model qwen2.5-7b --profile rtx-4090-24gb --strategy checkpoint,ilp --json")]
+    Fit(fit::Args),
+    /// Simulate a schedule: its timeline, its links and its memory peak
+    #[command(after_help = "\
+Examples:
+  ebbtide simulate schedule.json
+  ebbtide simulate schedule.json --json")]
+    Simulate(simulate::Args),
+    /// Check a schedule: races, overlaps, missing transfers, capacities
+    #[command(after_help = "\
+Examples:
+  ebbtide check schedule.json
+  ebbtide check schedule.json --json")]
+    Check(check::Args),
+    /// List what is built in: models, profiles, strategies or methods
+    #[command(after_help = "\
+Examples:
+  ebbtide list models
+  ebbtide list strategies")]
+    List(list::Args),
+    /// Place buffers of given sizes and lifetimes in as little memory as possible
+    #[command(after_help = "\
+Examples:
+  ebbtide arena instance.csv
+  ebbtide arena instance.csv --capacity 1048576 --json")]
+    Arena(arena::Args),
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  ebbtide completions bash > ~/.local/share/bash-completion/completions/ebbtide")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Does what the command says, printing to `out`.
+///
+/// # Errors
+/// Those of the command.
+pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
+    match command {
+        Command::Plan(args) => plan::run(args, out),
+        Command::Fit(args) => fit::run(args, out),
+        Command::Simulate(args) => simulate::run(args, out),
+        Command::Check(args) => check::run(args, out),
+        Command::List(args) => list::run(args, out),
+        Command::Arena(args) => arena::run(args, out),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "ebbtide", &mut script);
+            print(out, &script)
+        }
+    }
+}
+
+/// Writes what a command has to say.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn print(out: &mut dyn Write, text: impl AsRef<[u8]>) -> Result<()> {
+    out.write_all(text.as_ref()).map_err(unwritable)
+}
+
+/// Makes sure that all of it has been written.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn flush(out: &mut dyn Write) -> Result<()> {
+    out.flush().map_err(unwritable)
+}
+
+fn unwritable(cause: std::io::Error) -> Error {
+    Error::bad_input(format!("cannot write to standard output: {cause}"))
+}

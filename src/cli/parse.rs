@@ -1,0 +1,217 @@
+//! From the text of a flag to a value. Quantities demand a unit; what is refused says what is not.
+
+use crate::methods::Method;
+use crate::profile::Dtype;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use ebbtide_solver::search::Strategy;
+use ebbtide_solver::units::Bytes;
+use std::time::Duration;
+
+/// What clap wants to know of a text that is refused.
+type Parsed<T> = std::result::Result<T, String>;
+
+/// `4096`, `128k` (× 1024) or `1m` (× 1024²) tokens.
+///
+/// # Errors
+/// Anything else, and what does not fit in 64 bits.
+pub fn tokens(text: &str) -> Parsed<u64> {
+    let wrong = || format!("`{text}` is no number of tokens such as 4096, 128k or 1m");
+    let lower = text.to_ascii_lowercase();
+    let (digits, unit) = match lower.as_bytes().last() {
+        Some(b'k') => (&lower[..lower.len() - 1], 1 << 10),
+        Some(b'm') => (&lower[..lower.len() - 1], 1 << 20),
+        _ => (&lower[..], 1),
+    };
+    let number: u64 = whole(digits).ok_or_else(wrong)?;
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// The units of [`bytes`].
+const BYTE_UNITS: [(&str, u64); 9] = [
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+    ("B", 1),
+];
+
+/// `72GiB`, `1.5GiB`, `80GB`: a number and a unit, rounded down to whole bytes.
+///
+/// # Errors
+/// A number without a unit, a negative one, and what is more than an exabyte.
+pub fn bytes(text: &str) -> Parsed<Bytes> {
+    let units = || BYTE_UNITS.map(|(name, _)| name).join(", ");
+    if text.trim_start().starts_with('-') {
+        return Err(format!("`{text}` is negative"));
+    }
+    let split = text
+        .bytes()
+        .take_while(|b| b.is_ascii_digit() || *b == b'.')
+        .count();
+    let (number, unit) = (&text[..split], text[split..].trim());
+    if number.is_empty() {
+        return Err(format!("`{text}` is no size such as 72GiB or 1.5GiB"));
+    }
+    if unit.is_empty() {
+        return Err(format!("`{text}` has no unit; valid units are {}", units()));
+    }
+    let Some(&(_, scale)) = BYTE_UNITS.iter().find(|(name, _)| *name == unit) else {
+        return Err(format!(
+            "`{unit}` is no unit of size; valid are {}",
+            units()
+        ));
+    };
+    let wrong = || format!("`{text}` is no size up to 1000000TB");
+    let (before, after) = number.split_once('.').unwrap_or((number, "0"));
+    let (Some(before), Some(fraction)) = (whole(before), whole(after)) else {
+        return Err(wrong());
+    };
+    let ten = 10u128
+        .checked_pow(u32::try_from(after.len()).unwrap_or(u32::MAX))
+        .ok_or_else(wrong)?;
+    let scale = u128::from(scale);
+    let size = u128::from(before) * scale + u128::from(fraction) * scale / ten;
+    u64::try_from(size)
+        .ok()
+        .filter(|&size| size <= crate::format::number::LARGEST)
+        .map(Bytes::new)
+        .ok_or_else(wrong)
+}
+
+/// `90s`, `500ms` or `2m`.
+///
+/// # Errors
+/// Anything else.
+pub fn time(text: &str) -> Parsed<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let wrong = || format!("`{text}` is no length of time such as 500ms, 60s or 2m");
+    let number = whole(number).ok_or_else(wrong)?;
+    match unit {
+        "ms" => Ok(Duration::from_millis(number)),
+        "s" => Ok(Duration::from_secs(number)),
+        "m" => number
+            .checked_mul(60)
+            .map(Duration::from_secs)
+            .ok_or_else(wrong),
+        _ => Err(wrong()),
+    }
+}
+
+/// `0.5%` or `0.005`: a fraction from 0 to 1.
+///
+/// # Errors
+/// Anything else.
+pub fn gap(text: &str) -> Parsed<f64> {
+    let wrong = || format!("`{text}` is no gap such as 0.5% or 0.005");
+    let (number, scale) = match text.strip_suffix('%') {
+        Some(number) => (number, 100.0),
+        None => (text, 1.0),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let fraction = number / scale;
+    if (0.0..=1.0).contains(&fraction) {
+        Ok(fraction)
+    } else {
+        Err(wrong())
+    }
+}
+
+/// Digits only: `parse` alone would take a sign.
+fn whole(digits: &str) -> Option<u64> {
+    let only = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    digits.parse().ok().filter(|_| only)
+}
+
+/// One of `all`, by name; help and completions show the names.
+fn named<T: Copy + Send + Sync + 'static>(
+    all: &'static [T],
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let values = all
+        .iter()
+        .map(move |&value| PossibleValue::new(name(value)));
+    PossibleValuesParser::new(values).map(move |text| {
+        let found = all.iter().find(|&&value| name(value) == text);
+        *found.expect("one of the possible values")
+    })
+}
+
+/// A strategy.
+pub fn strategy() -> impl TypedValueParser<Value = Strategy> {
+    named(&Strategy::ALL, Strategy::name)
+}
+
+/// A training method.
+pub fn method() -> impl TypedValueParser<Value = Method> {
+    named(&Method::ALL, Method::name)
+}
+
+/// A type of weights and activations.
+pub fn dtype() -> impl TypedValueParser<Value = Dtype> {
+    named(&[Dtype::Bf16, Dtype::F32], |dtype| match dtype {
+        Dtype::F32 => "f32",
+        Dtype::Bf16 => "bf16",
+        Dtype::Fp8 => "fp8",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_in_powers_of_two() {
+        assert_eq!(tokens("4096"), Ok(4096));
+        assert_eq!(tokens("128k"), Ok(131_072));
+        assert_eq!(tokens("1M"), Ok(1 << 20));
+        for wrong in ["", "k", "-1", "+1", "1.5k", "1g", "99999999999999999999"] {
+            assert!(tokens(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bytes_need_a_unit() {
+        assert_eq!(bytes("72GiB"), Ok(Bytes::gib(72)));
+        assert_eq!(bytes("1.5GiB"), Ok(Bytes::mib(1536)));
+        assert_eq!(bytes("80GB"), Ok(Bytes::new(80_000_000_000)));
+        assert_eq!(bytes("0.001 kB"), Ok(Bytes::new(1)));
+        for wrong in [
+            "",
+            "72",
+            "-1GiB",
+            "GiB",
+            "1.GiB",
+            ".5GiB",
+            "1.2.3GiB",
+            "1e3GiB",
+            "1GIB",
+            "2000000TB",
+        ] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+        assert!(bytes("72").unwrap_err().contains("GiB"));
+    }
+
+    #[test]
+    fn times_need_a_unit() {
+        assert_eq!(time("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(time("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "60", "s", "-1s", "1h", "1.5s", "99999999999999999999s"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn gaps_are_fractions() {
+        assert_eq!(gap("0.5%"), Ok(0.005));
+        assert_eq!(gap("0.005"), Ok(0.005));
+        for wrong in ["", "%", "-1%", "101%", "NaN", "inf"] {
+            assert!(gap(wrong).is_err(), "{wrong}");
+        }
+    }
+}

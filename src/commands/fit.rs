@@ -1,0 +1,239 @@
+//! `ebbtide fit`: the longest sequence that fits, per strategy and method, and what binds there.
+//!
+//! Longer sequences need more memory, so lengths are doubled until one does not fit and then
+//! bisected. What binds is why the shortest length that was found too long does not fit.
+
+use super::setting;
+use crate::cli::{parse, print};
+use crate::error::Result;
+use crate::lower::{Workload, MAX_TOKENS};
+use crate::methods::Method;
+use crate::model::Positions;
+use crate::planning::{self, Request};
+use crate::report::{self, columns};
+use ebbtide_solver::build::Infeasible;
+use ebbtide_solver::search::Strategy;
+use ebbtide_solver::units::Tokens;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// What `ebbtide fit` is asked.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Model, machine and limits.
+    #[command(flatten)]
+    pub setting: setting::Args,
+    /// Training methods, separated by commas
+    #[arg(
+        long,
+        value_name = "A,B",
+        default_value = "adamw",
+        value_delimiter = ','
+    )]
+    #[arg(value_parser = parse::method())]
+    pub method: Vec<Method>,
+    /// Strategies, separated by commas [default: all but exhaustive]
+    #[arg(long, value_name = "A,B", value_delimiter = ',', value_parser = parse::strategy())]
+    pub strategy: Vec<Strategy>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What is known of one strategy with one method.
+struct Row {
+    strategy: Strategy,
+    method: Method,
+    /// The longest length that was found to fit.
+    fits: u64,
+    /// The shortest that was found not to, and why.
+    misses: Option<(u64, Infeasible)>,
+}
+
+/// The shortest length that is tried first.
+const FIRST: u64 = 4096;
+
+/// How long a strategy may look for a plan of one length.
+const LOOK_FOR: Duration = Duration::from_secs(1);
+
+/// Searches and reports.
+///
+/// # Errors
+/// `BadInput` for what cannot be read or planned.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    let setting = args.setting.read()?;
+    let strategies = if args.strategy.is_empty() {
+        let all = Strategy::ALL.into_iter();
+        all.filter(|&s| s != Strategy::Exhaustive).collect()
+    } else {
+        args.strategy.clone()
+    };
+    let mut rows = Vec::new();
+    for &method in &args.method {
+        method.check(args.setting.accumulate)?;
+        rows.extend(strategies.iter().map(|&strategy| Row {
+            strategy,
+            method,
+            fits: 0,
+            misses: None,
+        }));
+    }
+    let limit = match setting.model.positions {
+        Positions::Learned { positions } => positions,
+        Positions::Rope { .. } => MAX_TOKENS / args.setting.batch,
+    };
+    let request = |seq, method| Request {
+        model: &setting.model,
+        profile: &setting.profile,
+        workload: Workload {
+            seq,
+            batch: args.setting.batch,
+            accumulate: args.setting.accumulate,
+            dtype: setting.dtype,
+        },
+        method,
+        budget: setting.budget,
+    };
+    narrow(&mut rows, limit, |seq, method, strategies| {
+        planning::probe(&request(seq, method), strategies, Instant::now() + LOOK_FOR)
+    })?;
+    let text = if args.json {
+        to_json(&rows, limit)
+    } else {
+        to_table(&rows, limit)
+    };
+    print(out, text)
+}
+
+type Probed = Result<Vec<std::result::Result<(), Infeasible>>>;
+
+/// Asks, as long as a row has a length to ask for, for all rows of one length and method at once:
+/// what they have in common is then prepared once.
+fn narrow(
+    rows: &mut [Row],
+    limit: u64,
+    probe: impl Fn(u64, Method, &[Strategy]) -> Probed,
+) -> Result<()> {
+    let told = std::io::stderr().is_terminal();
+    loop {
+        let mut wanted: BTreeMap<(u64, &str), Vec<usize>> = BTreeMap::new();
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(seq) = row.next(limit) {
+                wanted.entry((seq, row.method.name())).or_default().push(i);
+            }
+        }
+        let Some(((seq, name), asking)) = wanted.pop_first() else {
+            break;
+        };
+        if told {
+            eprint!("\r\x1b[K{} tokens with {name} ...", Tokens::new(seq));
+        }
+        let strategies: Vec<Strategy> = asking.iter().map(|&i| rows[i].strategy).collect();
+        let method = rows[asking[0]].method;
+        for (i, found) in asking.into_iter().zip(probe(seq, method, &strategies)?) {
+            match found {
+                Ok(()) => rows[i].fits = seq,
+                Err(miss) => rows[i].misses = Some((seq, miss)),
+            }
+        }
+    }
+    if told {
+        eprint!("\r\x1b[K");
+    }
+    Ok(())
+}
+
+impl Row {
+    /// The next length to ask for: twice the last one, then the middle.
+    fn next(&self, limit: u64) -> Option<u64> {
+        let Some((misses, _)) = self.misses else {
+            let next = (2 * self.fits).clamp(FIRST.min(limit), limit);
+            return (self.fits < limit).then_some(next);
+        };
+        let step = precision(self.fits);
+        let middle = (self.fits + misses) / 2;
+        let middle = middle - middle % step;
+        (middle > self.fits).then_some(middle)
+    }
+    fn binds(&self, limit: u64) -> String {
+        match &self.misses {
+            Some((_, miss)) => report::infeasible::what_binds(miss),
+            None => format!("{} tokens are the most", Tokens::new(limit)),
+        }
+    }
+}
+
+/// To how many tokens lengths are told apart: 256 below 8k, else 1k or a fortieth.
+fn precision(tokens: u64) -> u64 {
+    match tokens {
+        0..8192 => 256,
+        _ => (tokens / 40 / 1024 * 1024).max(1024),
+    }
+}
+
+fn to_json(rows: &[Row], limit: u64) -> String {
+    let rows = rows.iter().map(|row| {
+        serde_json::json!({
+            "strategy": row.strategy.name(),
+            "method": row.method.name(),
+            "max_tokens": row.fits,
+            "binds": row.binds(limit),
+        })
+    });
+    format!("{}\n", serde_json::json!({ "rows": Vec::from_iter(rows) }))
+}
+
+fn to_table(rows: &[Row], limit: u64) -> String {
+    let title = ["strategy", "method", "longest", "a longer one needs"];
+    let mut table = vec![Vec::from(title.map(String::from))];
+    table.extend(rows.iter().map(|row| {
+        let longest = match row.fits {
+            0 => "none".into(),
+            tokens => Tokens::new(tokens).to_string(),
+        };
+        vec![
+            row.strategy.name().into(),
+            row.method.name().into(),
+            longest,
+            row.binds(limit),
+        ]
+    }));
+    columns(&table, &[false, false, true, false]).join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ebbtide_solver::units::Bytes;
+
+    #[test]
+    fn narrowing_ends_within_its_precision() {
+        for longest in [0, 255, 256, 5000, 9_999, 100_000, 1_000_000, MAX_TOKENS] {
+            let mut row = [Row {
+                strategy: Strategy::Keep,
+                method: Method::Lomo,
+                fits: 0,
+                misses: None,
+            }];
+            narrow(&mut row, MAX_TOKENS, |seq, _, _| {
+                Ok(vec![match seq <= longest {
+                    true => Ok(()),
+                    false => Err(Infeasible {
+                        step: None,
+                        operator: None,
+                        needed: Bytes::new(seq),
+                        limit: Bytes::new(longest),
+                        by_category: Vec::new(),
+                    }),
+                }])
+            })
+            .unwrap();
+            let found = row[0].fits;
+            assert!(
+                found <= longest && longest < found + 2 * precision(longest),
+                "{found}"
+            );
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! `ebbtide plan`: the fastest step that fits, with its proof, as a schedule file.
+
+use super::{setting, write_atomically};
+use crate::cli::{parse, print};
+use crate::error::{Error, Result};
+use crate::format::schedule;
+use crate::lower::Workload;
+use crate::methods::Method;
+use crate::model::{ModelConfig, Positions};
+use crate::planning::{self, Request};
+use crate::report;
+use ebbtide_solver::check;
+use ebbtide_solver::search::{Options, Strategy};
+use ebbtide_solver::units::Tokens;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How long to look for what would make an infeasible request fit.
+const LOOK_FOR: Duration = Duration::from_millis(1500);
+
+/// What `ebbtide plan` is asked.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Model, machine and limits.
+    #[command(flatten)]
+    pub setting: setting::Args,
+    /// Tokens of a sequence, such as 4096, 128k or 1m
+    #[arg(long, value_name = "TOKENS", value_parser = parse::tokens)]
+    pub seq: u64,
+    /// Training method
+    #[arg(long, value_name = "METHOD", default_value = "adamw", value_parser = parse::method())]
+    pub method: Method,
+    /// How the plan is found
+    #[arg(long, value_name = "NAME", default_value = "ilp", value_parser = parse::strategy())]
+    pub strategy: Strategy,
+    /// When to stop searching, such as 500ms, 10s or 2m
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::time)]
+    pub time_limit: Duration,
+    /// A plan this close to the bound is good enough, such as 0.5% or 0.005
+    #[arg(long, value_name = "GAP", default_value = "0.5%", value_parser = parse::gap)]
+    pub gap: f64,
+    /// Write the schedule to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print one JSON object: the schedule file without operators, values, buffers and streams
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Plans, checks, writes and reports.
+///
+/// # Errors
+/// `BadInput` for what cannot be read or planned, `Infeasible` where nothing fits, `Refused` if the
+/// checker finds violations in the plan, which is then not written.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    let setting = args.setting.read()?;
+    let request = Request {
+        model: &setting.model,
+        profile: &setting.profile,
+        workload: Workload {
+            seq: args.seq,
+            batch: args.setting.batch,
+            accumulate: args.setting.accumulate,
+            dtype: setting.dtype,
+        },
+        method: args.method,
+        budget: setting.budget,
+    };
+    let options = Options {
+        deadline: Instant::now().checked_add(args.time_limit),
+        gap: args.gap,
+    };
+    let planned = planning::plan(&request, args.strategy, &options)?.map_err(|infeasible| {
+        let ways_out = planning::would_fit(&request, args.strategy, Instant::now() + LOOK_FOR);
+        report::infeasible::error(&describe(&request), &infeasible, &ways_out)
+    })?;
+    let violations = check::check(&planned.file.schedule);
+    if !violations.is_empty() {
+        print(out, report::violations(&violations))?;
+        return Err(
+            Error::refused("the plan does not pass the checker and was not written")
+                .hint("this is a bug of ebbtide; please report it with the command"),
+        );
+    }
+    if let Some(path) = &args.output {
+        write_atomically(path, &schedule::write(&planned.file))?;
+    }
+    let mut remarks = remarks(&setting.model, &request);
+    if args.json {
+        return print(out, schedule::write_summary(&planned.file));
+    }
+    remarks.extend(
+        args.output
+            .iter()
+            .map(|path| format!("schedule in {}", path.display())),
+    );
+    let sensitivity = planning::sensitivity(&planned.file.schedule);
+    print(out, report::plan::table(&planned, &sensitivity, &remarks))
+}
+
+/// `llama-2-7b at 128k tokens with lomo`.
+fn describe(request: &Request<'_>) -> String {
+    let Request {
+        model,
+        workload,
+        method,
+        ..
+    } = request;
+    let batch = match workload.batch {
+        1 => String::new(),
+        batch => format!(" × {batch} sequences"),
+    };
+    let seq = Tokens::new(workload.seq);
+    format!("{} at {seq} tokens{batch} with {method}", model.name)
+}
+
+/// What a person should know of the model and the request.
+fn remarks(model: &ModelConfig, request: &Request<'_>) -> Vec<String> {
+    let mut remarks = model.notes.clone();
+    let seq = request.workload.seq;
+    if matches!(model.positions, Positions::Rope { .. }) && seq > model.max_positions {
+        remarks.push(format!(
+            "warning: {} was made for {} tokens; {} are beyond max_position_embeddings",
+            model.name,
+            Tokens::new(model.max_positions),
+            Tokens::new(seq)
+        ));
+    }
+    let memory = request.profile.device.memory;
+    if request.budget.device > memory {
+        remarks.push(format!(
+            "warning: the device budget of {} is more than the {memory} of {}",
+            request.budget.device, request.profile.device.name
+        ));
+    }
+    if request.budget.host > request.profile.host.memory {
+        remarks.push(format!(
+            "warning: the host budget of {} is more than the {} there are",
+            request.budget.host, request.profile.host.memory
+        ));
+    }
+    remarks
+}

@@ -1,0 +1,70 @@
+//! What to plan for: the flags that `plan` and `fit` share, and what they stand for.
+
+use crate::cli::parse;
+use crate::error::Result;
+use crate::model::{self, ModelConfig};
+use crate::profile::{self, Dtype, Profile};
+use ebbtide_solver::problem::Budget;
+use ebbtide_solver::units::Bytes;
+
+/// Model, machine and limits.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// An HF config.json, a directory with one, or a name from `ebbtide list models`
+    #[arg(long, value_name = "MODEL")]
+    pub model: String,
+    /// A profile's file, or a name from `ebbtide list profiles`
+    #[arg(long, value_name = "PROFILE")]
+    pub profile: String,
+    /// Sequences of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    pub batch: u64,
+    /// Micro-batches of an optimizer step
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub accumulate: u32,
+    /// Type of weights and activations [default: the profile's]
+    #[arg(long, value_name = "TYPE", value_parser = parse::dtype())]
+    pub dtype: Option<Dtype>,
+    /// Device memory for the plan, such as 72GiB [default: what the profile says is usable, less
+    /// the constant overhead]
+    #[arg(long, value_name = "BYTES", value_parser = parse::bytes, allow_hyphen_values = true)]
+    pub device_memory: Option<Bytes>,
+    /// Host memory for the plan, such as 110GiB [default: 90 % of the profile's]
+    #[arg(long, value_name = "BYTES", value_parser = parse::bytes, allow_hyphen_values = true)]
+    pub host_memory: Option<Bytes>,
+}
+
+/// What the flags stand for.
+pub struct Setting {
+    /// The model.
+    pub model: ModelConfig,
+    /// The machine.
+    pub profile: Profile,
+    /// The type of weights and activations.
+    pub dtype: Dtype,
+    /// The limits.
+    pub budget: Budget,
+}
+
+impl Args {
+    /// Reads the files and fills in the defaults.
+    ///
+    /// # Errors
+    /// Whatever is wrong with model or profile.
+    pub fn read(&self) -> Result<Setting> {
+        let profile = profile::load(&self.profile)?;
+        Ok(Setting {
+            model: model::load(&self.model)?,
+            dtype: self.dtype.unwrap_or(profile.default_dtype),
+            budget: Budget {
+                device: self.device_memory.unwrap_or(profile.device.budget()),
+                host: self
+                    .host_memory
+                    .unwrap_or(profile.host.memory.scaled(9, 10)),
+            },
+            profile,
+        })
+    }
+}

@@ -1,0 +1,77 @@
+//! `ebbtide simulate S.json`: what a schedule takes, on which stream, in which memory.
+
+use super::read_schedule;
+use crate::cli::print;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::report;
+use ebbtide_solver::check;
+use ebbtide_solver::schedule::Stream;
+use ebbtide_solver::simulate::{copied_bytes, try_simulate};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// What `ebbtide simulate` is asked.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// A schedule that `ebbtide plan -o` wrote
+    pub schedule: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Simulates and reports. What the checker refuses is not simulated: its times mean nothing.
+///
+/// # Errors
+/// `BadInput` for a file that is no schedule, or one that takes longer than 64 bits of nanoseconds;
+/// `Refused` for one with violations.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    let file = read_schedule(&args.schedule)?;
+    let name = args.schedule.display();
+    let violations = check::check(&file.schedule);
+    if let Some(first) = violations.first() {
+        return Err(Error::refused(format!("the checker refuses it: {first}"))
+            .hint(format!("`ebbtide check {name}` lists all violations"))
+            .within(name));
+    }
+    let timeline = try_simulate(&file.schedule).map_err(|stuck| {
+        Error::bad_input(format!("cannot be simulated: {stuck:?}")).within(name)
+    })?;
+    if !args.json {
+        return print(out, report::timeline::table(&file, &timeline));
+    }
+    let peak = memory::peak(&file.schedule);
+    let streams = Stream::ALL.map(|stream| {
+        let entry = serde_json::json!({
+            "instructions": file.schedule.stream(stream).len(),
+            "busy_ns": timeline.busy[stream as usize].get(),
+        });
+        (stream.name().to_owned(), entry)
+    });
+    let categories = |parts: [(ebbtide_solver::problem::Category, _); 6]| {
+        let entries = parts.map(|(category, bytes): (_, ebbtide_solver::units::Bytes)| {
+            (category.name().to_owned(), bytes.get().into())
+        });
+        serde_json::Map::from_iter(entries)
+    };
+    let report = serde_json::json!({
+        "step_ns": timeline.step.get(),
+        "compute_ns": timeline.compute.get(),
+        "recompute_ns": timeline.recompute.get(),
+        "slowed_ns": timeline.slowed.get(),
+        "stall_ns": timeline.stall.get(),
+        "optimizer_tail_ns": timeline.tail.get(),
+        "d2h_bytes": copied_bytes(&file.schedule, Stream::D2h).get(),
+        "h2d_bytes": copied_bytes(&file.schedule, Stream::H2d).get(),
+        "streams": serde_json::Map::from_iter(streams),
+        "peak": {
+            "live_bytes": peak.bytes.get(),
+            "position": peak.position,
+            "operator": memory::running(&file.schedule, peak.position),
+            "device_bytes": categories(peak.by_category),
+        },
+        "host_bytes": categories(memory::host(&file.schedule)),
+    });
+    print(out, format!("{report}\n"))
+}

@@ -1,0 +1,513 @@
+//! From a model, a machine and a workload to a schedule file: lower, search, give addresses,
+//! simulate, count. Pure but for the clock that its time limit needs.
+//!
+//! ```text
+//! Request ─ lower ─► Variants ─ solve ─► Solution ─ addresses ─► Schedule ─ count ─► Planned
+//! ```
+//! The search counts live bytes; an arena can need more. Then the search is repeated with a budget
+//! smaller by the excess, while the bound stays that of the whole budget.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use ebbtide_solver::build::{with_addresses, Infeasible};
+use ebbtide_solver::plan::{Fate, Placement, Plan};
+use ebbtide_solver::problem::{Budget, Problem, Split};
+use ebbtide_solver::schedule::{Action, Schedule, Stream};
+use ebbtide_solver::search::{self, contexts, Context, Options, Solution, Strategy};
+use ebbtide_solver::simulate::{copied_bytes, simulate, Timeline};
+use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
+
+use crate::error::Result;
+use crate::format::schedule as file;
+use crate::lower::{lower, tilings, Lowered, Workload};
+use crate::methods::Method;
+use crate::model::{step_graph, ModelConfig};
+use crate::profile::Profile;
+
+/// What is to be planned.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// The model.
+    pub model: &'a ModelConfig,
+    /// The machine.
+    pub profile: &'a Profile,
+    /// What it is trained on.
+    pub workload: Workload,
+    /// How it is trained.
+    pub method: Method,
+    /// What the plan may use.
+    pub budget: Budget,
+}
+
+/// A plan with its addresses, and what was learnt on the way.
+#[derive(Debug)]
+pub struct Planned {
+    /// All that is written.
+    pub file: file::ScheduleFile,
+    /// How its operators are cut, and what their costs are guesses of.
+    pub lowered: Lowered,
+    /// Which strategy found the plan.
+    pub found_by: Strategy,
+    /// When everything happens.
+    pub timeline: Timeline,
+}
+
+/// Lowers every way to cut the operators.
+///
+/// # Errors
+/// A workload that cannot be planned for this model, method or machine.
+pub fn variants(request: &Request<'_>) -> Result<Vec<Lowered>> {
+    let Request {
+        model,
+        profile,
+        workload,
+        method,
+        budget,
+    } = *request;
+    workload.check(model)?;
+    method.check(workload.accumulate)?;
+    let graph = step_graph(model);
+    tilings(model, &workload)
+        .into_iter()
+        .map(|tiling| lower(&graph, model, profile, method, &workload, budget, tiling))
+        .collect()
+}
+
+/// The variants' problems under another budget.
+pub fn problems(variants: &[Lowered], budget: Budget) -> Vec<Problem> {
+    let with_budget = |lowered: &Lowered| Problem {
+        budget,
+        ..lowered.problem.clone()
+    };
+    variants.iter().map(with_budget).collect()
+}
+
+/// What is left of a [`Solution`] once its instructions have become a schedule.
+struct Placed {
+    variant: usize,
+    plan: Plan,
+    found_by: Strategy,
+    schedule: Schedule,
+}
+
+/// How often the search is repeated because the arena is larger than what lives in it.
+const ROUNDS: usize = 4;
+
+/// Plans: the outer error is one of input, the inner one says why nothing fits.
+///
+/// # Errors
+/// As [`variants`].
+pub fn plan(
+    request: &Request<'_>,
+    strategy: Strategy,
+    options: &Options,
+) -> Result<std::result::Result<Planned, Infeasible>> {
+    let begun = Instant::now();
+    let mut variants = variants(request)?;
+    let problems = problems(&variants, request.budget);
+    let contexts = contexts(&problems, options);
+    let floor = contexts.iter().map(Context::floor).min();
+    let solved = search::solve(&contexts, strategy, options).and_then(|first| {
+        let (bound, status) = (first.bound, first.status);
+        let placed = place(&variants, first, strategy, request.budget, options)?;
+        Ok((bound, status, placed))
+    });
+    let (bound, status, placed) = match solved {
+        Ok(solved) => solved,
+        Err(infeasible) => return Ok(Err(infeasible)),
+    };
+    drop(contexts);
+    let Placed {
+        variant,
+        plan,
+        found_by,
+        schedule,
+    } = placed;
+    let lowered = variants.swap_remove(variant);
+    let timeline = simulate(&schedule);
+    let step = timeline.step;
+    let gap = step.saturating_sub(bound).get() as f64 / step.get().max(1) as f64;
+    let solver = file::Solver {
+        status: match status {
+            _ if step <= bound => file::Status::Optimal,
+            search::Status::Optimal | search::Status::Gap => file::Status::Gap,
+            search::Status::TimeLimit => file::Status::TimeLimit,
+        },
+        bound: Some(bound),
+        gap: Some(gap),
+        solve_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    let floor = floor.unwrap_or(Nanos::ZERO);
+    let predicted = predict(request, &lowered, &schedule, &timeline, floor);
+    let file = file::ScheduleFile {
+        ebbtide_version: env!("CARGO_PKG_VERSION").into(),
+        model: describe_model(request.model),
+        workload: file::Workload {
+            seq: request.workload.seq,
+            batch: request.workload.batch,
+            dtype: request.workload.dtype.to_string(),
+        },
+        hardware: file::Hardware {
+            name: request.profile.name.clone(),
+            overhead: request.profile.device.overhead,
+            peak_flops_per_s: peak_flops_per_s(request),
+            host_memory: request.profile.host.memory,
+        },
+        method: request.method.name().into(),
+        strategy: strategy.name().into(),
+        decisions: decisions(&lowered.problem, &plan, &request.workload),
+        states: states(&lowered.problem, &plan.placements),
+        schedule,
+        solver,
+        predicted,
+    };
+    Ok(Ok(Planned {
+        file,
+        lowered,
+        found_by,
+        timeline,
+    }))
+}
+
+/// Gives a solution its addresses, and finds another where they do not fit.
+fn place(
+    variants: &[Lowered],
+    mut solution: Solution,
+    strategy: Strategy,
+    budget: Budget,
+    options: &Options,
+) -> std::result::Result<Placed, Infeasible> {
+    let mut reduced = budget;
+    for round in 1.. {
+        let candidate = solution.candidate;
+        let peak_step = candidate.built.peak_step.clone();
+        let mut schedule = with_addresses(candidate.built);
+        schedule.budget = budget;
+        let excess = schedule.arena_bytes.saturating_sub(budget.device);
+        if excess.is_zero() {
+            return Ok(Placed {
+                variant: solution.variant,
+                plan: candidate.plan,
+                found_by: solution.found_by,
+                schedule,
+            });
+        }
+        if round == ROUNDS {
+            return Err(Infeasible {
+                step: Some(peak_step),
+                operator: None,
+                needed: schedule.arena_bytes,
+                limit: budget.device,
+                ..Infeasible::default()
+            });
+        }
+        reduced.device = reduced.device.saturating_sub(excess);
+        let problems = problems(variants, reduced);
+        solution = search::solve(&contexts(&problems, options), strategy, options)?;
+    }
+    unreachable!("the last round returns")
+}
+
+fn describe_model(model: &ModelConfig) -> file::Model {
+    let small = |count: u64| u32::try_from(count).expect("bounded by the config reader");
+    file::Model {
+        name: model.name.clone(),
+        parameters: model.parameters(),
+        layers: small(model.layers),
+        hidden: model.hidden,
+        intermediate: model.intermediate,
+        heads: small(model.heads),
+        kv_heads: small(model.kv_heads),
+        head_dim: small(model.head_dim),
+        vocab: model.vocab,
+    }
+}
+
+/// The peak that MFU is counted against.
+fn peak_flops_per_s(request: &Request<'_>) -> u64 {
+    let peaks = &request.profile.device.peak_flops_per_s;
+    let peak = peaks.get(&request.workload.dtype);
+    *peak.expect("lowering refuses a type without a peak")
+}
+
+/// What becomes of every tensor, in tokens: where pieces are head groups, the same part of them.
+fn decisions(problem: &Problem, plan: &Plan, workload: &Workload) -> Vec<file::Decision> {
+    let all = problem.tokens.get();
+    let decide = |(id, fate): (_, Fate)| {
+        let tensor = &problem.tensors[id];
+        let value = &problem.values[tensor.value];
+        let tokens_until = |pieces: u32| match value.split {
+            Split::Rows => problem.pieces_extent(id, 0, pieces).0.len(),
+            Split::Groups | Split::Whole => {
+                all * u64::from(pieces) / u64::from(tensor.pieces.max(1))
+            }
+        };
+        let (kept, stored) = (tokens_until(fate.keep), tokens_until(fate.keep + fate.swap));
+        file::Decision {
+            block: value.block,
+            tensor: value.name.clone(),
+            keep_tokens: kept,
+            swap_tokens: stored - kept,
+            recompute_tokens: all - stored,
+            stored_as: workload.dtype.to_string(),
+        }
+    };
+    plan.iter().map(decide).collect()
+}
+
+fn states(problem: &Problem, placements: &[Placement]) -> Vec<file::State> {
+    let groups = problem.states.iter().zip(placements);
+    groups
+        .map(|(group, &placement)| file::State {
+            placement,
+            parameters: group.parameters,
+        })
+        .collect()
+}
+
+fn predict(
+    request: &Request<'_>,
+    lowered: &Lowered,
+    schedule: &Schedule,
+    timeline: &Timeline,
+    floor: Nanos,
+) -> file::Predicted {
+    let seconds = timeline.step.get().max(1) as f64 / 1e9;
+    let (model, executed) = flops(lowered, schedule);
+    let of_peak = |flops: u128| flops as f64 / seconds / peak_flops_per_s(request) as f64;
+    let tokens = schedule.tokens * u64::from(schedule.micro_batches);
+    file::Predicted {
+        step: timeline.step,
+        floor,
+        recompute: timeline.recompute,
+        stall: timeline.stall,
+        optimizer_tail: timeline.tail,
+        tokens_per_s: tokens as f64 / seconds,
+        mfu: of_peak(model),
+        hfu: of_peak(executed),
+        peak_live: crate::memory::peak(schedule).bytes,
+        arena: schedule.arena_bytes,
+        device: schedule.arena_bytes + request.profile.device.overhead,
+        host: schedule.host_bytes,
+        d2h: copied_bytes(schedule, Stream::D2h),
+        h2d: copied_bytes(schedule, Stream::H2d),
+    }
+}
+
+/// FLOPs of a step: the model's own, and all that are executed. Of attention's five products
+/// backward one makes the scores again, which is the kernel's choice and not the model's.
+fn flops(lowered: &Lowered, schedule: &Schedule) -> (u128, u128) {
+    let (mut model, mut executed) = (0, 0);
+    for instruction in schedule.stream(Stream::Compute) {
+        let (Action::Run(op) | Action::Recompute(op)) = instruction.action else {
+            continue;
+        };
+        let flops = lowered.flops[op];
+        let flops = flops.fixed + flops.row * u128::from(instruction.rows.len());
+        executed += flops;
+        if instruction.action == Action::Run(op) {
+            model += match lowered.problem.ops[op].name.as_str() {
+                "attention_backward" => flops * 4 / 5,
+                _ => flops,
+            };
+        }
+    }
+    (model, executed)
+}
+
+/// The step that the same schedule takes on a machine a little different from the profile's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sensitivity {
+    /// With links a tenth slower.
+    pub slow_links: Nanos,
+    /// With operators a twentieth slower.
+    pub slow_compute: Nanos,
+    /// With operators a twentieth faster.
+    pub fast_compute: Nanos,
+}
+
+/// Simulates a schedule on machines a little different: profiles are noisy.
+pub fn sensitivity(schedule: &Schedule) -> Sensitivity {
+    let compute = |percent: u64| {
+        let mut schedule = schedule.clone();
+        for instruction in &mut schedule.streams[Stream::Compute as usize] {
+            instruction.duration = instruction.duration.scaled(percent, 100);
+        }
+        simulate(&schedule).step
+    };
+    Sensitivity {
+        slow_links: simulate(&with_slow_links(schedule)).step,
+        slow_compute: compute(105),
+        fast_compute: compute(95),
+    }
+}
+
+fn with_slow_links(schedule: &Schedule) -> Schedule {
+    let slower = |rate: BytesPerSec| {
+        BytesPerSec::new(Bytes::new(rate.get()).scaled(9, 10).get()).unwrap_or(rate)
+    };
+    let mut schedule = schedule.clone();
+    let links = &mut schedule.machine.links;
+    for rate in [
+        &mut links.d2h.rate,
+        &mut links.h2d.rate,
+        &mut links.both.d2h,
+        &mut links.both.h2d,
+    ] {
+        *rate = slower(*rate);
+    }
+    for stream in [Stream::D2h, Stream::H2d] {
+        for instruction in &mut schedule.streams[stream as usize] {
+            instruction.duration = instruction.duration.scaled(10, 9);
+        }
+    }
+    schedule
+}
+
+/// What would make a request fit; nothing where it was not found in time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WouldFit {
+    /// Device memory that is enough with the host memory there is.
+    pub device: Option<Bytes>,
+    /// Host memory that is enough with the device memory there is.
+    pub host: Option<Bytes>,
+    /// Both, where neither alone is enough.
+    pub both: Option<Budget>,
+    /// A sequence that fits, to an eighth of its length.
+    pub seq: Option<u64>,
+}
+
+/// Looks for what would make a request fit, by strategies that need little memory.
+pub fn would_fit(request: &Request<'_>, strategy: Strategy, deadline: Instant) -> WouldFit {
+    let lean = match strategy {
+        Strategy::Ilp => vec![
+            Strategy::CheckpointOffload,
+            Strategy::CheckpointSqrt,
+            Strategy::Swap,
+        ],
+        other => vec![other],
+    };
+    let mut found = WouldFit::default();
+    let Ok(variants) = variants(request) else {
+        return found;
+    };
+    let enough = |raise: fn(&mut Budget, &Infeasible) -> bool| {
+        let all = lean
+            .iter()
+            .filter_map(|&s| enough(&variants, request.budget, s, deadline, raise));
+        all.min_by_key(|b| b.device.get().saturating_add(b.host.get()))
+    };
+    found.device = enough(|budget, miss| {
+        budget.device = miss.needed;
+        miss.step.is_some()
+    })
+    .map(|budget| budget.device);
+    found.host = enough(|budget, miss| {
+        budget.host = miss.needed;
+        miss.step.is_none()
+    })
+    .map(|budget| budget.host);
+    if found.device.is_none() && found.host.is_none() {
+        found.both = enough(|budget, miss| {
+            match miss.step {
+                Some(_) => budget.device = miss.needed,
+                None => budget.host = miss.needed,
+            }
+            true
+        });
+    }
+    found.seq = shorter(request, &lean, deadline);
+    found
+}
+
+/// Raises the budget by what is missing until the strategy finds a plan.
+fn enough(
+    variants: &[Lowered],
+    budget: Budget,
+    strategy: Strategy,
+    deadline: Instant,
+    raise: fn(&mut Budget, &Infeasible) -> bool,
+) -> Option<Budget> {
+    let mut budget = budget;
+    let options = Options::default();
+    while Instant::now() < deadline {
+        let problems = problems(variants, budget);
+        match search::solve(&contexts(&problems, &options), strategy, &options) {
+            Ok(_) => return Some(budget),
+            Err(miss) if miss.needed <= miss.limit || !raise(&mut budget, &miss) => return None,
+            Err(_) => {}
+        }
+    }
+    None
+}
+
+/// A sequence that fits, found by halving and then by eighths.
+fn shorter(request: &Request<'_>, lean: &[Strategy], deadline: Instant) -> Option<u64> {
+    /// Shorter ones are of no use to anybody.
+    const SHORTEST: u64 = 256;
+    let fits = |seq: u64| {
+        let workload = Workload {
+            seq,
+            ..request.workload
+        };
+        let request = Request {
+            workload,
+            ..*request
+        };
+        let found = probe(&request, lean, deadline);
+        found.is_ok_and(|found| found.iter().any(std::result::Result::is_ok))
+    };
+    let granule = |seq: u64| (seq / SHORTEST * SHORTEST).max(SHORTEST);
+    let mut seq = request.workload.seq / 2;
+    while !fits(granule(seq)) {
+        seq /= 2;
+        if seq < SHORTEST || Instant::now() >= deadline {
+            return None;
+        }
+    }
+    let (seq, eighth) = (granule(seq), seq / 8);
+    let longer = (1..8).map(|eighths| granule(seq + eighths * eighth));
+    let longest = longer
+        .take_while(|&seq| Instant::now() < deadline && fits(seq))
+        .last();
+    Some(longest.unwrap_or(seq))
+}
+
+/// Whether each strategy finds a plan, and if not, its nearest miss.
+///
+/// # Errors
+/// As [`variants`].
+pub fn probe(
+    request: &Request<'_>,
+    strategies: &[Strategy],
+    deadline: Instant,
+) -> Result<Vec<std::result::Result<(), Infeasible>>> {
+    /// Those that need least; whatever they find, [`Strategy::Ilp`] finds too.
+    const LEAN: [Strategy; 2] = [Strategy::CheckpointSqrt, Strategy::CheckpointOffload];
+    let options = Options {
+        deadline: Some(deadline),
+        ..Options::default()
+    };
+    let problems = problems(&variants(request)?, request.budget);
+    let contexts = contexts(&problems, &options);
+    let hopeless = contexts.iter().all(|c| c.relaxed.is_none());
+    let try_one = |s| search::solve(&contexts, s, &options).map(drop);
+    let mut found: BTreeMap<Strategy, std::result::Result<(), Infeasible>> = BTreeMap::new();
+    for &strategy in strategies.iter().filter(|&&s| s != Strategy::Ilp) {
+        found.insert(strategy, try_one(strategy));
+    }
+    if strategies.contains(&Strategy::Ilp) {
+        for strategy in LEAN {
+            found.entry(strategy).or_insert_with(|| try_one(strategy));
+        }
+        let any = found.values().any(std::result::Result::is_ok);
+        let ilp = match any {
+            true => Ok(()),
+            false if hopeless => found[&LEAN[0]].clone(),
+            false => try_one(Strategy::Ilp),
+        };
+        found.insert(Strategy::Ilp, ilp);
+    }
+    Ok(strategies.iter().map(|s| found[s].clone()).collect())
+}

@@ -1,0 +1,62 @@
+//! Why nothing fits, for a person: which step, which bytes, and what would make it fit.
+
+use ebbtide_solver::build::Infeasible;
+use ebbtide_solver::units::{Bytes, Tokens};
+
+use super::by_category;
+use crate::error::Error;
+use crate::planning::WouldFit;
+
+/// What runs out, in a few words: `device memory: 80.1 GiB of 72.0 GiB in mlp of block 3`.
+pub fn what_binds(infeasible: &Infeasible) -> String {
+    let Infeasible { needed, limit, .. } = infeasible;
+    match &infeasible.step {
+        None => format!("host memory: {needed} of {limit}"),
+        Some(step) => format!("device memory: {needed} of {limit} in {step}"),
+    }
+}
+
+/// The error that says why `what` does not fit, and what would.
+pub fn error(what: &str, infeasible: &Infeasible, would_fit: &WouldFit) -> Error {
+    let Infeasible { needed, limit, .. } = infeasible;
+    let place = match (&infeasible.step, &infeasible.operator) {
+        (None, _) => "host memory".to_owned(),
+        (Some(step), None) => format!("device memory in {step}"),
+        (Some(step), Some(operator)) => format!("device memory at {operator} in {step}"),
+    };
+    let parts = match by_category(&infeasible.by_category) {
+        parts if parts.is_empty() => parts,
+        parts => format!(" ({parts})"),
+    };
+    let message =
+        format!("{what} does not fit: {needed} are needed of {place}, the limit is {limit}{parts}");
+    Error::infeasible(message).hint(ways_out(would_fit))
+}
+
+fn ways_out(would_fit: &WouldFit) -> String {
+    // Rounded up to what a person would type.
+    let flag = |bytes: Bytes| match bytes.get().div_ceil(1 << 30) {
+        0 | 1 => format!("{}MiB", bytes.get().div_ceil(1 << 20)),
+        gib => format!("{gib}GiB"),
+    };
+    let mut ways = Vec::new();
+    if let Some(device) = would_fit.device {
+        ways.push(format!("--device-memory {}", flag(device)));
+    }
+    if let Some(host) = would_fit.host {
+        ways.push(format!("--host-memory {}", flag(host)));
+    }
+    if let Some(both) = would_fit.both {
+        let (device, host) = (flag(both.device), flag(both.host));
+        ways.push(format!(
+            "--device-memory {device} with --host-memory {host}"
+        ));
+    }
+    if let Some(seq) = would_fit.seq {
+        ways.push(format!("--seq {}", Tokens::new(seq)));
+    }
+    if ways.is_empty() {
+        return "a smaller model, a shorter --seq, or --method lomo, which keeps least".into();
+    }
+    format!("it fits with {}", ways.join(", or "))
+}
