@@ -8,7 +8,7 @@
 //! smaller by the excess, while the bound stays that of the whole budget.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ebbtide_solver::build::{with_addresses, Infeasible};
 use ebbtide_solver::plan::{Fate, Placement, Plan};
@@ -455,7 +455,7 @@ fn shorter(request: &Request<'_>, lean: &[Strategy], deadline: Instant) -> Optio
             workload,
             ..*request
         };
-        let found = probe(&request, lean, deadline);
+        let found = probe(&request, lean, Duration::ZERO);
         found.is_ok_and(|found| found.iter().any(std::result::Result::is_ok))
     };
     let granule = |seq: u64| (seq / SHORTEST * SHORTEST).max(SHORTEST);
@@ -474,38 +474,41 @@ fn shorter(request: &Request<'_>, lean: &[Strategy], deadline: Instant) -> Optio
     Some(longest.unwrap_or(seq))
 }
 
-/// Whether each strategy finds a plan, and if not, its nearest miss.
+/// Whether each strategy finds a plan, and if not, its nearest miss. Only [`Strategy::Ilp`], which
+/// can take long to find that there is none, stops after `patience`.
 ///
 /// # Errors
 /// As [`variants`].
 pub fn probe(
     request: &Request<'_>,
     strategies: &[Strategy],
-    deadline: Instant,
+    patience: Duration,
 ) -> Result<Vec<std::result::Result<(), Infeasible>>> {
-    /// Those that need least; whatever they find, [`Strategy::Ilp`] finds too.
-    const LEAN: [Strategy; 2] = [Strategy::CheckpointSqrt, Strategy::CheckpointOffload];
-    let options = Options {
-        deadline: Some(deadline),
-        ..Options::default()
-    };
     let problems = problems(&variants(request)?, request.budget);
-    let contexts = contexts(&problems, &options);
-    let hopeless = contexts.iter().all(|c| c.relaxed.is_none());
-    let try_one = |s| search::solve(&contexts, s, &options).map(drop);
+    let options = Options::default();
+    let prepared = contexts(&problems, &options);
     let mut found: BTreeMap<Strategy, std::result::Result<(), Infeasible>> = BTreeMap::new();
+    let mut ask = |strategy| {
+        let solved = || search::solve(&prepared, strategy, &options).map(drop);
+        found.entry(strategy).or_insert_with(solved).is_ok()
+    };
     for &strategy in strategies.iter().filter(|&&s| s != Strategy::Ilp) {
-        found.insert(strategy, try_one(strategy));
+        ask(strategy);
     }
     if strategies.contains(&Strategy::Ilp) {
-        for strategy in LEAN {
-            found.entry(strategy).or_insert_with(|| try_one(strategy));
-        }
-        let any = found.values().any(std::result::Result::is_ok);
-        let ilp = match any {
-            true => Ok(()),
-            false if hopeless => found[&LEAN[0]].clone(),
-            false => try_one(Strategy::Ilp),
+        // What the lean ones find, it finds too.
+        let lean = [Strategy::CheckpointSqrt, Strategy::CheckpointOffload].map(&mut ask);
+        let hopeless = prepared.iter().all(|context| context.relaxed.is_none());
+        let ilp = if lean.contains(&true) || found.values().any(std::result::Result::is_ok) {
+            Ok(())
+        } else if hopeless {
+            found[&Strategy::CheckpointSqrt].clone()
+        } else {
+            let options = Options {
+                deadline: Some(Instant::now() + patience),
+                ..options
+            };
+            search::solve(&contexts(&problems, &options), Strategy::Ilp, &options).map(drop)
         };
         found.insert(Strategy::Ilp, ilp);
     }

@@ -46,7 +46,7 @@ fn lines() -> Vec<(String, usize, String)> {
         if !file.starts_with("src/") && !file.starts_with("solver/src/") {
             continue;
         }
-        let program = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+        let program = text.split("#[cfg(test)]").next().unwrap();
         for (number, line) in program.lines().enumerate() {
             let code = line.split("//").next().unwrap();
             lines.push((file.clone(), number + 1, code.to_owned()));

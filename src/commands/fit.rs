@@ -16,7 +16,7 @@ use ebbtide_solver::search::Strategy;
 use ebbtide_solver::units::Tokens;
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// What `ebbtide fit` is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -54,8 +54,8 @@ struct Row {
 /// The shortest length that is tried first.
 const FIRST: u64 = 4096;
 
-/// How long a strategy may look for a plan of one length.
-const LOOK_FOR: Duration = Duration::from_secs(1);
+/// How long `ilp` may look for a plan of one length that no simple strategy has one for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Searches and reports.
 ///
@@ -96,7 +96,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         budget: setting.budget,
     };
     narrow(&mut rows, limit, |seq, method, strategies| {
-        planning::probe(&request(seq, method), strategies, Instant::now() + LOOK_FOR)
+        planning::probe(&request(seq, method), strategies, PATIENCE)
     })?;
     let text = if args.json {
         to_json(&rows, limit)
