@@ -1,0 +1,3 @@
+//! wip
+use super::costs::Costs;
+pub(super) fn floor(costs: &Costs) -> u64 { costs.floor() }
