@@ -16,23 +16,33 @@ impl Front {
         Self(vec![Point { memory, extra: 0 }])
     }
 
-    /// The non-dominated points of a pool, at most `most` of them.
+    /// The non-dominated points of a pool, thinned to `most` by leaving points out: what remains
+    /// can be reached.
     pub fn of(pool: &mut Vec<Point>, most: usize) -> Self {
-        pool.sort();
-        let mut best = Vec::new();
-        let mut least = u64::MAX;
-        for &point in pool.iter() {
-            if point.extra < least {
-                least = point.extra;
-                best.push(point);
-            }
+        let best = non_dominated(pool);
+        let last = best.len().saturating_sub(1);
+        match most {
+            _ if best.len() <= most => Self(best),
+            1 => Self(vec![best[0]]),
+            _ => Self((0..most).map(|i| best[i * last / (most - 1)]).collect()),
         }
-        pool.clear();
-        Self(thin(best, most))
     }
 
-    pub fn points(&self) -> &[Point] {
-        &self.0
+    /// The non-dominated points of a pool, thinned to about `most` by merging neighbours into one
+    /// that is better than both: a bound.
+    pub fn below(pool: &mut Vec<Point>, most: usize) -> Self {
+        let best = non_dominated(pool);
+        let together = best.len().div_ceil(most).max(1);
+        let merge = |group: &[Point]| Point {
+            memory: group[0].memory,
+            extra: group[group.len() - 1].extra,
+        };
+        Self(best.chunks(together).map(merge).collect())
+    }
+
+    /// The smallest memory of any point.
+    pub fn least_memory(&self) -> Option<u64> {
+        self.0.first().map(|point| point.memory)
     }
 
     /// The least extra time within `memory`.
@@ -42,14 +52,15 @@ impl Front {
     }
 }
 
-/// Every k-th point and both ends: coarser, never unsafe.
-fn thin(points: Vec<Point>, most: usize) -> Vec<Point> {
-    let last = points.len().saturating_sub(1);
-    if last < most {
-        return points;
+fn non_dominated(pool: &mut Vec<Point>) -> Vec<Point> {
+    pool.sort();
+    let mut best: Vec<Point> = Vec::new();
+    for point in pool.drain(..) {
+        if best.last().is_none_or(|last| point.extra < last.extra) {
+            best.push(point);
+        }
     }
-    let steps = most - 1;
-    (0..most).map(|i| points[i * last / steps]).collect()
+    best
 }
 
 /// What a combination adds to the fronts it joins, and where it stops being of interest.

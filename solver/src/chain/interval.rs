@@ -36,10 +36,14 @@ struct Shape {
 /// Which schedules are considered, and how finely.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Scope {
+    /// The memory there is.
+    pub budget: u64,
     /// With the two freedoms, or rotor's persistent schedules alone.
     pub rebuilds: bool,
     /// Schedules with more recomputation than this are of no interest.
     pub extra_limit: u64,
+    /// As `extra_limit`, for what is computed a third time or more often.
+    pub inner_limit: u64,
     /// The most points of a front; more are thinned out.
     pub most_points: usize,
     /// When to give up.
@@ -104,14 +108,20 @@ impl<'a> Intervals<'a> {
     /// The least recomputation within the budget.
     pub fn extra(&self) -> Option<u64> {
         let root = self.front(Shape::ROOT, 0, self.costs.layers);
-        root.extra_within(self.costs.budget.checked_sub(self.costs.x[0])?)
+        root.extra_within(self.scope.budget.checked_sub(self.costs.x[0])?)
+    }
+
+    /// The smallest budget for which there is a schedule of interest.
+    pub fn smallest_budget(&self) -> Option<u64> {
+        let root = self.front(Shape::ROOT, 0, self.costs.layers);
+        root.least_memory().map(|memory| memory + self.costs.x[0])
     }
 
     /// The best schedule within the budget.
     pub fn sequence(&self) -> Option<Vec<Op>> {
         self.extra()?;
         let mut ops = Vec::new();
-        let memory = self.costs.budget - self.costs.x[0];
+        let memory = self.scope.budget - self.costs.x[0];
         self.emit(Shape::ROOT, 0, self.costs.layers, memory, &mut ops);
         Some(ops)
     }
@@ -157,12 +167,13 @@ impl<'a> Intervals<'a> {
     }
 
     /// Points above this can be part of no schedule of interest.
-    fn limit(&self, shape: Shape, s: usize) -> Point {
+    fn limit(&self, shape: Shape, s: usize, t: usize) -> Point {
         let input = if s == 0 { 0 } else { self.costs.x[0] };
         let pinned = if shape.frees_start { 0 } else { self.costs.x[s] };
+        let to_loss = shape.open_end && t == self.costs.layers;
         Point {
-            memory: self.costs.budget.saturating_sub(input + pinned),
-            extra: self.scope.extra_limit,
+            memory: self.scope.budget.saturating_sub(input + pinned),
+            extra: if to_loss { self.scope.extra_limit } else { self.scope.inner_limit },
         }
     }
 
@@ -173,7 +184,7 @@ impl<'a> Intervals<'a> {
             true => during + costs.x[s],
             false => during.max(costs.backward_needs(s)),
         };
-        Join { held: costs.saved(s), floor, extra: 0, limit: self.limit(shape, s) }
+        Join { held: costs.saved(s), floor, extra: 0, limit: self.limit(shape, s, t) }
     }
 
     fn split(
@@ -190,7 +201,7 @@ impl<'a> Intervals<'a> {
             held: start + if keeps { costs.x[d] } else { 0 },
             floor: start + self.beside(shape, t) + self.run_peak[s * (costs.layers + 1) + d],
             extra: costs.forwards(s, d),
-            limit: self.limit(shape, s),
+            limit: self.limit(shape, s, t),
         };
         // A closed interval has `x_t` only by saving its last layer: no split at its end.
         let at_closed_end = d == t && !shape.open_end;

@@ -21,7 +21,9 @@ const MOST_POINTS: usize = 1 << 14;
 pub fn solve(chain: &Chain, deadline: Option<Instant>) -> Result<Solution, Failure> {
     let costs = Costs::of(chain)?;
     let scope = Scope {
+        budget: costs.budget,
         rebuilds: false,
+        inner_limit: u64::MAX,
         extra_limit: u64::MAX,
         most_points: MOST_POINTS,
         deadline,
@@ -29,7 +31,7 @@ pub fn solve(chain: &Chain, deadline: Option<Instant>) -> Result<Solution, Failu
     let table = Intervals::solve(&costs, scope).ok_or(Failure::NoTime)?;
     match table.sequence() {
         Some(sequence) => {
-            Ok(super::judged(chain, sequence, Some(bound::floor(&costs)), Status::Gap))
+            Ok(super::judged(chain, sequence, Some(costs.floor()), Status::Gap))
         }
         None => Err(super::infeasible(&costs, chain)),
     }
