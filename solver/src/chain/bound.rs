@@ -26,12 +26,18 @@ const START_GRAIN: u64 = 1024;
 /// Knapsack fronts: `at(c, t, paid)` is the extra time of layers `c..t` over the memory available
 /// to them at the backward of `t` (the loss, for t = L); `paid` says whether `x_c` is accounted
 /// for outside.
-struct Knapsacks {
+pub(super) struct Knapsacks {
     side: usize,
     fronts: Vec<Front>,
 }
 
 impl Knapsacks {
+    /// The fronts for the loss and every backward.
+    pub fn at_all_moments(costs: &Costs) -> Self {
+        let limit = Point { memory: costs.budget, extra: u64::MAX };
+        Self::fill(costs, 0..=costs.layers, limit)
+    }
+
     /// The fronts for all moments in `moments`, up to the given extra time.
     fn fill(costs: &Costs, moments: std::ops::RangeInclusive<usize>, limit: Point) -> Self {
         let side = costs.layers + 1;
@@ -70,7 +76,8 @@ impl Knapsacks {
     fn slot(&self, c: usize, t: usize, paid: bool) -> usize {
         (c * self.side + t) * 2 + usize::from(paid)
     }
-    fn at(&self, c: usize, t: usize, paid: bool) -> &Front {
+    /// The front of layers `c..t`.
+    pub fn at(&self, c: usize, t: usize, paid: bool) -> &Front {
         &self.fronts[self.slot(c, t, paid)]
     }
 }

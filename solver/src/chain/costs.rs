@@ -1,6 +1,7 @@
 //! The chain as bare numbers: what the searches' inner loops read.
 
 use super::{Chain, Failure};
+use crate::units::Nanos;
 
 /// A chain in nanoseconds and bytes, with the sums that every search needs.
 #[derive(Clone, Debug)]
@@ -77,5 +78,10 @@ impl Costs {
     /// The time when nothing is computed twice.
     pub fn floor(&self) -> u64 {
         self.forward_before[self.layers] + self.backward.iter().sum::<u64>()
+    }
+
+    /// The makespan of a schedule with this much recomputation.
+    pub fn floor_with(&self, extra: u64) -> Nanos {
+        Nanos::new(self.floor() + extra)
     }
 }

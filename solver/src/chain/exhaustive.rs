@@ -5,8 +5,8 @@
 //! to spend: the backwards to come, and a forward for every layer to come that is not saved. It
 //! shares no reasoning with the other strategies: any operation may follow any other.
 
-use super::{Chain, Failure, Op, Status};
 use super::costs::Costs;
+use super::{interval, replay, Chain, Failure, Op, Solution, Status};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::Instant;
@@ -17,10 +17,10 @@ pub const MOST_LAYERS: usize = 12;
 /// Live values and saved internals as bit sets; the gradient is that of `x_gradient`, or not made
 /// yet when that is L + 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct State {
-    values: u32,
-    internals: u32,
-    gradient: u8,
+pub(super) struct State {
+    pub values: u32,
+    pub internals: u32,
+    pub gradient: u8,
 }
 
 /// What is known of a reached state: its distance, and how it was reached.
@@ -30,33 +30,59 @@ struct Reached {
     settled: bool,
 }
 
+/// What a search from the start came to.
+pub(super) enum Outcome {
+    /// The fastest schedule.
+    Found(Vec<Op>),
+    /// No schedule within the limit.
+    Nothing,
+    /// Too many states, or the deadline.
+    GaveUp,
+}
+
+/// Where a search ends without an answer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Schedules slower than this are of no interest, ns.
+    pub time: u64,
+    /// The most states to remember.
+    pub states: usize,
+    /// When to give up.
+    pub deadline: Option<Instant>,
+}
+
 /// The fastest schedule of a tiny chain, proved by trying everything.
 ///
 /// # Errors
 /// [`Failure::TooManyLayers`] beyond [`MOST_LAYERS`], [`Failure::Infeasible`] when no state at the
 /// end can be reached, [`Failure::NoTime`] when the deadline passes first.
-pub fn solve(chain: &Chain, deadline: Option<Instant>) -> Result<super::Solution, Failure> {
+pub fn solve(chain: &Chain, deadline: Option<Instant>) -> Result<Solution, Failure> {
     let costs = Costs::of(chain)?;
-    let sequence = shortest(&costs, u64::MAX, deadline)?;
-    match sequence {
-        Some(sequence) => Ok(super::judged(chain, sequence, None, Status::Optimal)),
-        None => Err(super::infeasible(&costs, chain)),
-    }
-}
-
-/// The fastest schedule that takes at most `limit` ns; nothing when there is none.
-pub(super) fn shortest(
-    costs: &Costs,
-    limit: u64,
-    deadline: Option<Instant>,
-) -> Result<Option<Vec<Op>>, Failure> {
     if costs.layers > MOST_LAYERS {
         return Err(Failure::TooManyLayers { layers: costs.layers, limit: MOST_LAYERS });
     }
+    let limits = Limits { time: u64::MAX, states: usize::MAX, deadline };
+    match shortest(&costs, limits, |state| Some(to_come(&costs, state))) {
+        Outcome::Found(sequence) => {
+            let makespan = replay(chain, &sequence).expect("only legal operations").makespan;
+            Ok(Solution::judged(chain, sequence, makespan, Status::Optimal))
+        }
+        Outcome::Nothing => Err(interval::infeasible(&costs, true)),
+        Outcome::GaveUp => Err(Failure::NoTime),
+    }
+}
+
+/// The fastest schedule. `estimate` never exceeds the time that a state still has to spend, and is
+/// nothing for a state from which no schedule is worth finding.
+pub(super) fn shortest(
+    costs: &Costs,
+    limits: Limits,
+    estimate: impl Fn(State) -> Option<u64>,
+) -> Outcome {
     let start = State { values: 1, internals: 0, gradient: costs.layers as u8 + 1 };
     let mut reached = HashMap::new();
     reached.insert(start, Reached { distance: 0, from: None, settled: false });
-    let mut open = BinaryHeap::from([Reverse((to_come(costs, start), start))]);
+    let mut open = BinaryHeap::from([Reverse((0, start))]);
     while let Some(Reverse((_, state))) = open.pop() {
         let entry = reached.get_mut(&state).expect("open states are reached");
         if std::mem::replace(&mut entry.settled, true) {
@@ -64,24 +90,27 @@ pub(super) fn shortest(
         }
         let distance = entry.distance;
         if state.gradient == 0 {
-            return Ok(Some(path_to(&reached, state)));
+            return Outcome::Found(path_to(&reached, state));
         }
-        if open.len() % 1024 == 0 && deadline.is_some_and(|at| Instant::now() >= at) {
-            return Err(Failure::NoTime);
+        let late = open.len() % 256 == 0 && limits.deadline.is_some_and(|at| Instant::now() >= at);
+        if late || reached.len() > limits.states {
+            return Outcome::GaveUp;
         }
         for op in operations(costs, state) {
             let Some((next, time)) = execute(costs, state, op) else { continue };
             let distance = distance + time;
-            let estimate = distance + to_come(costs, next);
-            let better = reached.get(&next).is_none_or(|known| distance < known.distance);
-            if better && estimate <= limit {
+            if reached.get(&next).is_some_and(|known| known.distance <= distance) {
+                continue;
+            }
+            let Some(rest) = estimate(next) else { continue };
+            if distance + rest <= limits.time {
                 let from = Some((state, op));
                 reached.insert(next, Reached { distance, from, settled: false });
-                open.push(Reverse((estimate, next)));
+                open.push(Reverse((distance + rest, next)));
             }
         }
     }
-    Ok(None)
+    Outcome::Nothing
 }
 
 fn path_to(reached: &HashMap<State, Reached>, mut state: State) -> Vec<Op> {
@@ -94,6 +123,7 @@ fn path_to(reached: &HashMap<State, Reached>, mut state: State) -> Vec<Op> {
     ops
 }
 
+/// The backwards to come, and a forward for every layer to come that is not saved.
 fn to_come(costs: &Costs, state: State) -> u64 {
     let layers = usize::from(state.gradient).min(costs.layers);
     let forwards = (0..layers).filter(|i| state.internals >> i & 1 == 0);

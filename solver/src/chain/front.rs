@@ -105,6 +105,9 @@ impl Join {
                 pool.push(Point { memory, extra });
             }
             memory = next(&first.0, i, self.held).min(next(&second.0, j, 0));
+            if memory == u64::MAX {
+                return;
+            }
             if memory > self.limit.memory {
                 return;
             }

@@ -21,7 +21,8 @@
 
 use super::costs::Costs;
 use super::front::{Front, Join, Point};
-use super::Op;
+use super::{bound, Failure, Op};
+use crate::units::Bytes;
 use std::time::Instant;
 
 /// How an interval starts and ends.
@@ -272,6 +273,75 @@ impl<'a> Intervals<'a> {
     }
 }
 
+/// The best schedule of the recursion, and what every schedule must spend.
+pub(super) struct Best {
+    pub sequence: Vec<Op>,
+    /// Extra time that no schedule avoids, persistent or not.
+    pub bound: u64,
+}
+
+/// Fronts longer than this are thinned out; none of the chains seen so far has one.
+const MOST_POINTS: usize = 1 << 13;
+
+/// The best schedule within the budget.
+///
+/// Whatever is computed a third time comes on top of the bound of one moment. So the recursion is
+/// tried with hardly any slack above that bound first, which keeps its fronts tiny.
+pub(super) fn best(
+    costs: &Costs,
+    rebuilds: bool,
+    deadline: Option<Instant>,
+) -> Result<Best, Failure> {
+    let bound = bound::one_moment(costs).ok_or_else(|| infeasible(costs, rebuilds))?;
+    let mut slack = 0;
+    loop {
+        let scope = Scope {
+            budget: costs.budget,
+            rebuilds,
+            extra_limit: bound.saturating_add(slack),
+            inner_limit: slack,
+            most_points: MOST_POINTS,
+            deadline,
+        };
+        let table = Intervals::solve(costs, scope).ok_or(Failure::NoTime)?;
+        if let Some(sequence) = table.sequence() {
+            return Ok(Best { sequence, bound });
+        }
+        slack = match slack {
+            u64::MAX => return Err(infeasible(costs, rebuilds)),
+            0 => (costs.floor() / 256).max(1),
+            _ if slack > costs.floor() => u64::MAX,
+            _ => slack * 4,
+        };
+    }
+}
+
+/// Why nothing fits: the layer that cannot, or else how much would do.
+pub(super) fn infeasible(costs: &Costs, rebuilds: bool) -> Failure {
+    let scope = Scope {
+        budget: u64::MAX,
+        rebuilds,
+        extra_limit: u64::MAX,
+        inner_limit: u64::MAX,
+        most_points: 1,
+        deadline: None,
+    };
+    let table = Intervals::solve(costs, scope).expect("there is no deadline");
+    let smallest = table.smallest_budget().expect("some budget suffices");
+    let smallest = Bytes::new(smallest);
+    let needs = |i: usize| {
+        let below = if i == 0 { 0 } else { costs.x[0] };
+        below + costs.x[i] + costs.backward_needs(i)
+    };
+    match (0..costs.layers).max_by_key(|&i| needs(i)) {
+        Some(layer) if needs(layer) > costs.budget => {
+            Failure::LayerDoesNotFit { layer, needed: Bytes::new(needs(layer)), smallest }
+        }
+        _ => Failure::Infeasible { smallest },
+    }
+}
+
+/// Memory of running `s..d` without saving, `x_s` aside, for all `s < d`.
 fn run_peaks(costs: &Costs) -> Vec<u64> {
     let side = costs.layers + 1;
     let mut peaks = vec![0; side * side];

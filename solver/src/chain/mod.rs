@@ -22,6 +22,7 @@ mod costs;
 pub mod exhaustive;
 mod front;
 pub mod greedy;
+mod guide;
 pub mod ilp;
 mod interval;
 mod replay;
@@ -120,12 +121,12 @@ pub enum Failure {
         layer: usize,
         /// What its backward needs live at once.
         needed: Bytes,
-        /// The smallest budget for which this strategy finds a schedule.
+        /// A budget for which this strategy has a schedule.
         smallest: Bytes,
     },
     /// This strategy has no schedule within the budget.
     Infeasible {
-        /// The smallest budget for which it has one.
+        /// A budget for which it has one; for `rotor` the smallest.
         smallest: Bytes,
     },
     /// The time limit came before any schedule.
@@ -144,7 +145,7 @@ impl fmt::Display for Failure {
                 write!(f, "the backward of layer {layer} needs {needed} at once")
             }
             Failure::Infeasible { smallest } => {
-                write!(f, "no schedule of this strategy needs less than {smallest}")
+                write!(f, "no schedule of this strategy found below {smallest}")
             }
             Failure::NoTime => write!(f, "the time limit came before the first schedule"),
         }
@@ -170,14 +171,12 @@ impl Chain {
     }
 }
 
-/// The solution with this sequence, as the referee sees it.
-fn judged(chain: &Chain, sequence: Vec<Op>, bound: Option<u64>, status: Status) -> Solution {
-    let replayed = replay(chain, &sequence).expect("a strategy's schedule is legal");
-    let bound = bound.map_or(replayed.makespan, Nanos::new);
-    let status = if bound == replayed.makespan { Status::Optimal } else { status };
-    Solution { sequence, makespan: replayed.makespan, peak: replayed.peak, bound, status }
-}
-
-fn infeasible(_costs: &costs::Costs, _chain: &Chain) -> Failure {
-    Failure::Infeasible { smallest: Bytes::ZERO }
+impl Solution {
+    /// The solution with this sequence, as the referee sees it.
+    fn judged(chain: &Chain, sequence: Vec<Op>, bound: Nanos, unproved: Status) -> Self {
+        let Replayed { makespan, peak } =
+            replay(chain, &sequence).expect("a strategy's schedule is legal");
+        let status = if bound == makespan { Status::Optimal } else { unproved };
+        Self { sequence, makespan, peak, bound, status }
+    }
 }

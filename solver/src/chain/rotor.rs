@@ -6,33 +6,17 @@
 //! over memory slots is replaced by exact Pareto fronts: no budget is lost to rounding.
 
 use super::costs::Costs;
-use super::interval::{Intervals, Scope};
-use super::{bound, Chain, Failure, Solution, Status};
+use super::{interval, Chain, Failure, Solution, Status};
 use std::time::Instant;
 
-/// Fronts longer than this are thinned out; no problem seen so far comes near.
-const MOST_POINTS: usize = 1 << 14;
-
-/// The fastest memory-persistent schedule.
+/// The fastest memory-persistent schedule. Its bound holds for every schedule, persistent or not.
 ///
 /// # Errors
-/// [`Failure::Infeasible`] when no persistent schedule fits, [`Failure::NoTime`] when the deadline
-/// passes first, and whatever is wrong with the chain itself.
+/// [`Failure::Infeasible`] or [`Failure::LayerDoesNotFit`] when no persistent schedule fits,
+/// [`Failure::NoTime`] when the deadline passes first, and whatever is wrong with the chain.
 pub fn solve(chain: &Chain, deadline: Option<Instant>) -> Result<Solution, Failure> {
     let costs = Costs::of(chain)?;
-    let scope = Scope {
-        budget: costs.budget,
-        rebuilds: false,
-        inner_limit: u64::MAX,
-        extra_limit: u64::MAX,
-        most_points: MOST_POINTS,
-        deadline,
-    };
-    let table = Intervals::solve(&costs, scope).ok_or(Failure::NoTime)?;
-    match table.sequence() {
-        Some(sequence) => {
-            Ok(super::judged(chain, sequence, Some(costs.floor()), Status::Gap))
-        }
-        None => Err(super::infeasible(&costs, chain)),
-    }
+    let best = interval::best(&costs, false, deadline)?;
+    let bound = costs.floor_with(best.bound);
+    Ok(Solution::judged(chain, best.sequence, bound, Status::Gap))
 }
