@@ -1,3 +1,5 @@
 //! ebbtide: what fits, how fast, with which plan.
 
+pub mod commands;
 pub mod error;
+pub mod format;

@@ -1,0 +1,3 @@
+//! One file per command: read files, call pure functions, write the answer.
+
+pub mod chain;
