@@ -55,7 +55,11 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
         Some(number) => (number, 1e-3),
         None => (text.strip_suffix('s').unwrap_or(text), 1.0),
     };
-    let seconds = number.trim().parse::<f64>().map_err(|_| "write it as 10s or 500ms")? * unit;
+    let seconds = number
+        .trim()
+        .parse::<f64>()
+        .map_err(|_| "write it as 10s or 500ms")?
+        * unit;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
@@ -77,7 +81,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let written = SolutionFile::of(&solution, args.strategy.name(), solve_s);
     let text = match args.json {
         true => serde_json::to_string(&written).expect("plain numbers and words"),
-        false => table(&name.unwrap_or(path.to_string()), &chain, &solution, &written),
+        false => table(
+            &name.unwrap_or(path.to_string()),
+            &chain,
+            &solution,
+            &written,
+        ),
     };
     writeln!(out, "{text}").map_err(|error| Error::bad_input(error.to_string()).within("stdout"))
 }
@@ -99,11 +108,16 @@ fn error_of(failure: Failure, chain: &Chain, strategy: Strategy) -> Error {
     let (name, budget) = (strategy.name(), chain.budget);
     match failure {
         Failure::Empty | Failure::TooLarge(_) => Error::bad_input(failure.to_string()),
-        Failure::TooManyLayers { .. } => Error::bad_input(format!("{name}: {failure}"))
-            .hint("ilp takes the longest chains"),
+        Failure::TooManyLayers { .. } => {
+            Error::bad_input(format!("{name}: {failure}")).hint("ilp takes the longest chains")
+        }
         Failure::LayerDoesNotFit { smallest, .. } | Failure::Infeasible { smallest } => {
-            Error::infeasible(format!("budget of {} ({budget}): {failure}", budget.get()))
-                .hint(format!("{name} has a schedule for `budget_bytes` {}", smallest.get()))
+            Error::infeasible(format!("budget of {} ({budget}): {failure}", budget.get())).hint(
+                format!(
+                    "{name} has a schedule for `budget_bytes` {}",
+                    smallest.get()
+                ),
+            )
         }
         Failure::NoTime => Error::bad_input(format!("{name}: {failure}"))
             .hint("raise --time-limit, or use --strategy greedy"),
@@ -117,8 +131,14 @@ fn table(name: &str, chain: &Chain, solution: &Solution, written: &SolutionFile)
     let rows = [
         ("chain", format!("{name}, {} layers", chain.layers.len())),
         ("strategy", written.strategy.clone()),
-        ("makespan", format!("{} ({} recomputed)", solution.makespan, percent(above))),
-        ("bound", format!("{} (gap {})", solution.bound, percent(written.gap))),
+        (
+            "makespan",
+            format!("{} ({} recomputed)", solution.makespan, percent(above)),
+        ),
+        (
+            "bound",
+            format!("{} (gap {})", solution.bound, percent(written.gap)),
+        ),
         ("status", written.status.to_owned()),
         ("peak", format!("{} of {}", solution.peak, chain.budget)),
         ("solved in", format!("{:.3} s", written.solve_s)),

@@ -68,13 +68,19 @@ pub struct SolutionFile {
 /// # Errors
 /// Text that is not JSON of this form, and times that are negative or too long.
 pub fn parse(text: &str) -> Result<(Option<String>, Chain)> {
-    let reader = &mut serde_json::Deserializer::from_str(text);
-    let file: ProblemFile = serde_path_to_error::deserialize(reader).map_err(|error| {
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let file: ProblemFile = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         Error::bad_input(format!("`{}`: {}", error.path(), error.inner()))
             .hint("tests/data/chain/README.md describes the fields of a chain problem")
     })?;
-    reader.end().map_err(|error| Error::bad_input(error.to_string()))?;
-    let layers = file.layers.iter().enumerate().map(|(i, layer)| layer_of(i, layer));
+    reader
+        .end()
+        .map_err(|error| Error::bad_input(error.to_string()))?;
+    let layers = file
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(i, layer)| layer_of(i, layer));
     let chain = Chain {
         input_bytes: Bytes::new(file.input_bytes),
         layers: layers.collect::<Result<_>>()?,
@@ -187,7 +193,14 @@ mod tests {
             let message = parse(&text).expect_err(&text).message;
             assert!(message.contains(named), "{message} should name {named}");
         }
-        for text in ["", "[]", "{", "null", &(with_layer(LAYER) + "x"), &"[".repeat(100_000)] {
+        for text in [
+            "",
+            "[]",
+            "{",
+            "null",
+            &(with_layer(LAYER) + "x"),
+            &"[".repeat(100_000),
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -34,14 +34,20 @@ pub(super) struct Knapsacks {
 impl Knapsacks {
     /// The fronts for the loss and every backward.
     pub fn at_all_moments(costs: &Costs) -> Self {
-        let limit = Point { memory: costs.budget, extra: u64::MAX };
+        let limit = Point {
+            memory: costs.budget,
+            extra: u64::MAX,
+        };
         Self::fill(costs, 0..=costs.layers, limit)
     }
 
     /// The fronts for all moments in `moments`, up to the given extra time.
     fn fill(costs: &Costs, moments: std::ops::RangeInclusive<usize>, limit: Point) -> Self {
         let side = costs.layers + 1;
-        let mut table = Self { side, fronts: vec![Front::default(); side * side * 2] };
+        let mut table = Self {
+            side,
+            fronts: vec![Front::default(); side * side * 2],
+        };
         let mut pool = Vec::new();
         for t in moments {
             for c in (0..=t).rev() {
@@ -66,9 +72,19 @@ impl Knapsacks {
             self.fronts[slot] = Front::single(floor);
             return;
         }
-        let held = Join { held: costs.saved(c), floor, extra: 0, limit };
+        let held = Join {
+            held: costs.saved(c),
+            floor,
+            extra: 0,
+            limit,
+        };
         held.shift(self.at(c + 1, t, true), pool);
-        let again = Join { held: 0, floor, extra: costs.forward[c], limit };
+        let again = Join {
+            held: 0,
+            floor,
+            extra: costs.forward[c],
+            limit,
+        };
         again.shift(self.at(c + 1, t, false), pool);
         self.fronts[slot] = Front::below(pool, MOST_STATES);
     }
@@ -98,7 +114,10 @@ fn available(costs: &Costs) -> Option<u64> {
 /// The bound of one moment: extra time that every schedule spends; nothing when none fits.
 pub(super) fn one_moment(costs: &Costs) -> Option<u64> {
     let memory = available(costs)?;
-    let limit = Point { memory, extra: u64::MAX };
+    let limit = Point {
+        memory,
+        extra: u64::MAX,
+    };
     let table = Knapsacks::fill(costs, costs.layers..=costs.layers, limit);
     table.at(0, costs.layers, true).extra_within(memory)
 }
@@ -117,39 +136,72 @@ struct State {
 pub(super) fn two_moments(costs: &Costs, first: u64, limit: u64) -> Option<u64> {
     let memory = available(costs)?;
     let layers = costs.layers;
-    let whole = Point { memory, extra: limit };
+    let whole = Point {
+        memory,
+        extra: limit,
+    };
     let suffixes = Knapsacks::fill(costs, layers..=layers, whole);
-    let runs = Knapsacks::fill(costs, 0..=layers - 1, Point { memory, extra: limit - first });
+    let runs = Knapsacks::fill(
+        costs,
+        0..=layers - 1,
+        Point {
+            memory,
+            extra: limit - first,
+        },
+    );
     // Per place: what comes after a held layer, after a run that ends in a start, and after a run
     // whose end is to be rebuilt.
     let mut after_held = vec![Vec::new(); layers + 1];
     let mut after_start = vec![Vec::new(); layers + 1];
     let mut rebuilt = vec![Vec::new(); layers + 1];
-    after_held[0].push(State { extra: 0, held: 0, starts: 0 });
+    after_held[0].push(State {
+        extra: 0,
+        held: 0,
+        starts: 0,
+    });
     let useful = |place: usize, paid: bool, state: State| {
-        let rest = suffixes.at(place, layers, paid).extra_within(memory.checked_sub(state.held)?);
+        let rest = suffixes
+            .at(place, layers, paid)
+            .extra_within(memory.checked_sub(state.held)?);
         (state.extra + rest? < limit).then_some(state)
     };
     let grain = (costs.budget / START_GRAIN).max(1);
     for c in 0..layers {
         let again = |d: usize, t: usize, paid: bool, state: State| {
-            let run = runs.at(c, t, paid).extra_within(memory.checked_sub(state.held)?)?;
-            Some(State { extra: state.extra + run + costs.forwards(c, d), ..state })
+            let run = runs
+                .at(c, t, paid)
+                .extra_within(memory.checked_sub(state.held)?)?;
+            Some(State {
+                extra: state.extra + run + costs.forwards(c, d),
+                ..state
+            })
         };
         let paid = keep_best(&mut after_held[c])?;
         let unpaid = keep_best(&mut after_start[c])?;
         let rebuild = keep_best(&mut rebuilt[c])?;
-        for (states, paid) in [(&paid, true), (&unpaid, false), (&rebuild, false)] {
-            let hold = |state: &State| State { held: state.held + costs.saved(c), ..*state };
-            after_held[c + 1].extend(states.iter().map(hold).filter_map(|s| useful(c + 1, true, s)));
-            let _ = paid;
-        }
+        let hold = |state: &State| State {
+            held: state.held + costs.saved(c),
+            ..*state
+        };
+        let holding = paid.iter().chain(&unpaid).chain(&rebuild).map(hold);
+        after_held[c + 1].extend(holding.filter_map(|state| useful(c + 1, true, state)));
         for (states, paid) in [(&paid, true), (&unpaid, false)] {
             for d in c + 1..=layers {
-                let start = if d == layers { costs.x[d] } else { costs.x[d] / grain * grain };
+                let start = if d == layers {
+                    costs.x[d]
+                } else {
+                    costs.x[d] / grain * grain
+                };
                 let ends = states.iter().filter_map(|&state| {
                     let state = again(d, d - 1, paid, state)?;
-                    useful(d, false, State { starts: state.starts + start, ..state })
+                    useful(
+                        d,
+                        false,
+                        State {
+                            starts: state.starts + start,
+                            ..state
+                        },
+                    )
                 });
                 after_start[d].extend(ends.filter(|s| s.held + s.starts <= memory));
                 if d < layers {
@@ -161,7 +213,14 @@ pub(super) fn two_moments(costs: &Costs, first: u64, limit: u64) -> Option<u64> 
     }
     let at_loss = after_held[layers].iter().chain(&after_start[layers]);
     let fits = |s: &&State| s.held + s.starts + costs.x[layers] <= memory;
-    Some(at_loss.filter(fits).map(|state| state.extra).min().unwrap_or(limit).min(limit))
+    Some(
+        at_loss
+            .filter(fits)
+            .map(|state| state.extra)
+            .min()
+            .unwrap_or(limit)
+            .min(limit),
+    )
 }
 
 /// The states that no other beats in all three respects; nothing when too many remain.

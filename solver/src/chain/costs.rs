@@ -34,7 +34,10 @@ impl Costs {
             return Err(Failure::Empty);
         }
         if layers > MOST_LAYERS {
-            return Err(Failure::TooManyLayers { layers, limit: MOST_LAYERS });
+            return Err(Failure::TooManyLayers {
+                layers,
+                limit: MOST_LAYERS,
+            });
         }
         let of = |get: fn(&super::Layer) -> u64| chain.layers.iter().map(get).collect::<Vec<_>>();
         let forward = of(|layer| layer.forward.get());
@@ -57,7 +60,16 @@ impl Costs {
             forward_before.push(forward_before[i] + time);
         }
         let budget = chain.budget.get().min(LARGEST);
-        Ok(Self { layers, budget, forward, backward, internals, transient, x, forward_before })
+        Ok(Self {
+            layers,
+            budget,
+            forward,
+            backward,
+            internals,
+            transient,
+            x,
+            forward_before,
+        })
     }
 
     /// The forwards of layers `from..to` together.

@@ -59,12 +59,21 @@ pub(super) struct Limits {
 pub fn solve(chain: &Chain, deadline: Option<Instant>) -> Result<Solution, Failure> {
     let costs = Costs::of(chain)?;
     if costs.layers > MOST_LAYERS {
-        return Err(Failure::TooManyLayers { layers: costs.layers, limit: MOST_LAYERS });
+        return Err(Failure::TooManyLayers {
+            layers: costs.layers,
+            limit: MOST_LAYERS,
+        });
     }
-    let limits = Limits { time: u64::MAX, states: usize::MAX, deadline };
+    let limits = Limits {
+        time: u64::MAX,
+        states: usize::MAX,
+        deadline,
+    };
     match shortest(&costs, limits, |state| Some(to_come(&costs, state))) {
         Outcome::Found(sequence) => {
-            let makespan = replay(chain, &sequence).expect("only legal operations").makespan;
+            let makespan = replay(chain, &sequence)
+                .expect("only legal operations")
+                .makespan;
             Ok(Solution::judged(chain, sequence, makespan, Status::Optimal))
         }
         Outcome::Nothing => Err(interval::infeasible(&costs, true)),
@@ -79,9 +88,20 @@ pub(super) fn shortest(
     limits: Limits,
     estimate: impl Fn(State) -> Option<u64>,
 ) -> Outcome {
-    let start = State { values: 1, internals: 0, gradient: costs.layers as u8 + 1 };
+    let start = State {
+        values: 1,
+        internals: 0,
+        gradient: costs.layers as u8 + 1,
+    };
     let mut reached = HashMap::new();
-    reached.insert(start, Reached { distance: 0, from: None, settled: false });
+    reached.insert(
+        start,
+        Reached {
+            distance: 0,
+            from: None,
+            settled: false,
+        },
+    );
     let mut open = BinaryHeap::from([Reverse((0, start))]);
     while let Some(Reverse((_, state))) = open.pop() {
         let entry = reached.get_mut(&state).expect("open states are reached");
@@ -97,15 +117,27 @@ pub(super) fn shortest(
             return Outcome::GaveUp;
         }
         for op in operations(costs, state) {
-            let Some((next, time)) = execute(costs, state, op) else { continue };
+            let Some((next, time)) = execute(costs, state, op) else {
+                continue;
+            };
             let distance = distance + time;
-            if reached.get(&next).is_some_and(|known| known.distance <= distance) {
+            if reached
+                .get(&next)
+                .is_some_and(|known| known.distance <= distance)
+            {
                 continue;
             }
             let Some(rest) = estimate(next) else { continue };
             if distance + rest <= limits.time {
                 let from = Some((state, op));
-                reached.insert(next, Reached { distance, from, settled: false });
+                reached.insert(
+                    next,
+                    Reached {
+                        distance,
+                        from,
+                        settled: false,
+                    },
+                );
                 open.push(Reverse((distance + rest, next)));
             }
         }
@@ -190,7 +222,11 @@ fn execute(costs: &Costs, state: State, op: Op) -> Option<(State, u64)> {
 fn held(costs: &Costs, state: State) -> u64 {
     let values = (0..=costs.layers).filter(|j| state.values >> j & 1 == 1);
     let internals = (0..costs.layers).filter(|i| state.internals >> i & 1 == 1);
-    let gradient = costs.x.get(usize::from(state.gradient)).copied().unwrap_or(0);
+    let gradient = costs
+        .x
+        .get(usize::from(state.gradient))
+        .copied()
+        .unwrap_or(0);
     gradient
         + values.map(|j| costs.x[j]).sum::<u64>()
         + internals.map(|i| costs.internals[i]).sum::<u64>()

@@ -84,7 +84,9 @@ impl Join {
 
     /// Two parts, one after the other within the same memory.
     pub fn both(&self, first: &Front, second: &Front, pool: &mut Vec<Point>) {
-        let (Some(a), Some(b)) = (first.0.first(), second.0.first()) else { return };
+        let (Some(a), Some(b)) = (first.0.first(), second.0.first()) else {
+            return;
+        };
         let mut memory = (a.memory + self.held).max(b.memory).max(self.floor);
         if memory > self.limit.memory || self.extra > self.limit.extra {
             return;
@@ -92,7 +94,9 @@ impl Join {
         let (mut i, mut j) = (0, 0);
         loop {
             let next = |points: &[Point], at: usize, held: u64| {
-                points.get(at + 1).map_or(u64::MAX, |point| point.memory + held)
+                points
+                    .get(at + 1)
+                    .map_or(u64::MAX, |point| point.memory + held)
             };
             while next(&first.0, i, self.held) <= memory {
                 i += 1;

@@ -24,7 +24,12 @@ pub fn solve(chain: &Chain) -> Result<Solution, Failure> {
         plan.saved[layer] = true;
         plan.saved[layer] = replay(chain, &plan.sequence()).is_ok();
     }
-    Ok(Solution::judged(chain, plan.sequence(), chain.floor(), Status::Gap))
+    Ok(Solution::judged(
+        chain,
+        plan.sequence(),
+        chain.floor(),
+        Status::Gap,
+    ))
 }
 
 /// Which layers the first forward saves, and which values it keeps.
@@ -34,11 +39,17 @@ struct Plan {
 }
 
 fn shortest_segments(chain: &Chain, costs: &Costs) -> Result<Plan, Failure> {
-    let unlimited = Chain { budget: Bytes::MAX, ..chain.clone() };
+    let unlimited = Chain {
+        budget: Bytes::MAX,
+        ..chain.clone()
+    };
     let mut smallest = Bytes::MAX;
     for length in 1..=costs.layers {
         let start = (0..=costs.layers).map(|j| j % length == 0).collect();
-        let plan = Plan { saved: vec![false; costs.layers], start };
+        let plan = Plan {
+            saved: vec![false; costs.layers],
+            start,
+        };
         let replayed = replay(&unlimited, &plan.sequence()).expect("segments are legal");
         if replayed.peak <= chain.budget {
             return Ok(plan);
@@ -59,7 +70,11 @@ impl Plan {
         let layers = self.saved.len();
         let mut ops = Vec::new();
         for i in 0..layers {
-            ops.push(if self.saved[i] { Op::ForwardSave(i) } else { Op::Forward(i) });
+            ops.push(if self.saved[i] {
+                Op::ForwardSave(i)
+            } else {
+                Op::Forward(i)
+            });
             if !self.keeps(i) {
                 ops.push(Op::Drop(i));
             }
@@ -73,7 +88,10 @@ impl Plan {
                 above = layer;
                 continue;
             }
-            let start = (0..above).rev().find(|&j| self.keeps(j)).expect("x0 is kept");
+            let start = (0..above)
+                .rev()
+                .find(|&j| self.keeps(j))
+                .expect("x0 is kept");
             ops.push(Op::Drop(above));
             ops.extend((start..above).map(Op::ForwardSave));
             ops.extend((start..above).rev().map(Op::Backward));

@@ -16,7 +16,10 @@ pub(super) struct Guide<'a> {
 
 impl<'a> Guide<'a> {
     pub fn of(costs: &'a Costs) -> Self {
-        Self { costs, knapsacks: Knapsacks::at_all_moments(costs) }
+        Self {
+            costs,
+            knapsacks: Knapsacks::at_all_moments(costs),
+        }
     }
 
     /// At least this many ns follow; nothing when no continuation fits or is worth following.
@@ -27,18 +30,27 @@ impl<'a> Guide<'a> {
         let saved = |i: usize| state.internals >> i & 1 == 1;
         // Saving a layer and then freeing its output is never better than saving it later, unless
         // the forward that saves nothing takes more.
-        let wasteful = |i: usize| saved(i) && !live(i + 1) && costs.transient[i] <= costs.internals[i];
+        let wasteful =
+            |i: usize| saved(i) && !live(i + 1) && costs.transient[i] <= costs.internals[i];
         if (0..layers).any(wasteful) {
             return None;
         }
         let missing = (0..layers).filter(|&i| !saved(i) || !live(i + 1));
         let in_sight = missing.map(|i| costs.forward[i]).sum::<u64>()
             + costs.backward[..layers].iter().sum::<u64>();
-        let Some(moment) = self.next_moment(state) else { return Some(in_sight) };
+        let Some(moment) = self.next_moment(state) else {
+            return Some(in_sight);
+        };
         let start = (0..=moment).rev().find(|&j| live(j))?;
-        let held = (0..start).filter(|&i| saved(i)).map(|i| costs.internals[i]).sum::<u64>();
+        let held = (0..start)
+            .filter(|&i| saved(i))
+            .map(|i| costs.internals[i])
+            .sum::<u64>();
         let memory = costs.budget.checked_sub(costs.x[0] + held)?;
-        let again = self.knapsacks.at(start, moment, start == 0).extra_within(memory)?;
+        let again = self
+            .knapsacks
+            .at(start, moment, start == 0)
+            .extra_within(memory)?;
         Some(in_sight + again)
     }
 

@@ -33,7 +33,9 @@ pub fn solve(chain: &Chain, deadline: Option<Instant>) -> Result<Solution, Failu
         Err(Failure::NoTime) => return in_haste(chain, &costs),
         Err(failure) => return exactly(chain, &costs, u64::MAX, deadline).ok_or(failure),
     };
-    let found = replay(chain, &best.sequence).expect("the recursion's schedule is legal").makespan;
+    let found = replay(chain, &best.sequence)
+        .expect("the recursion's schedule is legal")
+        .makespan;
     let extra = found.get() - costs.floor();
     let bound = match extra > best.bound {
         true => bound::two_moments(&costs, best.bound, extra).unwrap_or(best.bound),
@@ -44,14 +46,24 @@ pub fn solve(chain: &Chain, deadline: Option<Instant>) -> Result<Solution, Failu
             return Ok(solution);
         }
     }
-    Ok(Solution::judged(chain, best.sequence, costs.floor_with(bound), Status::Gap))
+    Ok(Solution::judged(
+        chain,
+        best.sequence,
+        costs.floor_with(bound),
+        Status::Gap,
+    ))
 }
 
 /// The greedy schedule when there is no time for a better one.
 fn in_haste(chain: &Chain, costs: &Costs) -> Result<Solution, Failure> {
     let greedy = greedy::solve(chain).map_err(|_| Failure::NoTime)?;
     let bound = costs.floor_with(bound::one_moment(costs).unwrap_or(0));
-    Ok(Solution::judged(chain, greedy.sequence, bound, Status::TimeLimit))
+    Ok(Solution::judged(
+        chain,
+        greedy.sequence,
+        bound,
+        Status::TimeLimit,
+    ))
 }
 
 /// The optimum of a short chain if it takes at most `limit` ns and few enough states.
@@ -64,10 +76,18 @@ fn exactly(
     if costs.layers > MOST_LAYERS {
         return None;
     }
-    let limits = Limits { time: limit, states: MOST_STATES, deadline };
+    let limits = Limits {
+        time: limit,
+        states: MOST_STATES,
+        deadline,
+    };
     let guide = Guide::of(costs);
     let outcome = shortest(costs, limits, |state| guide.estimate(state));
-    let Outcome::Found(sequence) = outcome else { return None };
-    let makespan = replay(chain, &sequence).expect("only legal operations").makespan;
+    let Outcome::Found(sequence) = outcome else {
+        return None;
+    };
+    let makespan = replay(chain, &sequence)
+        .expect("only legal operations")
+        .makespan;
     Some(Solution::judged(chain, sequence, makespan, Status::Optimal))
 }

@@ -67,13 +67,25 @@ enum Choice {
 }
 
 impl Shape {
-    const PLAIN: Self = Self { frees_start: false, open_end: false };
-    const ROOT: Self = Self { frees_start: false, open_end: true };
+    const PLAIN: Self = Self {
+        frees_start: false,
+        open_end: false,
+    };
+    const ROOT: Self = Self {
+        frees_start: false,
+        open_end: true,
+    };
     const ALL: [Self; 4] = [
         Self::PLAIN,
         Self::ROOT,
-        Self { frees_start: true, open_end: false },
-        Self { frees_start: true, open_end: true },
+        Self {
+            frees_start: true,
+            open_end: false,
+        },
+        Self {
+            frees_start: true,
+            open_end: true,
+        },
     ];
     fn index(self) -> usize {
         usize::from(self.frees_start) * 2 + usize::from(self.open_end)
@@ -92,7 +104,10 @@ impl<'a> Intervals<'a> {
         };
         let mut pool = Vec::new();
         for length in 0..side {
-            if scope.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            if scope
+                .deadline
+                .is_some_and(|deadline| Instant::now() >= deadline)
+            {
                 return None;
             }
             for s in 0..side - length {
@@ -146,7 +161,8 @@ impl<'a> Intervals<'a> {
 
     fn front_of(&self, shape: Shape, s: usize, t: usize, pool: &mut Vec<Point>) -> Front {
         let costs = self.costs;
-        let useful = self.scope.rebuilds || (!shape.frees_start && shape.open_end == (t == costs.layers));
+        let useful =
+            self.scope.rebuilds || (!shape.frees_start && shape.open_end == (t == costs.layers));
         if s == t {
             return match (shape.frees_start, shape.open_end) {
                 (true, _) => Front::default(),
@@ -157,7 +173,17 @@ impl<'a> Intervals<'a> {
         if !useful {
             return Front::default();
         }
-        self.save(shape, s, t).shift(self.front(Shape { frees_start: false, ..shape }, s + 1, t), pool);
+        self.save(shape, s, t).shift(
+            self.front(
+                Shape {
+                    frees_start: false,
+                    ..shape
+                },
+                s + 1,
+                t,
+            ),
+            pool,
+        );
         for d in s + 1..=t {
             for keeps in [true, false] {
                 let (join, first, second) = self.split(shape, s, d, t, keeps);
@@ -170,11 +196,19 @@ impl<'a> Intervals<'a> {
     /// Points above this can be part of no schedule of interest.
     fn limit(&self, shape: Shape, s: usize, t: usize) -> Point {
         let input = if s == 0 { 0 } else { self.costs.x[0] };
-        let pinned = if shape.frees_start { 0 } else { self.costs.x[s] };
+        let pinned = if shape.frees_start {
+            0
+        } else {
+            self.costs.x[s]
+        };
         let to_loss = shape.open_end && t == self.costs.layers;
         Point {
             memory: self.scope.budget.saturating_sub(input + pinned),
-            extra: if to_loss { self.scope.extra_limit } else { self.scope.inner_limit },
+            extra: if to_loss {
+                self.scope.extra_limit
+            } else {
+                self.scope.inner_limit
+            },
         }
     }
 
@@ -185,7 +219,12 @@ impl<'a> Intervals<'a> {
             true => during + costs.x[s],
             false => during.max(costs.backward_needs(s)),
         };
-        Join { held: costs.saved(s), floor, extra: 0, limit: self.limit(shape, s, t) }
+        Join {
+            held: costs.saved(s),
+            floor,
+            extra: 0,
+            limit: self.limit(shape, s, t),
+        }
     }
 
     fn split(
@@ -208,20 +247,48 @@ impl<'a> Intervals<'a> {
         let at_closed_end = d == t && !shape.open_end;
         let first = match at_closed_end {
             true => self.front(Shape::ALL[2], t, t),
-            false => self.front(Shape { frees_start: !keeps, ..shape }, d, t),
+            false => self.front(
+                Shape {
+                    frees_start: !keeps,
+                    ..shape
+                },
+                d,
+                t,
+            ),
         };
-        (join, first, self.front(Shape { open_end: !keeps, ..shape }, s, d))
+        (
+            join,
+            first,
+            self.front(
+                Shape {
+                    open_end: !keeps,
+                    ..shape
+                },
+                s,
+                d,
+            ),
+        )
     }
 
     /// How the schedule behind the front's point at `memory` begins.
     fn choice(&self, shape: Shape, s: usize, t: usize, memory: u64) -> Choice {
-        let best = self.front(shape, s, t).extra_within(memory).expect("the interval fits");
+        let best = self
+            .front(shape, s, t)
+            .extra_within(memory)
+            .expect("the interval fits");
         let reaches = |join: Join, first: &Front, second: &Front| {
             let first = first.extra_within(memory.checked_sub(join.held)?)?;
             let extra = first + second.extra_within(memory)? + join.extra;
             (join.floor <= memory && extra <= best).then_some(())
         };
-        let inner = self.front(Shape { frees_start: false, ..shape }, s + 1, t);
+        let inner = self.front(
+            Shape {
+                frees_start: false,
+                ..shape
+            },
+            s + 1,
+            t,
+        );
         if reaches(self.save(shape, s, t), inner, &Front::single(0)).is_some() {
             return Choice::Save;
         }
@@ -250,7 +317,10 @@ impl<'a> Intervals<'a> {
                 if shape.frees_start {
                     ops.push(Op::Drop(s));
                 }
-                let inner = Shape { frees_start: false, ..shape };
+                let inner = Shape {
+                    frees_start: false,
+                    ..shape
+                };
                 self.emit(inner, s + 1, t, memory - self.costs.saved(s), ops);
                 if !shape.frees_start {
                     ops.push(Op::Backward(s));
@@ -262,12 +332,24 @@ impl<'a> Intervals<'a> {
                     ops.extend([Op::Forward(i), Op::Drop(i)]);
                 }
                 let (join, ..) = self.split(shape, s, at, t, keeps);
-                let first = Shape { frees_start: !keeps, ..shape };
+                let first = Shape {
+                    frees_start: !keeps,
+                    ..shape
+                };
                 self.emit(first, at, t, memory - join.held, ops);
                 if keeps {
                     ops.push(Op::Drop(at));
                 }
-                self.emit(Shape { open_end: !keeps, ..shape }, s, at, memory, ops);
+                self.emit(
+                    Shape {
+                        open_end: !keeps,
+                        ..shape
+                    },
+                    s,
+                    at,
+                    memory,
+                    ops,
+                );
             }
         }
     }
@@ -334,9 +416,11 @@ pub(super) fn infeasible(costs: &Costs, rebuilds: bool) -> Failure {
         below + costs.x[i] + costs.backward_needs(i)
     };
     match (0..costs.layers).max_by_key(|&i| needs(i)) {
-        Some(layer) if needs(layer) > costs.budget => {
-            Failure::LayerDoesNotFit { layer, needed: Bytes::new(needs(layer)), smallest }
-        }
+        Some(layer) if needs(layer) > costs.budget => Failure::LayerDoesNotFit {
+            layer,
+            needed: Bytes::new(needs(layer)),
+            smallest,
+        },
         _ => Failure::Infeasible { smallest },
     }
 }

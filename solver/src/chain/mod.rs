@@ -156,7 +156,10 @@ impl std::error::Error for Failure {}
 impl Chain {
     /// What the chain takes when nothing is computed twice: no schedule is faster.
     pub fn floor(&self) -> Nanos {
-        self.layers.iter().map(|layer| layer.forward + layer.backward).sum()
+        self.layers
+            .iter()
+            .map(|layer| layer.forward + layer.backward)
+            .sum()
     }
 
     /// Size of `x_j`.
@@ -176,7 +179,17 @@ impl Solution {
     fn judged(chain: &Chain, sequence: Vec<Op>, bound: Nanos, unproved: Status) -> Self {
         let Replayed { makespan, peak } =
             replay(chain, &sequence).expect("a strategy's schedule is legal");
-        let status = if bound == makespan { Status::Optimal } else { unproved };
-        Self { sequence, makespan, peak, bound, status }
+        let status = if bound == makespan {
+            Status::Optimal
+        } else {
+            unproved
+        };
+        Self {
+            sequence,
+            makespan,
+            peak,
+            bound,
+            status,
+        }
     }
 }

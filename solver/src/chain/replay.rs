@@ -94,7 +94,10 @@ pub fn replay(chain: &Chain, sequence: &[Op]) -> Result<Replayed, IllegalOp> {
         bytes: chain.input_bytes,
     };
     live.values[0] = true;
-    let mut total = Replayed { makespan: Nanos::ZERO, peak: chain.input_bytes };
+    let mut total = Replayed {
+        makespan: Nanos::ZERO,
+        peak: chain.input_bytes,
+    };
     for (position, &op) in sequence.iter().enumerate() {
         let illegal = |reason| IllegalOp { position, reason };
         let (time, needed) = live.execute(op).map_err(illegal)?;
@@ -106,7 +109,10 @@ pub fn replay(chain: &Chain, sequence: &[Op]) -> Result<Replayed, IllegalOp> {
     }
     match live.gradient {
         Some(0) => Ok(total),
-        _ => Err(IllegalOp { position: sequence.len(), reason: Reason::Unfinished }),
+        _ => Err(IllegalOp {
+            position: sequence.len(),
+            reason: Reason::Unfinished,
+        }),
     }
 }
 
@@ -186,7 +192,7 @@ impl Live<'_> {
     fn free_value(&mut self, j: usize) -> Result<(), Reason> {
         self.need_value(j)?;
         self.values[j] = false;
-        self.bytes = self.bytes - self.chain.x_bytes(j);
+        self.bytes -= self.chain.x_bytes(j);
         Ok(())
     }
 }
@@ -205,23 +211,52 @@ mod tests {
             out_bytes: Bytes::new(1),
             nograd_tmp_bytes: Bytes::new(3),
         };
-        Chain { input_bytes: Bytes::new(2), layers: vec![layer; 2], budget: Bytes::new(100) }
+        Chain {
+            input_bytes: Bytes::new(2),
+            layers: vec![layer; 2],
+            budget: Bytes::new(100),
+        }
     }
 
     #[test]
     fn counts_what_is_live_plus_what_is_made() {
         use Op::{Backward, Drop, Forward, ForwardSave, Loss};
         // x0 2 | +int0 10 +x1 1 = 13 | +int1 10 +x2 1 = 24 | +g2 1 = 25 | +g1 1 = 26 | …
-        let keep = [ForwardSave(0), ForwardSave(1), Loss, Backward(1), Backward(0)];
+        let keep = [
+            ForwardSave(0),
+            ForwardSave(1),
+            Loss,
+            Backward(1),
+            Backward(0),
+        ];
         let replayed = replay(&chain(), &keep);
-        assert_eq!(replayed, Ok(Replayed { makespan: Nanos::new(6), peak: Bytes::new(26) }));
+        assert_eq!(
+            replayed,
+            Ok(Replayed {
+                makespan: Nanos::new(6),
+                peak: Bytes::new(26)
+            })
+        );
 
         // x0 2 | x1 1 +tmp 3 = 6 | +int1 10 +x2 1 = 14 | +g2 = 15 | +g1 = 16, frees 12 = 4
         // | drop x1 = 3 | +int0 10 +x1 1 = 14 | +g0 2 = 16
-        let again =
-            [Forward(0), ForwardSave(1), Loss, Backward(1), Drop(1), ForwardSave(0), Backward(0)];
+        let again = [
+            Forward(0),
+            ForwardSave(1),
+            Loss,
+            Backward(1),
+            Drop(1),
+            ForwardSave(0),
+            Backward(0),
+        ];
         let replayed = replay(&chain(), &again);
-        assert_eq!(replayed, Ok(Replayed { makespan: Nanos::new(7), peak: Bytes::new(16) }));
+        assert_eq!(
+            replayed,
+            Ok(Replayed {
+                makespan: Nanos::new(7),
+                peak: Bytes::new(16)
+            })
+        );
     }
 
     #[test]
@@ -232,7 +267,10 @@ mod tests {
         assert_eq!(refused(&[Forward(1)]), at(0, Reason::MissingValue(1)));
         assert_eq!(refused(&[Forward(2)]), at(0, Reason::OutOfRange));
         assert_eq!(refused(&[Drop(3)]), at(0, Reason::OutOfRange));
-        assert_eq!(refused(&[Forward(0), Forward(0)]), at(1, Reason::ValueLive(1)));
+        assert_eq!(
+            refused(&[Forward(0), Forward(0)]),
+            at(1, Reason::ValueLive(1))
+        );
         assert_eq!(
             refused(&[ForwardSave(0), Drop(1), ForwardSave(0)]),
             at(2, Reason::InternalsLive(0))
@@ -243,12 +281,26 @@ mod tests {
         let then = |op: &[Op]| refused(&[&forwards[..], op].concat());
         assert_eq!(then(&[Loss]), at(3, Reason::LossAgain));
         assert_eq!(then(&[Backward(0)]), at(3, Reason::MissingGradient(1)));
-        assert_eq!(then(&[Backward(1), Backward(0)]), at(4, Reason::MissingInternals(0)));
-        assert_eq!(then(&[Drop(2), Backward(1)]), at(4, Reason::MissingValue(2)));
-        let tight = Chain { budget: Bytes::new(13), ..chain() };
+        assert_eq!(
+            then(&[Backward(1), Backward(0)]),
+            at(4, Reason::MissingInternals(0))
+        );
+        assert_eq!(
+            then(&[Drop(2), Backward(1)]),
+            at(4, Reason::MissingValue(2))
+        );
+        let tight = Chain {
+            budget: Bytes::new(13),
+            ..chain()
+        };
         assert_eq!(
             replay(&tight, &[ForwardSave(0), ForwardSave(1)]),
-            Err(at(1, Reason::OverBudget { needed: Bytes::new(24) }))
+            Err(at(
+                1,
+                Reason::OverBudget {
+                    needed: Bytes::new(24)
+                }
+            ))
         );
     }
 }
