@@ -35,7 +35,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             Err(_) => ("-".into(), "infeasible"),
         };
         println!(
-            "| {} | {percent} % | {} | {} | {} | {} | {} | {} | {bound} | {status} | {seconds:.4} |",
+            "| {} | {percent} % | {} | {} | {} | {} | {} | {} | {bound} | {status} | \
+             {seconds:.4} |",
             cells[0],
             ms(chain.floor().get()),
             cells[3],

@@ -8,7 +8,8 @@
 //!    over states, which either finds something faster or proves that there is nothing.
 //!
 //! What the recursion does not know: a kept value that serves as a start once and is then freed,
-//! while the layers after it run again from an earlier start. On short chains the exact search does.
+//! while the layers after it run again from an earlier start. On short chains the exact search
+//! does.
 
 use super::costs::Costs;
 use super::exhaustive::{shortest, Limits, Outcome};
