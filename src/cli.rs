@@ -5,7 +5,7 @@
 
 pub mod parse;
 
-use crate::commands::{arena, check, fit, list, plan, simulate};
+use crate::commands::{arena, chain, check, fit, list, plan, simulate};
 use crate::error::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -62,6 +62,12 @@ Examples:
   ebbtide arena instance.csv
   ebbtide arena instance.csv --capacity 1048576 --json")]
     Arena(arena::Args),
+    /// Solve a chain of layers: which to recompute, in which order, within a memory budget
+    #[command(after_help = "\
+Examples:
+  ebbtide chain tests/data/chain/homog32_60.json
+  ebbtide chain tests/data/chain/hetero8s1_40.json --strategy rotor --json")]
+    Chain(chain::Args),
     /// Print a completion script for a shell
     #[command(after_help = "\
 Examples:
@@ -84,6 +90,7 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
         Command::Check(args) => check::run(args, out),
         Command::List(args) => list::run(args, out),
         Command::Arena(args) => arena::run(args, out),
+        Command::Chain(args) => chain::run(args, out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "ebbtide", &mut script);

@@ -3,6 +3,7 @@
 
 pub mod arena;
 pub mod build;
+pub mod chain;
 pub mod check;
 pub mod ids;
 pub mod machine;

@@ -224,7 +224,7 @@ mod tests {
                         operator: None,
                         needed: Bytes::new(seq),
                         limit: Bytes::new(longest),
-                        by_category: Vec::new(),
+                        ..Infeasible::default()
                     }),
                 }])
             })

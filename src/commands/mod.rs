@@ -1,6 +1,7 @@
 //! One file per command: read files, call pure functions, write files.
 
 pub mod arena;
+pub mod chain;
 pub mod check;
 pub mod fit;
 pub mod list;

@@ -4,6 +4,7 @@
 //! Reading refuses rather than guesses: an unknown field, another version or a number out of
 //! range ends with one error that names the place in the file.
 
+pub mod chain;
 pub mod number;
 pub mod profile;
 pub mod schedule;
