@@ -41,7 +41,6 @@ pub(crate) enum First {
     Widest,
     LargestArea,
     Largest,
-    Any,
 }
 
 /// Which section is taken first.
@@ -51,6 +50,8 @@ pub(crate) enum Choose {
     FewestWeighted,
     /// Fewest ways to go on.
     Fewest,
+    /// The earliest in time.
+    Leftmost,
     /// Least slack, over how often it was where a state failed.
     TightestWeighted,
 }
@@ -126,7 +127,7 @@ impl<'a> Search<'a> {
             rules,
             limits,
             style: Style {
-                first: First::Any,
+                first: First::Largest,
                 choose: Choose::Fewest,
                 seed: 0,
             },
@@ -260,7 +261,8 @@ impl<'a> Search<'a> {
                 .zip(&mut self.floor[range])
             {
                 *floor = lowest.min(*floor);
-                *end = lowest.max(*end) + size;
+                // Below the sum of all sizes; wrapping lets the loop be vectorised.
+                *end = lowest.max(*end).wrapping_add(size);
             }
         }
         let full = self.end[sections.clone()]
@@ -280,7 +282,7 @@ impl<'a> Search<'a> {
     /// Places the items of one part, for which `bound` has just held.
     fn solve_part(&mut self, items: &[u32]) -> Outcome {
         self.nodes_left = self.nodes_left.saturating_sub(1);
-        let look = self.nodes_left.is_multiple_of(NODES_PER_LOOK);
+        let look = self.nodes_left % NODES_PER_LOOK == 0;
         if self.nodes_left == 0 || self.depth > MAX_DEPTH || look && self.must_stop() {
             return Outcome::Stopped;
         }
@@ -346,6 +348,7 @@ impl<'a> Search<'a> {
                 _ if ways <= 1 => 0.0,
                 Choose::FewestWeighted => f64::from(ways) / self.weight[*s],
                 Choose::Fewest => f64::from(ways),
+                Choose::Leftmost => 1.0 + *s as f64,
                 Choose::TightestWeighted => slack as f64 / self.weight[*s],
             };
             (score, slack, self.floor[*s])
@@ -438,7 +441,6 @@ impl<'a> Search<'a> {
             First::Widest => (width, item.size),
             First::LargestArea => (width * size, u64::from(item.width())),
             First::Largest => (size, u64::from(item.width())),
-            First::Any => return (u128::from(noise), 0),
         };
         // Within a factor of three, for a seed.
         let jitter = if self.style.seed == 0 {
