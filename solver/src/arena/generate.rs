@@ -67,7 +67,8 @@ pub struct Rectangle {
     pub capacity: u64,
     /// Into how many pieces it is cut.
     pub pieces: usize,
-    /// How many of a hundred pieces lose an eighth of their size afterwards; with none, the capacity is the optimum.
+    /// How many of a hundred pieces lose an eighth of their size afterwards; with none, the
+    /// capacity is the optimum.
     pub shrunk_percent: u64,
     /// How it is cut.
     pub cut: Cut,
