@@ -1,8 +1,8 @@
 //! Instances whose optimum is known by construction, for tests and benches.
 //!
-//! A rectangle of time × capacity is cut into pieces, each piece becomes a request, and the order is
-//! shuffled: the pieces can be put back, so the capacity is attainable; and where nothing is taken
-//! away every position is full, so nothing lower is.
+//! A rectangle of time × capacity is cut into pieces, each piece becomes a request, and the order
+//! is shuffled: the pieces can be put back, so the capacity is attainable; and where nothing
+//! is taken away every position is full, so nothing lower is.
 
 use super::Request;
 use crate::units::Bytes;
