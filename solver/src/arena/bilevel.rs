@@ -2,10 +2,10 @@
 //!
 //! Level one places the requests of one phase of a layer (its forward, its backward) by themselves.
 //! Level two replaces each occurrence of the phase by one pseudo request of that height, and places
-//! these together with what belongs to no layer (arXiv 2407.12117, section 4.2). The problem shrinks
-//! by the number of requests of a layer, and the addresses repeat from layer to layer; the price is
-//! that a phase holds its whole height for its whole time, so the height can exceed that of
-//! [`place`].
+//! these together with what belongs to no layer (arXiv 2407.12117, section 4.2). The problem
+//! shrinks by the number of requests of a layer, and the addresses repeat from layer to layer;
+//! the price is that a phase holds its whole height for its whole time, so the height
+//! can exceed that of [`place`].
 
 use super::instance::Instance;
 use super::mip::{pairs, place_by_mip, MOST_PAIRS};

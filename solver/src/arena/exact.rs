@@ -1,9 +1,10 @@
 //! Exact search: decide capacity after capacity, from both ends, until bound and height meet.
 //!
 //! A decision ([`search`]) either fits, or never fits, or runs out of nodes; its runs restart in
-//! changing styles with growing limits, since what one order cannot see another often finds at once. The decision at the
-//! lower bound is tried first, because there every section without slack prunes hardest and a
-//! success is a proof; where that gives no answer, looser capacities bring the height down.
+//! changing styles with growing limits, since what one order cannot see another often finds at
+//! once. The decision at the lower bound comes first, because there every section without slack
+//! prunes hardest and a success is a proof; where that gives no answer, looser capacities bring the
+//! height down.
 //!
 //! Ideas taken up: canonical placements, sections, decomposition and dominance from M. Moffitt,
 //! "MiniMalloc" (ASPLOS 2023); one-machine bounds (Carlier 1982); failure weights (Boussemart et
@@ -77,7 +78,7 @@ const STYLES: [(First, Choose); 6] = [
     (First::LargestArea, Choose::Fewest),
     (First::Widest, Choose::TightestWeighted),
     (First::Widest, Choose::Fewest),
-    (First::Any, Choose::Fewest),
+    (First::Widest, Choose::Leftmost),
 ];
 /// Nodes of the first run in each style.
 const FIRST_RUN: u64 = 1_000;
@@ -119,41 +120,46 @@ pub(crate) fn improve(instance: &Instance, known: Known, goal: u64, options: &Op
     best
 }
 
-/// Decides capacities from `enough` up to the height known, with growing effort.
+/// Decides the least capacity of use, then by ever smaller steps down from the height known, with
+/// growing effort.
 fn improve_part(part: &Instance, mut known: Known, enough: u64, options: &Options) -> Known {
+    let asked = options.capacity.map(|capacity| capacity.get() / part.unit);
     let (mut round, mut left) = (0u32, options.nodes);
-    let hopeless = options
-        .capacity
-        .map_or(u64::MAX, |capacity| capacity.get() / part.unit);
-    while known.height > known.lower_bound.max(enough) && left > 0 {
+    let first = FIRST_DECISION.min(24 * part.items.len() as u64);
+    loop {
         // Asked for a capacity, nothing looser helps.
-        let quarters = if options.capacity.is_some() { 1 } else { 4 };
-        for quarter in 0..quarters {
-            let tightest = known.lower_bound.max(enough);
-            let capacity = tightest + (known.height - 1 - tightest) * quarter / 4;
-            let nodes = left.min(FIRST_DECISION << round.min(30));
+        let eighths: &[u64] = if asked.is_some() { &[0] } else { &[0, 4, 6, 7] };
+        let mut next = 0;
+        while let Some(eighth) = eighths.get(next) {
+            let least = known.lower_bound.max(enough);
+            let late = options
+                .deadline
+                .is_some_and(|deadline| Clock::now() >= deadline);
+            let hopeless = asked.is_some_and(|capacity| known.lower_bound > capacity);
+            if known.height <= least || left == 0 || late || hopeless {
+                return known;
+            }
+            let capacity = least + (known.height - 1 - least) * eighth / 8;
+            let growing = if asked.is_some() {
+                u64::MAX
+            } else {
+                first << (2 * round).min(40)
+            };
+            let nodes = left.min(growing);
             left -= nodes;
             match decide(part, capacity, round, nodes, options) {
                 Answer::Fits(offsets) => {
                     known.height = part.height(&offsets);
                     known.offsets = offsets;
+                    // Halfway down again.
+                    next = 1;
                 }
                 Answer::Never => known.lower_bound = known.lower_bound.max(capacity + 1),
-                Answer::Unknown => {}
-            }
-            let late = options
-                .deadline
-                .is_some_and(|deadline| Clock::now() >= deadline);
-            if late || known.lower_bound > hopeless {
-                return known;
-            }
-            if known.height <= known.lower_bound.max(enough) || left == 0 {
-                break;
+                Answer::Unknown => next += 1,
             }
         }
         round += 1;
     }
-    known
 }
 
 /// Whether a placement of at most `capacity` exists, searched with `nodes` nodes in each thread.
@@ -190,27 +196,26 @@ fn decide(instance: &Instance, capacity: u64, round: u32, nodes: u64, options: &
 fn restarts(search: &mut Search, thread: usize, round: u32, nodes: u64) -> Answer {
     let mut left = nodes;
     let mut limit = FIRST_RUN;
-    for run in 0.. {
-        let cycle = run / STYLES.len() as u64;
-        let (first, choose) = STYLES[(run as usize + thread) % STYLES.len()];
-        // The first cycle of all is unperturbed.
-        let seed = (u64::from(round) << 40 | (thread as u64) << 32) + cycle;
-        let run_nodes = limit.min(left);
-        let answer = search.run(
-            Style {
-                first,
-                choose,
-                seed,
-            },
-            run_nodes,
-        );
-        left -= run_nodes;
-        if answer != Answer::Unknown || left == 0 || search.must_stop() {
-            return answer;
+    for cycle in 0.. {
+        // Seed zero perturbs nothing.
+        let seed = u64::from(round) << 40 | (thread as u64) << 32 | cycle;
+        for style in 0..STYLES.len() {
+            let (first, choose) = STYLES[(style + thread) % STYLES.len()];
+            let run_nodes = limit.min(left);
+            let answer = search.run(
+                Style {
+                    first,
+                    choose,
+                    seed,
+                },
+                run_nodes,
+            );
+            left -= run_nodes;
+            if answer != Answer::Unknown || left == 0 || search.must_stop() {
+                return answer;
+            }
         }
-        if (run + 1) % STYLES.len() as u64 == 0 {
-            limit += limit / 4;
-        }
+        limit += limit / 4;
     }
     Answer::Unknown
 }

@@ -1,8 +1,8 @@
 //! Instances whose optimum is known by construction, for tests and benches.
 //!
-//! A rectangle of time × capacity is cut into pieces, each piece becomes a request, and the order is
-//! shuffled: the pieces can be put back, so the capacity is attainable; and where nothing is taken
-//! away every position is full, so nothing lower is.
+//! A rectangle of time × capacity is cut into pieces, each piece becomes a request, and the order
+//! is shuffled: the pieces can be put back, so the capacity is attainable; and where nothing
+//! is taken away every position is full, so nothing lower is.
 
 use super::Request;
 use crate::units::Bytes;
@@ -67,7 +67,8 @@ pub struct Rectangle {
     pub capacity: u64,
     /// Into how many pieces it is cut.
     pub pieces: usize,
-    /// How many of a hundred pieces lose an eighth of their size afterwards; with none, the capacity is the optimum.
+    /// How many of a hundred pieces lose an eighth of their size afterwards; with none, the
+    /// capacity is the optimum.
     pub shrunk_percent: u64,
     /// How it is cut.
     pub cut: Cut,

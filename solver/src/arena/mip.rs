@@ -1,7 +1,7 @@
 //! Placement as a mixed-integer program, for a few dozen requests at most.
 //!
-//! MEMO's formulation (arXiv 2407.12117, section 4.2): an address `A` for each request, and for each
-//! pair that is ever alive at once a binary `z` that says which lies below; minimise `M`,
+//! MEMO's formulation (arXiv 2407.12117, section 4.2): an address `A` for each request, and for
+//! each pair that is ever alive at once a binary `z` that says which lies below; minimise `M`,
 //!
 //! ```text
 //! A_i + S_i <= M

@@ -1,6 +1,9 @@
 //! States known to have no completion, in a table of bounded size.
+//!
+//! A state is known by a fingerprint of 128 bits; that two of the at most 2⁴⁰ states of a search
+//! share one has a chance below 2⁻⁴⁸, and such a state would be taken to fail without a look.
 
-/// 128-bit fingerprints of failed states; a newer one replaces an older one in its place.
+/// Fingerprints of failed states; a newer one replaces an older one in its place.
 pub(crate) struct Nogoods {
     table: Vec<(u64, u64)>,
 }
