@@ -70,7 +70,11 @@ fn layers(name: &str, layers: u64) -> ModelConfig {
 /// have: it says what an operator changes, but not what it reads or makes, and of a host update
 /// nothing. The referee compares runs of one operator with one another; a single run has no peer.
 fn unstated(good: &Schedule, bad: &Schedule) -> bool {
-    let pairs = good.streams.iter().flatten().zip(bad.streams.iter().flatten());
+    let pairs = good
+        .streams
+        .iter()
+        .flatten()
+        .zip(bad.streams.iter().flatten());
     let Some((was, _)) = pairs.into_iter().find(|(a, b)| a.operands != b.operands) else {
         return false;
     };

@@ -390,7 +390,10 @@ fn check_signature(
     for (value, sum) in summed.chain(changed) {
         // A sum's first contribution may write; what is changed in place is read as well.
         let fits = |access| access == Access::Update || sum && access == Access::Write;
-        if !found.iter().any(|&(v, access)| v == Some(value) && fits(access)) {
+        if !found
+            .iter()
+            .any(|&(v, access)| v == Some(value) && fits(access))
+        {
             let fault = Fault::ContributionMissing { op, value };
             findings.add(fault, Some(at), None, None);
         }
