@@ -4,7 +4,7 @@
 use divan::Bencher;
 use ebbtide::lower::{lower, tilings, Workload};
 use ebbtide::methods::Method;
-use ebbtide::model::{load, step_graph};
+use ebbtide::model::{step_graph, ModelConfig};
 use ebbtide::profile::{self, Dtype};
 use ebbtide_solver::build::{build, with_addresses};
 use ebbtide_solver::check::check;
@@ -19,8 +19,11 @@ fn main() {
 
 /// Every tiling of llama-2-7b with so many layers.
 fn problems(layers: u64) -> Vec<Problem> {
-    let mut model = load("llama-2-7b").expect("shipped");
-    model.layers = layers;
+    let text = include_str!("../profiles/models/llama-2-7b.json");
+    let deeper = format!("\"num_hidden_layers\": {layers}");
+    let text = text.replace("\"num_hidden_layers\": 32", &deeper);
+    let model = ModelConfig::read("llama-2-7b", &text).expect("the shipped file");
+    assert_eq!(model.layers, layers);
     let profile = profile::load("h100-sxm5-80gb").expect("shipped");
     let workload = Workload {
         seq: 128 << 10,
