@@ -115,8 +115,8 @@ impl Workload {
 }
 
 /// The tilings worth trying: a tile long enough for full-rate products and short enough that
-/// its transients are small beside a whole tensor; all divisions of the key/value heads by powers
-/// of two.
+/// its transients are small beside a whole tensor; divisions of the key/value heads by powers of
+/// two.
 pub fn tilings(model: &ModelConfig, workload: &Workload) -> Vec<Tiling> {
     /// Logits of a tile of the head, at most.
     const LOGITS: u64 = 1 << 30;
@@ -127,11 +127,11 @@ pub fn tilings(model: &ModelConfig, workload: &Workload) -> Vec<Tiling> {
         .next_power_of_two()
         .clamp(1024, 1 << 16)
         .min(tokens);
-    let mut groups = vec![1];
-    while model.kv_heads % (2 * groups[groups.len() - 1]) == 0 {
-        groups.push(2 * groups[groups.len() - 1]);
-    }
-    if groups[groups.len() - 1] != model.kv_heads {
+    // Longer sequences have larger transients and want finer groups.
+    let coarsest = (tokens >> 18).next_power_of_two();
+    let powers = (0..).map(|shift| 1u64 << shift).take_while(|g| model.kv_heads % g == 0);
+    let mut groups: Vec<u64> = powers.filter(|&g| g >= coarsest && g <= 8 * coarsest).collect();
+    if groups.is_empty() {
         groups.push(model.kv_heads);
     }
     let tile = (tokens / 16)

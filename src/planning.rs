@@ -498,7 +498,7 @@ pub fn probe(
     if strategies.contains(&Strategy::Ilp) {
         // What the lean ones find, it finds too.
         let lean = [Strategy::CheckpointSqrt, Strategy::CheckpointOffload].map(&mut ask);
-        let hopeless = prepared.iter().all(|context| context.relaxed.is_none());
+        let hopeless = prepared.iter().all(|context| context.bound() == Nanos::MAX);
         let ilp = if lean.contains(&true) || found.values().any(std::result::Result::is_ok) {
             Ok(())
         } else if hopeless {

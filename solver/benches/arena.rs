@@ -14,7 +14,7 @@ fn main() {
 #[divan::bench(args = [(32, 100), (80, 160), (80, 400)])]
 fn quick_on_a_training_step(bencher: Bencher, (blocks, per_block): (u64, u64)) {
     let requests = training_step(blocks, per_block, 1);
-    bencher.bench(|| place_quick(&requests, DEFAULT_ALIGNMENT));
+    bencher.bench(|| place_quick(&requests, DEFAULT_ALIGNMENT, Bytes::ZERO));
 }
 
 /// The exact search on a rectangle cut into pieces.

@@ -95,7 +95,7 @@ fn a_switch_never_changes_the_optimum() {
     let (mut searched, mut above_live) = (0, 0);
     for seed in 0..600 {
         let requests = churn(16, 6, seed);
-        let quick = place_quick(&requests, ONE);
+        let quick = place_quick(&requests, ONE, Bytes::ZERO);
         if quick.status == Status::Optimal || requests.len() > 12 {
             continue;
         }
@@ -155,7 +155,7 @@ fn every_placement_is_valid_and_not_below_its_bound() {
         let requests = random_requests(&mut random, count, 40, 5000);
         for alignment in [ONE, DEFAULT_ALIGNMENT, Bytes::new(96)] {
             let what = format!("seed {seed}, alignment {alignment}");
-            let quick = place_quick(&requests, alignment);
+            let quick = place_quick(&requests, alignment, Bytes::ZERO);
             check_laws(&requests, alignment, &quick, &what);
             let options = Options {
                 alignment,
@@ -227,7 +227,7 @@ fn a_second_thread_finds_the_same_height() {
 fn a_training_step_comes_within_a_percent_of_its_live_bytes() {
     for seed in 0..5 {
         let requests = training_step(32, 60, seed);
-        let placement = place_quick(&requests, DEFAULT_ALIGNMENT);
+        let placement = place_quick(&requests, DEFAULT_ALIGNMENT, Bytes::ZERO);
         check_laws(
             &requests,
             DEFAULT_ALIGNMENT,

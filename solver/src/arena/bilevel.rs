@@ -89,7 +89,7 @@ pub fn place_in_two_levels(phases: &[Phase], others: &[Request], options: &Optio
 
 /// By the MIP where it is small enough, else by the exact search.
 fn place_phase(requests: &[Request], options: &Options) -> Placement {
-    let quick = place_quick(requests, options.alignment);
+    let quick = place_quick(requests, options.alignment, Bytes::ZERO);
     if quick.status == Status::Optimal {
         return quick;
     }

@@ -11,11 +11,12 @@ const SWEEP_WORK: u64 = 40_000_000;
 /// Most items for which O(n²) heuristics are still quick.
 const FEW: usize = 4_000;
 
-/// The best placement that the cheap heuristics find.
-pub(crate) fn quick(instance: &Instance) -> Known {
+/// The best placement that the cheap heuristics find, or the first that is no higher than `enough`.
+pub(crate) fn quick(instance: &Instance, enough: u64) -> Known {
     let mut best = Best {
         instance,
         known: Known::nothing(instance),
+        enough,
     };
     let nested = drop_in_order(instance, &by(instance, nested_key));
     if !best.offer(nested) && !sweeps(instance, &mut best) && instance.items.len() <= FEW {
@@ -29,9 +30,10 @@ pub(crate) fn from(instance: &Instance, offsets: Vec<u64>) -> Known {
     let mut best = Best {
         instance,
         known: Known::nothing(instance),
+        enough: 0,
     };
     if !best.offer(offsets) {
-        best.offer(quick(instance).offsets);
+        best.offer(quick(instance, 0).offsets);
     }
     best.known
 }
@@ -40,16 +42,18 @@ pub(crate) fn from(instance: &Instance, offsets: Vec<u64>) -> Known {
 struct Best<'a> {
     instance: &'a Instance,
     known: Known,
+    /// A height that is low enough.
+    enough: u64,
 }
 
 impl Best<'_> {
-    /// Keeps the offsets if they are lower, and says whether the best is at the bound.
+    /// Keeps the offsets if they are lower, and says whether the best is low enough.
     fn offer(&mut self, offsets: Vec<u64>) -> bool {
         let height = self.instance.height(&offsets);
         if height < self.known.height {
             (self.known.offsets, self.known.height) = (offsets, height);
         }
-        self.known.height == self.known.lower_bound
+        self.known.height <= self.known.lower_bound.max(self.enough)
     }
 }
 

@@ -33,7 +33,7 @@ const SECONDS: f64 = 60.0;
 /// When the sizes sum to 2⁶³ bytes or more.
 pub fn place_by_mip(requests: &[Request], options: &Options) -> Placement {
     let instance = Instance::new(requests, options.alignment);
-    let mut known = heuristics::quick(&instance);
+    let mut known = heuristics::quick(&instance, 0);
     if known.height > known.lower_bound {
         solve(&instance, &mut known, options);
     }

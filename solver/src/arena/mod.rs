@@ -125,13 +125,14 @@ pub fn lower_bound(requests: &[Request], alignment: Bytes) -> Bytes {
     Bytes::new(instance.lower_bound * instance.unit)
 }
 
-/// The best placement that the cheap heuristics find: milliseconds for ten thousand requests.
+/// The best placement that the cheap heuristics find, or the first that is no higher than `enough`:
+/// milliseconds for ten thousand requests.
 ///
 /// # Panics
 /// When the sizes sum to 2⁶³ bytes or more.
-pub fn place_quick(requests: &[Request], alignment: Bytes) -> Placement {
+pub fn place_quick(requests: &[Request], alignment: Bytes, enough: Bytes) -> Placement {
     let instance = Instance::new(requests, alignment);
-    let known = heuristics::quick(&instance);
+    let known = heuristics::quick(&instance, enough.get() / instance.unit);
     let optimal = known.height == known.lower_bound;
     let status = if optimal {
         Status::Optimal
@@ -147,7 +148,7 @@ pub fn place_quick(requests: &[Request], alignment: Bytes) -> Placement {
 /// When the sizes sum to 2⁶³ bytes or more.
 pub fn place(requests: &[Request], options: &Options) -> Placement {
     let instance = Instance::new(requests, options.alignment);
-    let known = heuristics::quick(&instance);
+    let known = heuristics::quick(&instance, 0);
     let capacity = options
         .capacity
         .map(|capacity| capacity.get() / instance.unit);

@@ -132,7 +132,7 @@ fn place_all(
         if transfers.peak <= limit.scaled(9, 10) {
             return Ok((transfers, None));
         }
-        let placement = place(draft, &transfers);
+        let placement = place(draft, &transfers, limit);
         if placement.height <= limit {
             return Ok((transfers, Some(placement)));
         }
@@ -165,7 +165,8 @@ pub fn with_addresses(built: Built) -> Schedule {
         mut schedule,
         ..
     } = built;
-    let placement = placement.unwrap_or_else(|| place(&draft, &transfers));
+    let best = place(&draft, &transfers, Bytes::ZERO);
+    let placement = placement.filter(|p| p.height < best.height).unwrap_or(best);
     for (buffer, offset) in schedule.buffers.values_mut().zip(&placement.offsets) {
         buffer.offset = *offset;
     }
@@ -173,14 +174,14 @@ pub fn with_addresses(built: Built) -> Schedule {
     schedule
 }
 
-fn place(draft: &Draft, transfers: &Transfers) -> arena::Placement {
+fn place(draft: &Draft, transfers: &Transfers, enough: Bytes) -> arena::Placement {
     let requests: Vec<arena::Request> = draft
         .buffers
         .iter()
         .zip(&transfers.lifetimes)
         .map(|(b, life)| arena::Request::new(life.start, life.end, b.bytes))
         .collect();
-    arena::place_quick(&requests, ALIGNMENT)
+    arena::place_quick(&requests, ALIGNMENT, enough)
 }
 
 /// When every position starts if nothing ever waits; one entry more than positions.

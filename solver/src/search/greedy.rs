@@ -13,17 +13,16 @@ use crate::problem::{Phase, Split};
 /// How often the device allowance is corrected after a build that did not fit.
 const ROUNDS: usize = 6;
 
-/// The greedy plan.
+/// The greedy plan, with the simplest placement of model states under which one fits.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let mut best: Option<Result<Candidate, Infeasible>> = None;
+    let mut miss = Infeasible::default();
     for placement in context.placed(&Plan::keep_all(context.problem)) {
-        let found = with_states(context, placement);
-        best = Some(match best {
-            Some(best) => super::better(best, found),
-            None => found,
-        });
+        match with_states(context, placement) {
+            Err(infeasible) => miss = super::nearer(Some(miss), infeasible),
+            found => return found,
+        }
     }
-    best.expect("at least one placement")
+    Err(miss)
 }
 
 fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasible> {
@@ -48,6 +47,8 @@ fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasib
         let plan = fill(context, &start, room);
         match context.candidate(plan) {
             Ok(candidate) => return Ok(candidate),
+            // It fits but cannot win.
+            Err(infeasible) if infeasible.needed.is_zero() => return Err(infeasible),
             Err(infeasible) => {
                 room =
                     room.saturating_sub(infeasible.needed.saturating_sub(infeasible.limit).get());

@@ -43,7 +43,7 @@ const HOLDS: [Hold; 3] = [
 
 /// The best plan that rounding finds.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let Some(relaxed) = &context.relaxed else {
+    let Ok(relaxed) = &context.relaxed else {
         return Err(Infeasible::default());
     };
     let free = Margins {
@@ -99,8 +99,8 @@ fn repaired(
     let mut solved = first;
     let mut margins = margins.clone();
     for _ in 0..ROUNDS {
-        let Some(relaxed) = solved.or_else(|| relax(context.problem, &context.coarse, &margins))
-        else {
+        let fresh = || relax(context.problem, &context.coarse, &margins).ok();
+        let Some(relaxed) = solved.or_else(fresh) else {
             break;
         };
         solved = None;
@@ -212,7 +212,7 @@ fn segmented(context: &Context<'_>) -> Result<Candidate, Infeasible> {
         .iter()
         .filter_map(|shape| {
             let margins = shape_margins(context, shape);
-            let relaxed = relax(context.problem, &context.coarse, &margins)?;
+            let relaxed = relax(context.problem, &context.coarse, &margins).ok()?;
             Some((relaxed, margins))
         })
         .collect();

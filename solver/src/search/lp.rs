@@ -3,7 +3,9 @@
 //! `minimise cost·x` subject to rows `coefficients·x ≤ limit` and `0 ≤ x ≤ upper`. The rows are ours,
 //! so the bound that a plan reports is of a model that can be read here, not of a solver's.
 
-use good_lp::{variable, Expression, ProblemVariables, Solution, SolverModel, Variable};
+use good_lp::{
+    variable, Expression, ProblemVariables, ResolutionError, Solution, SolverModel, Variable,
+};
 
 /// A column of a [`Lp`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +26,15 @@ pub struct Optimum {
     /// The objective.
     pub objective: f64,
     values: Vec<f64>,
+}
+
+/// Why there is no optimum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsolved {
+    /// No point satisfies the rows.
+    Infeasible,
+    /// The solver gave up, on a singular matrix for example: nothing is known.
+    Failed,
 }
 
 impl Optimum {
@@ -53,8 +64,11 @@ impl Lp {
         (self.costs.len(), self.rows.len() + self.equalities.len())
     }
 
-    /// Solves it; nothing when it is infeasible or the solver gives up.
-    pub fn minimise(&self) -> Option<Optimum> {
+    /// Solves it.
+    ///
+    /// # Errors
+    /// When no point satisfies the rows, or the solver's arithmetic fails.
+    pub fn minimise(&self) -> Result<Optimum, Unsolved> {
         let mut variables = ProblemVariables::new();
         let columns: Vec<Variable> = self
             .uppers
@@ -91,13 +105,16 @@ impl Lp {
         for (row, value) in &self.equalities {
             model = model.with(sum(row).eq(*value));
         }
-        let solution = model.solve().ok()?;
+        let solution = model.solve().map_err(|error| match error {
+            ResolutionError::Infeasible => Unsolved::Infeasible,
+            _ => Unsolved::Failed,
+        })?;
         let values: Vec<f64> = columns
             .iter()
             .zip(&self.uppers)
             .map(|(column, &upper)| solution.value(*column).clamp(0.0, upper))
             .collect();
         let objective = values.iter().zip(&self.costs).map(|(x, c)| x * c).sum();
-        Some(Optimum { objective, values })
+        Ok(Optimum { objective, values })
     }
 }

@@ -29,6 +29,7 @@ pub use memo::{alpha, AlphaProblem};
 pub use protrain::interleave;
 
 use coarse::{coarsen, Coarse};
+use lp::Unsolved;
 use outline::{outline, Outline};
 use relaxation::{relax, Margins, Relaxed};
 
@@ -219,8 +220,8 @@ pub struct Context<'a> {
     pub outline: Outline,
     /// The same, coarser.
     pub coarse: Coarse,
-    /// The relaxation; none where even that is infeasible.
-    pub relaxed: Option<Relaxed>,
+    /// The relaxation, or why there is none.
+    pub relaxed: Result<Relaxed, Unsolved>,
     deadline: Option<Instant>,
     gap: f64,
     /// Step of the best plan known, in nanoseconds: plans that cannot beat it are not built.
@@ -243,11 +244,18 @@ impl<'a> Context<'a> {
             cutoff: AtomicU64::new(u64::MAX),
         }
     }
-    /// No plan of this variant is faster.
+    /// No plan of this variant is faster. Where the relaxation could not be solved, that is the floor.
     pub fn bound(&self) -> Nanos {
-        self.relaxed
-            .as_ref()
-            .map_or(Nanos::MAX, |r| Nanos::new(r.bound_ns))
+        match &self.relaxed {
+            Ok(relaxed) => Nanos::new(relaxed.bound_ns),
+            Err(Unsolved::Infeasible) => Nanos::MAX,
+            Err(Unsolved::Failed) => self.compute(),
+        }
+    }
+    /// Every operator once, nothing else.
+    fn compute(&self) -> Nanos {
+        let once: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
+        Nanos::new(once) * u64::from(self.problem.micro_batches)
     }
     /// The step with everything resident: no recomputation, no stall.
     pub fn floor(&self) -> Nanos {
@@ -483,7 +491,7 @@ pub fn solve(
                 Some(b) => {
                     b.gap() > options.gap && contexts[**v].bound() < b.candidate.timeline.step
                 }
-                None => contexts[**v].relaxed.is_some(),
+                None => contexts[**v].relaxed.is_ok(),
             };
             let tasks: Vec<_> = pair
                 .iter()
@@ -499,8 +507,12 @@ pub fn solve(
             .fold(miss, |miss, one| Some(nearer(miss, one)))
             .unwrap_or_default());
     };
+    if best.candidate.timeline.step < best.bound {
+        // A plan below the bound: the solver's arithmetic was wrong. The floor never is.
+        best.bound = contexts.iter().map(Context::compute).min().unwrap_or(Nanos::ZERO);
+    }
     let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
-    best.status = if best.candidate.timeline.step <= bound {
+    best.status = if best.candidate.timeline.step <= best.bound {
         Status::Optimal
     } else if expired && best.gap() > options.gap {
         Status::TimeLimit

@@ -8,7 +8,7 @@
 //! j of length Δ: bytes out and in, with queues over steps:
 //!
 //! ```text
-//! minimise  Σ Δ_j + tail + Σ resident_g · update_g
+//! minimise  Σ Δ_j + tail                 tail ≥ Σ resident_g · update_g
 //! compute   Δ_j ≥ compute_j + Σ_{t needed first in j} c_t (1 − k_t − s_t) + early_j + κ·copy time
 //! links     out + c·in ≤ β·Δ and its mirror                 the measured polygon
 //! out       left_j = left_{j-1} + made_j − out_j ≥ 0        nothing leaves before it is made
@@ -20,15 +20,13 @@
 //! from the block before: a checkpoint segment), what is not retained of these operands must be made
 //! for it and, unless it is held, made again later; early_u ≥ r_t + r_u − 1 for such an operand u.
 //!
-//! Time is in milliseconds, memory in GiB: the solver's tolerances want numbers near one.
+//! Time is in thousandths of the floor, memory in hundredths of what there is to decide about: the
+//! solver's tolerances want numbers near one, whatever the problem's scale.
 
 use crate::problem::Problem;
 
 use super::coarse::{Coarse, CoarseMoment};
-use super::lp::{Column, Lp, Optimum};
-
-const GIB: f64 = (1u64 << 30) as f64;
-const MS: f64 = 1e6;
+use super::lp::{Column, Lp, Optimum, Unsolved};
 
 /// What the relaxation found.
 #[derive(Clone, Debug)]
@@ -57,14 +55,23 @@ pub struct Margins {
     pub link: f64,
 }
 
-/// Solves the relaxation; nothing where even it is infeasible.
-pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Option<Relaxed> {
+/// Solves the relaxation.
+///
+/// # Errors
+/// When even the relaxation is infeasible, or cannot be solved.
+pub fn relax(
+    problem: &Problem,
+    coarse: &Coarse,
+    margins: &Margins,
+) -> Result<Relaxed, Unsolved> {
     let mut model = Model {
         problem,
         coarse,
         margins,
         lp: Lp::default(),
-        nudge: nudge(coarse),
+        units: Units::of(coarse),
+        // A hundred units of memory, weights counted twice.
+        nudge: NUDGE * FLOOR / 200.0,
         keep: Vec::new(),
         swap: Vec::new(),
         early: vec![Vec::new(); coarse.classes.len()],
@@ -76,7 +83,7 @@ pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Option<Re
     model.steps();
     model.host();
     let optimum = model.lp.minimise()?;
-    Some(model.read(&optimum))
+    Ok(model.read(&optimum))
 }
 
 struct Model<'a> {
@@ -84,7 +91,8 @@ struct Model<'a> {
     coarse: &'a Coarse,
     margins: &'a Margins,
     lp: Lp,
-    /// Cost of a GiB that moves though it need not: ties go to what stays.
+    units: Units,
+    /// Cost of a unit of memory that moves though it need not: ties go to what stays.
     nudge: f64,
     keep: Vec<Column>,
     swap: Vec<Column>,
@@ -99,29 +107,37 @@ struct Model<'a> {
 /// All ties together cost at most this fraction of the floor, which the bound gives back.
 const NUDGE: f64 = 1e-5;
 
-fn floor_ms(coarse: &Coarse) -> f64 {
-    coarse.epochs.iter().map(|e| ms(e.compute_ns)).sum()
+/// What one is in the program.
+#[derive(Clone, Copy)]
+struct Units {
+    bytes: f64,
+    nanos: f64,
 }
 
-fn nudge(coarse: &Coarse) -> f64 {
-    let tensors: f64 = coarse.classes.iter().map(|c| gib(c.bytes)).sum();
-    let weights: f64 = coarse
-        .groups
-        .iter()
-        .map(|g| 2.0 * gib(g.weight_bytes))
-        .sum();
-    NUDGE * floor_ms(coarse) / (tensors + weights).max(f64::MIN_POSITIVE)
-}
+/// The step without anything recomputed, in units of time.
+const FLOOR: f64 = 1000.0;
 
-fn gib(bytes: u64) -> f64 {
-    bytes as f64 / GIB
-}
-
-fn ms(nanos: u64) -> f64 {
-    nanos as f64 / MS
+impl Units {
+    fn of(coarse: &Coarse) -> Self {
+        let tensors: u64 = coarse.classes.iter().map(|c| c.bytes).sum();
+        let weights: u64 = coarse.groups.iter().map(|g| g.weight_bytes).sum();
+        let floor: u64 = coarse.epochs.iter().map(|e| e.compute_ns).sum();
+        Self {
+            bytes: ((tensors + weights) as f64 / 100.0).max(1.0),
+            nanos: (floor as f64 / FLOOR).max(f64::MIN_POSITIVE),
+        }
+    }
 }
 
 impl Model<'_> {
+    fn mem(&self, bytes: u64) -> f64 {
+        bytes as f64 / self.units.bytes
+    }
+
+    fn time(&self, nanos: u64) -> f64 {
+        nanos as f64 / self.units.nanos
+    }
+
     fn repeats(&self) -> f64 {
         f64::from(self.problem.micro_batches)
     }
@@ -129,7 +145,7 @@ impl Model<'_> {
     fn tensors(&mut self) {
         for (c, class) in self.coarse.classes.iter().enumerate() {
             let keep = self.lp.column(0.0, 1.0);
-            let swap = self.lp.column(self.nudge * gib(class.bytes), 1.0);
+            let swap = self.lp.column(self.nudge * self.mem(class.bytes), 1.0);
             let retained = vec![(keep, 1.0), (swap, 1.0)];
             match self.margins.retained.get(c).copied().flatten() {
                 Some(fraction) => self.lp.equal(retained, fraction),
@@ -192,8 +208,8 @@ impl Model<'_> {
 
     fn states(&mut self) {
         for group in &self.coarse.groups {
-            let resident = self.lp.column(ms(group.update_ns), 1.0);
-            let nudge = self.nudge * gib(group.weight_bytes);
+            let resident = self.lp.column(0.0, 1.0);
+            let nudge = self.nudge * self.mem(group.weight_bytes);
             let host = group.host_ns.map(|_| self.lp.column(nudge, 1.0));
             let most = if self.margins.resident { 0.0 } else { 1.0 };
             let streamed = self.lp.column(2.0 * nudge, most);
@@ -246,7 +262,7 @@ impl Model<'_> {
         }
     }
 
-    /// What becomes ready to leave in epoch `j`: (column, GiB).
+    /// What becomes ready to leave in epoch `j`: (column, units of memory).
     fn leaving(&self, j: usize) -> Vec<(Column, f64)> {
         let mut terms = Vec::new();
         for (c, class) in self
@@ -256,7 +272,7 @@ impl Model<'_> {
             .enumerate()
             .filter(|(_, t)| t.made == j)
         {
-            terms.push((self.swap[c], gib(class.bytes)));
+            terms.push((self.swap[c], self.mem(class.bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
             if group
@@ -281,11 +297,11 @@ impl Model<'_> {
         };
         host.into_iter()
             .chain([streamed])
-            .map(|c| (c, gib(sent)))
+            .map(|c| (c, self.mem(sent)))
             .collect()
     }
 
-    /// What must have arrived by the end of epoch `j`: (column, GiB).
+    /// What must have arrived by the end of epoch `j`: (column, units of memory).
     fn arriving(&self, j: usize) -> Vec<(Column, f64)> {
         let mut terms = Vec::new();
         for (c, class) in self
@@ -295,11 +311,11 @@ impl Model<'_> {
             .enumerate()
             .filter(|(_, t)| t.needed == j)
         {
-            terms.push((self.swap[c], gib(class.bytes)));
+            terms.push((self.swap[c], self.mem(class.bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
             let (_, host, streamed) = self.placed[g];
-            let weights = gib(group.weight_bytes);
+            let weights = self.mem(group.weight_bytes);
             if group.forward.is_some_and(|(first, _)| first == j) {
                 terms.push((streamed, weights));
             }
@@ -316,10 +332,10 @@ impl Model<'_> {
 
     fn links(&mut self, length: Column, out: Column, into: Column) {
         for cut in self.problem.machine.links.contention() {
-            // GiB in a millisecond.
+            // Units of memory in a unit of time.
             let capacity = cut.capacity as f64 * (1.0 - self.margins.link);
-            let per_ms = GIB * 1e3 / capacity;
-            let weights = [cut.d2h_weight, cut.h2d_weight].map(|w| w as f64 * per_ms);
+            let per_unit = self.units.bytes * 1e9 / (self.units.nanos * capacity);
+            let weights = [cut.d2h_weight, cut.h2d_weight].map(|w| w as f64 * per_unit);
             self.lp.at_most(
                 vec![(length, -1.0), (out, weights[0]), (into, weights[1])],
                 0.0,
@@ -329,12 +345,17 @@ impl Model<'_> {
 
     fn compute(&mut self, j: usize, length: Column, out: Column, into: Column) {
         let Some(epoch) = self.coarse.epochs.get(j) else {
+            // Updates on the device run last, beside copies and the host's.
+            let groups = self.coarse.groups.iter().zip(&self.placed);
+            let updates = groups.map(|(g, placed)| (placed.0, self.time(g.update_ns)));
+            let row = updates.chain([(length, -1.0)]).collect();
+            self.lp.at_most(row, 0.0);
             return;
         };
         let mut terms = vec![(length, -1.0)];
-        let mut constant = ms(epoch.compute_ns);
+        let mut constant = self.time(epoch.compute_ns);
         for (c, class) in self.coarse.classes.iter().enumerate() {
-            let cost = ms(class.recompute_ns);
+            let cost = self.time(class.recompute_ns);
             if class.needed == j {
                 constant += cost;
                 terms.push((self.keep[c], -cost));
@@ -369,7 +390,7 @@ impl Model<'_> {
                 continue;
             }
             let mut row = terms.clone();
-            row.push((column, drag(ppm) * GIB * 1e3 / rate.get() as f64));
+            row.push((column, drag(ppm) * self.units.bytes * 1e9 / (self.units.nanos * rate.get() as f64)));
             self.lp.at_most(row, -constant);
             slowed = true;
         }
@@ -396,8 +417,8 @@ impl Model<'_> {
             let (Some(work), true) = (group.host_ns, ends) else {
                 continue;
             };
-            row.extend(self.placed[g].1.map(|c| (c, ms(work))));
-            row.push((self.placed[g].2, ms(work)));
+            row.extend(self.placed[g].1.map(|c| (c, self.time(work))));
+            row.push((self.placed[g].2, self.time(work)));
         }
         self.lp.at_most(row, 0.0);
         Some(column)
@@ -412,7 +433,7 @@ impl Model<'_> {
         let mut row = vec![(left, 1.0), (leaving, -1.0)];
         for (c, class) in self.coarse.classes.iter().enumerate() {
             if class.made <= j && class.forward_until >= j {
-                row.push((self.swap[c], -gib(class.bytes)));
+                row.push((self.swap[c], -self.mem(class.bytes)));
             }
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
@@ -439,10 +460,10 @@ impl Model<'_> {
             .map(|c| (c, 1.0))
             .collect();
         let margin = self.margins.device.get(j).copied().unwrap_or(0);
-        let limit = gib(self.problem.budget.device.get()) - gib(margin);
+        let limit = self.mem(self.problem.budget.device.get()) - self.mem(margin);
         for moment in &self.coarse.epochs[j].moments {
             let row = self.moment(j, moment, moving.clone());
-            self.lp.at_most(row, limit - gib(moment.fixed));
+            self.lp.at_most(row, limit - self.mem(moment.fixed));
         }
     }
 
@@ -453,19 +474,19 @@ impl Model<'_> {
         mut row: Vec<(Column, f64)>,
     ) -> Vec<(Column, f64)> {
         for &class in &moment.kept {
-            row.push((self.keep[class], gib(self.coarse.classes[class].bytes)));
+            row.push((self.keep[class], self.mem(self.coarse.classes[class].bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
             let (resident, host, _) = self.placed[g];
             let at_work = moment.weights.get(&g).copied().unwrap_or(0);
             let waiting = moment.gradients.get(&g).copied().unwrap_or(0);
-            let weights = gib(group.weight_bytes - at_work);
-            row.push((resident, weights + gib(group.state_bytes + waiting)));
+            let weights = self.mem(group.weight_bytes - at_work);
+            row.push((resident, weights + self.mem(group.state_bytes + waiting)));
             row.extend(host.map(|c| (c, weights)));
             let between = group.forward.is_some_and(|(_, last)| last < j)
                 && group.backward.is_some_and(|(first, _)| first > j);
             if between {
-                row.extend(self.stays[g].map(|c| (c, gib(group.weight_bytes))));
+                row.extend(self.stays[g].map(|c| (c, self.mem(group.weight_bytes))));
             }
         }
         row
@@ -474,12 +495,12 @@ impl Model<'_> {
     fn host(&mut self) {
         let mut row: Vec<(Column, f64)> = Vec::new();
         for (c, class) in self.coarse.classes.iter().enumerate() {
-            row.push((self.swap[c], self.repeats() * gib(class.bytes)));
+            row.push((self.swap[c], self.repeats() * self.mem(class.bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
             let (_, host, streamed) = self.placed[g];
-            row.extend(host.map(|c| (c, gib(group.host_bytes))));
-            row.push((streamed, gib(group.host_bytes)));
+            row.extend(host.map(|c| (c, self.mem(group.host_bytes))));
+            row.push((streamed, self.mem(group.host_bytes)));
         }
         let limit = self
             .problem
@@ -487,16 +508,16 @@ impl Model<'_> {
             .host
             .get()
             .saturating_sub(self.margins.host);
-        self.lp.at_most(row, gib(limit));
+        self.lp.at_most(row, self.mem(limit));
     }
 
     fn read(&self, optimum: &Optimum) -> Relaxed {
         // Tolerances of the solver are not in the plan's favour: take them off.
-        let ties = NUDGE * floor_ms(self.coarse);
+        let ties = NUDGE * FLOOR;
         let objective = (optimum.objective * (1.0 - 1e-7) - ties).max(0.0);
         let value = |c: Column| optimum.value(c);
         Relaxed {
-            bound_ns: (objective * MS) as u64,
+            bound_ns: (objective * self.units.nanos) as u64,
             fates: self
                 .keep
                 .iter()
