@@ -129,8 +129,12 @@ pub fn tilings(model: &ModelConfig, workload: &Workload) -> Vec<Tiling> {
         .min(tokens);
     // Longer sequences have larger transients and want finer groups.
     let coarsest = (tokens >> 18).next_power_of_two();
-    let powers = (0..).map(|shift| 1u64 << shift).take_while(|g| model.kv_heads % g == 0);
-    let mut groups: Vec<u64> = powers.filter(|&g| g >= coarsest && g <= 8 * coarsest).collect();
+    let powers = (0..)
+        .map(|shift| 1u64 << shift)
+        .take_while(|g| model.kv_heads % g == 0);
+    let mut groups: Vec<u64> = powers
+        .filter(|&g| g >= coarsest && g <= 8 * coarsest)
+        .collect();
     if groups.is_empty() {
         groups.push(model.kv_heads);
     }

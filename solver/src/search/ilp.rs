@@ -21,13 +21,15 @@ use crate::plan::{Fate, Hold, Placement, Plan};
 use crate::problem::{Problem, Split};
 
 /// How often the relaxation is solved again for one shape.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 5;
 /// A stall of more than this part of the step is worth another round, with this much less of the
 /// links in use.
 const STALL: u64 = 1000;
-const LINK_SPARE: f64 = 0.02;
-/// The least part of the device that is given up once fragmentation makes a plan miss.
-const FRAGMENTATION: u64 = 50;
+const LINK_SPARE: f64 = 0.05;
+/// The part of the device that is given up for fragmentation, and again when a plan misses by it.
+const FRAGMENTATION: u64 = 40;
+/// This many times the wanted gap is far enough from the bound to try streamed weights too.
+const FAR: f64 = 4.0;
 /// How many shapes of segments are built.
 const SHAPES_BUILT: usize = 6;
 
@@ -46,20 +48,11 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let Ok(relaxed) = &context.relaxed else {
         return Err(Infeasible::default());
     };
-    let free = Margins {
-        device: vec![0; context.coarse.epochs.len()],
-        ..Margins::default()
-    };
-    let bound = context.bound().get();
-    let close = |found: &Result<Candidate, Infeasible>| {
-        found.as_ref().is_ok_and(|c| {
-            c.timeline.step.get().saturating_sub(bound) as f64 <= bound as f64 * context.gap
-        })
-    };
-    // Weights that stay leave copies to what else must move; streaming them is for tight memory.
     if inputs_recomputed(context, relaxed) {
         return segmented(context);
     }
+    // Weights that stay leave the links to what else must move; streaming is for tight memory.
+    let free = planning_margins(context);
     let resident = Margins {
         resident: true,
         ..free.clone()
@@ -69,10 +62,25 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
         .placements
         .iter()
         .any(|[_, _, streamed]| *streamed > 1e-3);
-    if streams && !close(&best) {
-        best = better(best, repaired(context, &free, Some(relaxed.clone())));
+    let bound = context.bound().get();
+    let far = best.as_ref().map_or(true, |c| {
+        c.timeline.step.get().saturating_sub(bound) as f64 > bound as f64 * FAR * context.gap
+    });
+    if streams && far {
+        best = better(best, repaired(context, &free, None));
     }
     best
+}
+
+/// What planning leaves free from the start: a little of the links, since copies have latencies and
+/// wait for one another, and a little memory, since addresses do not fit without gaps.
+fn planning_margins(context: &Context<'_>) -> Margins {
+    let spare = context.problem.budget.device.get() / FRAGMENTATION;
+    Margins {
+        device: vec![spare; context.coarse.epochs.len()],
+        link: LINK_SPARE,
+        ..Margins::default()
+    }
 }
 
 /// Whether the relaxation makes block inputs again.

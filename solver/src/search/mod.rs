@@ -509,7 +509,11 @@ pub fn solve(
     };
     if best.candidate.timeline.step < best.bound {
         // A plan below the bound: the solver's arithmetic was wrong. The floor never is.
-        best.bound = contexts.iter().map(Context::compute).min().unwrap_or(Nanos::ZERO);
+        best.bound = contexts
+            .iter()
+            .map(Context::compute)
+            .min()
+            .unwrap_or(Nanos::ZERO);
     }
     let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
     best.status = if best.candidate.timeline.step <= best.bound {

@@ -59,11 +59,7 @@ pub struct Margins {
 ///
 /// # Errors
 /// When even the relaxation is infeasible, or cannot be solved.
-pub fn relax(
-    problem: &Problem,
-    coarse: &Coarse,
-    margins: &Margins,
-) -> Result<Relaxed, Unsolved> {
+pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Result<Relaxed, Unsolved> {
     let mut model = Model {
         problem,
         coarse,
@@ -390,7 +386,10 @@ impl Model<'_> {
                 continue;
             }
             let mut row = terms.clone();
-            row.push((column, drag(ppm) * self.units.bytes * 1e9 / (self.units.nanos * rate.get() as f64)));
+            row.push((
+                column,
+                drag(ppm) * self.units.bytes * 1e9 / (self.units.nanos * rate.get() as f64),
+            ));
             self.lp.at_most(row, -constant);
             slowed = true;
         }
