@@ -31,7 +31,7 @@ pub use protrain::interleave;
 use coarse::{coarsen, Coarse};
 use lp::Unsolved;
 use outline::{outline, Outline};
-use relaxation::{relax, Margins, Relaxed};
+use relaxation::{proved_bound, relax, Margins, Relaxed};
 
 /// How a plan is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -222,6 +222,7 @@ pub struct Context<'a> {
     pub coarse: Coarse,
     /// The relaxation, or why there is none.
     pub relaxed: Result<Relaxed, Unsolved>,
+    proved: Nanos,
     deadline: Option<Instant>,
     gap: f64,
     /// Step of the best plan known, in nanoseconds: plans that cannot beat it are not built.
@@ -234,22 +235,25 @@ impl<'a> Context<'a> {
         let outline = outline(problem);
         let coarse = coarsen(problem, &outline);
         let relaxed = relax(problem, &coarse, &Margins::default());
+        let hoped = relaxed.as_ref().map_or(0, |r| r.bound_ns);
+        let proved = Nanos::new(proved_bound(problem, &coarse, hoped).unwrap_or(0));
         Self {
             problem,
             outline,
             coarse,
             relaxed,
+            proved,
             deadline: options.deadline,
             gap: options.gap,
             cutoff: AtomicU64::new(u64::MAX),
         }
     }
-    /// No plan of this variant is faster. Where the relaxation could not be solved, that is the floor.
+    /// No plan of this variant is faster: proved by weak duality, and never less than every
+    /// operator once. There is none where the relaxation is infeasible.
     pub fn bound(&self) -> Nanos {
-        match &self.relaxed {
-            Ok(relaxed) => Nanos::new(relaxed.bound_ns),
+        match self.relaxed {
             Err(Unsolved::Infeasible) => Nanos::MAX,
-            Err(Unsolved::Failed) => self.compute(),
+            _ => self.proved.max(self.compute()),
         }
     }
     /// Every operator once, nothing else.
@@ -426,6 +430,9 @@ fn parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sy
     results.into_iter().map(|(_, result)| result).collect()
 }
 
+/// So many plans are quick to try, one and all.
+const FEW_PLANS: u64 = 20_000;
+
 /// Finds a plan by a strategy.
 ///
 /// # Errors
@@ -501,20 +508,18 @@ pub fn solve(
             consider(&mut best, &tasks);
         }
     }
+    if best.is_none() && strategy == Strategy::Ilp {
+        // Nothing fits so far; where there are few plans, every one is tried.
+        let few = |v: &usize| exhaustive::count(contexts[*v].problem).is_some_and(|n| n <= FEW_PLANS);
+        let all = (0..contexts.len()).filter(few).map(|v| (v, Strategy::Exhaustive));
+        consider(&mut best, &all.collect::<Vec<_>>());
+    }
     let Some(mut best) = best else {
         let leanest = contexts.iter().map(Context::infeasible);
         return Err(leanest
             .fold(miss, |miss, one| Some(nearer(miss, one)))
             .unwrap_or_default());
     };
-    if best.candidate.timeline.step < best.bound {
-        // A plan below the bound: the solver's arithmetic was wrong. The floor never is.
-        best.bound = contexts
-            .iter()
-            .map(Context::compute)
-            .min()
-            .unwrap_or(Nanos::ZERO);
-    }
     let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
     best.status = if best.candidate.timeline.step <= best.bound {
         Status::Optimal
