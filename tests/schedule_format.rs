@@ -5,7 +5,7 @@ mod support;
 use ebbtide::error::Kind;
 use ebbtide::format::schedule::{read, write, ScheduleFile, Status};
 use ebbtide_solver::check::check;
-use ebbtide_solver::ids::{BufferId, EventId, Id, OpId, ValueId};
+use ebbtide_solver::ids::{BufferId, Id, OpId};
 use ebbtide_solver::problem::{Category, Domain};
 use ebbtide_solver::schedule::{Access, Action, Operand, Space};
 use ebbtide_solver::units::{Bytes, Nanos, Span};
@@ -25,6 +25,9 @@ fn span(random: &mut Random) -> Span {
 }
 fn id<I: Id>(random: &mut Random) -> I {
     I::from_index(number(random) as u32 as usize)
+}
+fn ids<I: Id>(random: &mut Random) -> Vec<I> {
+    (0..random.below(3)).map(|_| id(random)).collect()
 }
 fn text(random: &mut Random) -> String {
     let letters = ['a', 'ß', '"', '\\', '\n', '\u{0}', '漢', '🌊'];
@@ -55,7 +58,14 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
     s.groups = number(random);
     s.events = number(random) as u32;
     s.micro_batches = number(random) as u32;
-    s.state_groups[0] = text(random);
+    for group in &mut s.state_groups {
+        group.name = text(random);
+        for list in [&mut group.weights, &mut group.gradients] {
+            *list = ids(random);
+        }
+        group.states = (random.below(2) > 0).then(|| id(random));
+        group.on_host = random.below(2) > 0;
+    }
     for op in s.ops.values_mut() {
         op.name = text(random);
         op.domain = random.pick(&[
@@ -64,12 +74,13 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
             Domain::Group,
             Domain::Whole,
         ]);
-        op.accumulates = (0..random.below(3))
-            .map(|_| id::<ValueId>(random))
-            .collect();
-        op.updates = (0..random.below(3))
-            .map(|_| id::<ValueId>(random))
-            .collect();
+        let lists = [
+            &mut op.reads,
+            &mut op.writes,
+            &mut op.accumulates,
+            &mut op.updates,
+        ];
+        lists.into_iter().for_each(|list| *list = ids(random));
         op.required = random.below(2) > 0;
     }
     for value in s.values.values_mut() {
@@ -101,9 +112,7 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
         (i.rows, i.groups) = (span(random), span(random));
         i.micro_batch = number(random) as u32;
         i.duration = Nanos::new(number(random));
-        i.waits = (0..random.below(3))
-            .map(|_| id::<EventId>(random))
-            .collect();
+        i.waits = ids(random);
         i.signals = (random.below(2) > 0).then(|| id(random));
         let access = [Access::Read, Access::Write, Access::Update];
         i.operands = (0..random.below(4))

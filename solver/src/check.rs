@@ -5,6 +5,7 @@
 //! count, only order does. What holds under happens-before holds for every speed of every stream.
 //!
 //! - `form`: ids, spans, sizes, capacities, streams; whatever one entry shows by itself.
+//! - `uses`: every instruction has the operands that its operator or group of states is said to.
 //! - `coverage`: every required operator runs exactly once on every range of every micro-batch.
 //! - `order`: stream order and events give each instruction a vector clock; or a deadlock.
 //! - `replay`: two steps back to back. Each buffer is cut into cells of rows, and each cell
@@ -17,8 +18,8 @@
 //! A race is found in whatever order the instructions are met, since clocks tell; that order only
 //! decides which of the two is called the culprit.
 //!
-//! What it does not know: which operators the model consists of (it believes the schedule's list),
-//! what they compute, and whether a plan is any good.
+//! What it does not know: which operators the model consists of (it believes the schedule's list
+//! and what that says each reads and writes), what they compute, and whether a plan is any good.
 
 mod bytes;
 mod cells;
@@ -26,6 +27,7 @@ mod coverage;
 mod form;
 mod order;
 mod replay;
+mod uses;
 mod violation;
 
 pub use violation::{Fault, Place, Violation};
@@ -39,6 +41,7 @@ pub fn check(schedule: &Schedule) -> Vec<Violation> {
     let mut findings = Findings::default();
     if form::check_limits(schedule, &mut findings) {
         form::check_form(schedule, &mut findings);
+        uses::check_uses(schedule, &mut findings);
         coverage::check_coverage(schedule, &mut findings);
         if let Some(order) = order::order(schedule, &mut findings) {
             replay::replay(schedule, &order, &mut findings);

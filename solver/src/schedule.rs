@@ -49,7 +49,9 @@ pub struct Instruction {
     pub groups: Span,
     /// The micro-batch it works for.
     pub micro_batch: u32,
-    /// What it reads and writes.
+    /// What it reads and writes. Of an operator one for each value it reads, updates, accumulates
+    /// and writes, in this order, then its scratch memory if it needs any; of a host update the
+    /// gradients (read), the states and the weights (updated), all head groups of each in turn.
     pub operands: Vec<Operand>,
     /// Events it waits for.
     pub waits: Vec<EventId>,
@@ -139,10 +141,29 @@ pub struct ScheduledOp {
     pub memory_bound: bool,
     /// Whether it belongs to the step proper, so that it must run exactly once on every range.
     pub required: bool,
+    /// Values that it only reads.
+    pub reads: Vec<ValueId>,
+    /// Values that it writes from nothing.
+    pub writes: Vec<ValueId>,
     /// Values to which it contributes (gradients and sums over head groups).
     pub accumulates: Vec<ValueId>,
     /// Values that it changes in place although others read them (weights, when it is an update).
     pub updates: Vec<ValueId>,
+}
+
+/// What the schedule says of a group of model states.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduledGroup {
+    /// What a person calls it: `block 3`, `embedding`.
+    pub name: String,
+    /// The weights.
+    pub weights: Vec<ValueId>,
+    /// Their gradients.
+    pub gradients: Vec<ValueId>,
+    /// The optimizer's states, where it has any.
+    pub states: Option<ValueId>,
+    /// Whether the host updates it: once in every step, by [`Action::HostUpdate`].
+    pub on_host: bool,
 }
 
 /// What the schedule says of a value of the program.
@@ -175,8 +196,8 @@ pub struct Schedule {
     pub ops: Table<OpId, ScheduledOp>,
     /// The values that buffers hold.
     pub values: Table<ValueId, ScheduledValue>,
-    /// The names of the groups of model states.
-    pub state_groups: Vec<String>,
+    /// The groups of model states, which [`Action::HostUpdate`] names by their index.
+    pub state_groups: Vec<ScheduledGroup>,
     /// Every buffer.
     pub buffers: Table<BufferId, Buffer>,
     /// Instructions by stream, in the order of [`Stream::ALL`].

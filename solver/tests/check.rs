@@ -62,6 +62,7 @@ fn with_y_made_again(parts: &[(usize, usize)]) -> Schedule {
     }
     let look = ScheduledOp {
         required: false,
+        writes: Vec::new(),
         ..s.ops[op(LOSS)].clone()
     };
     let look = s.ops.push(look);

@@ -47,6 +47,8 @@ impl Sketch {
             domain: Domain::Whole,
             memory_bound,
             required: true,
+            reads: Vec::new(),
+            writes: Vec::new(),
             accumulates: Vec::new(),
             updates: Vec::new(),
         };

@@ -18,7 +18,8 @@ use super::transfer::Transfers;
 use crate::ids::{BufferId, EventId, Id, Table};
 use crate::problem::{Problem, Split};
 use crate::schedule::{
-    Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledOp, ScheduledValue, Space,
+    Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledGroup, ScheduledOp,
+    ScheduledValue, Space,
 };
 use crate::units::{Bytes, Nanos, Span};
 
@@ -62,7 +63,7 @@ pub fn emit(problem: &Problem, draft: &Draft, transfers: &Transfers) -> Schedule
         micro_batches: problem.micro_batches,
         ops: scheduled_ops(problem, draft),
         values: scheduled_values(problem),
-        state_groups: problem.states.iter().map(|g| g.name.clone()).collect(),
+        state_groups: scheduled_groups(problem, draft),
         buffers,
         streams: emitter.streams,
         events: emitter.events,
@@ -382,10 +383,30 @@ fn scheduled_ops(problem: &Problem, draft: &Draft) -> Table<crate::ids::OpId, Sc
             domain: op.domain,
             memory_bound: op.memory_bound,
             required: required[id.index()],
+            reads: op.reads.clone(),
+            writes: op.writes.clone(),
             accumulates: op.accumulates.clone(),
             updates: op.updates.clone(),
         })
         .collect()
+}
+
+fn scheduled_groups(problem: &Problem, draft: &Draft) -> Vec<ScheduledGroup> {
+    let mut groups: Vec<ScheduledGroup> = problem
+        .states
+        .iter()
+        .map(|group| ScheduledGroup {
+            name: group.name.clone(),
+            weights: group.weights.clone(),
+            gradients: group.gradients.clone(),
+            states: group.states,
+            on_host: false,
+        })
+        .collect();
+    for update in &draft.host_updates {
+        groups[update.group].on_host = true;
+    }
+    groups
 }
 
 fn scheduled_values(problem: &Problem) -> Table<crate::ids::ValueId, ScheduledValue> {

@@ -3,11 +3,10 @@
 use std::collections::HashSet;
 
 use super::violation::{Fault, Findings, Place};
-use crate::ids::{BufferId, Id, OpId, ValueId};
+use crate::ids::{BufferId, OpId, ValueId};
 use crate::problem::{Category, Domain};
 use crate::schedule::{
-    Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledOp, ScheduledValue, Space,
-    Stream,
+    Access, Action, Buffer, Instruction, Schedule, ScheduledOp, ScheduledValue, Space, Stream,
 };
 use crate::units::{Bytes, Span};
 
@@ -112,17 +111,20 @@ pub(super) fn check_form(schedule: &Schedule, findings: &mut Findings) {
         findings.add(fault, None, None, None);
     }
     for op in schedule.ops.values() {
-        for &value in op.accumulates.iter().chain(&op.updates) {
-            if schedule.values.get(value).is_none() {
-                findings.add(Fault::UnknownValue { value }, None, None, None);
-            }
-        }
+        let changed = op.accumulates.iter().chain(&op.updates);
+        check_values(
+            schedule,
+            op.reads.iter().chain(&op.writes).chain(changed),
+            findings,
+        );
+    }
+    for group in &schedule.state_groups {
+        let trained = group.weights.iter().chain(&group.gradients);
+        check_values(schedule, trained.chain(&group.states), findings);
     }
     for (id, buffer) in schedule.buffers.iter() {
         check_buffer(schedule, id, buffer, findings);
     }
-    let mut signatures = vec![None; schedule.ops.len()];
-    let mut host_updates = vec![None; schedule.state_groups.len()];
     for stream in Stream::ALL {
         for (index, instruction) in schedule.stream(stream).iter().enumerate() {
             let at = Place {
@@ -130,12 +132,21 @@ pub(super) fn check_form(schedule: &Schedule, findings: &mut Findings) {
                 stream,
                 index,
             };
-            check_action(schedule, at, instruction, &mut host_updates, findings);
+            check_action(schedule, at, instruction, findings);
             check_operands(schedule, at, instruction, findings);
-            check_signature(schedule, at, instruction, &mut signatures, findings);
         }
     }
     check_states(schedule, findings);
+}
+
+fn check_values<'a>(
+    schedule: &Schedule,
+    values: impl Iterator<Item = &'a ValueId>,
+    findings: &mut Findings,
+) {
+    for &value in values.filter(|&&value| schedule.values.get(value).is_none()) {
+        findings.add(Fault::UnknownValue { value }, None, None, None);
+    }
 }
 
 /// Optimizer states live for ever and change in every step, in place.
@@ -212,11 +223,9 @@ fn check_action(
     schedule: &Schedule,
     at: Place,
     instruction: &Instruction,
-    host_updates: &mut [Option<Place>],
     findings: &mut Findings,
 ) {
-    let mut other = None;
-    let mut refuse = |fault, other| findings.add(fault, Some(at), None, other);
+    let mut refuse = |fault| findings.add(fault, Some(at), None, None);
     let fits = match instruction.action {
         Action::Run(_) | Action::Recompute(_) => at.stream == Stream::Compute,
         Action::HostUpdate(_) => at.stream == Stream::Host,
@@ -224,35 +233,27 @@ fn check_action(
         Action::Barrier => true,
     };
     if !fits {
-        refuse(Fault::WrongStream, None);
+        refuse(Fault::WrongStream);
     }
     if instruction.micro_batch >= schedule.micro_batches {
-        refuse(
-            Fault::BadRange {
-                what: "micro-batch",
-            },
-            None,
-        );
+        refuse(Fault::BadRange {
+            what: "micro-batch",
+        });
     }
     match instruction.action {
         Action::Run(op) | Action::Recompute(op) => match schedule.ops.get(op) {
-            None => refuse(Fault::UnknownOp { op }, None),
+            None => refuse(Fault::UnknownOp { op }),
             Some(entry) => {
                 if let Some(what) = bad_range(schedule, entry.domain, instruction) {
-                    refuse(Fault::BadRange { what }, None);
+                    refuse(Fault::BadRange { what });
                 }
             }
         },
-        Action::HostUpdate(group) => match host_updates.get_mut(group as usize) {
-            None => refuse(Fault::UnknownStateGroup { group }, None),
-            Some(seen) => {
-                std::mem::swap(seen, &mut other);
-                *seen = Some(at);
-                if other.is_some() {
-                    refuse(Fault::HostUpdateTwice { group }, other);
-                }
+        Action::HostUpdate(group) => {
+            if group as usize >= schedule.state_groups.len() {
+                refuse(Fault::UnknownStateGroup { group });
             }
-        },
+        }
         Action::Copy => check_copy(schedule, at, instruction, findings),
         Action::Barrier => {}
     }
@@ -356,54 +357,5 @@ fn check_operands(schedule: &Schedule, at: Place, from: &Instruction, findings: 
         if recompute && is_state && operand.access != Access::Read {
             refuse(Fault::RecomputeChangesState);
         }
-    }
-}
-
-/// How an operator uses one operand: the value (none for scratch memory) and the access, of which
-/// a sum's first write and later additions count as the same.
-type Use = (Option<ValueId>, Access);
-
-/// All runs of an operator have the same operands, and it changes what it is said to add to or to
-/// change.
-fn check_signature(
-    schedule: &Schedule,
-    at: Place,
-    instruction: &Instruction,
-    signatures: &mut [Option<(Place, Vec<Use>)>],
-    findings: &mut Findings,
-) {
-    let Some((op, entry)) = operator(schedule, instruction.action) else {
-        return;
-    };
-    let uses = |operand: &Operand| {
-        let value = schedule.buffers.get(operand.buffer)?.value;
-        let sum = value.is_some_and(|value| entry.accumulates.contains(&value));
-        let access = match operand.access {
-            Access::Write if sum => Access::Update,
-            access => access,
-        };
-        Some((value, access))
-    };
-    let found: Vec<Use> = instruction.operands.iter().filter_map(uses).collect();
-    let summed = entry.accumulates.iter().map(|&v| (v, true));
-    let changed = entry.updates.iter().map(|&v| (v, false));
-    for (value, sum) in summed.chain(changed) {
-        // A sum's first contribution may write; what is changed in place is read as well.
-        let fits = |access| access == Access::Update || sum && access == Access::Write;
-        if !found
-            .iter()
-            .any(|&(v, access)| v == Some(value) && fits(access))
-        {
-            let fault = Fault::ContributionMissing { op, value };
-            findings.add(fault, Some(at), None, None);
-        }
-    }
-    let slot = &mut signatures[op.index()];
-    match slot {
-        None => *slot = Some((at, found)),
-        Some((first, expected)) if *expected != found => {
-            findings.add(Fault::OperandsDiffer, Some(at), None, Some(*first));
-        }
-        Some(_) => {}
     }
 }

@@ -237,14 +237,38 @@ faults! {
         /// The group.
         group: u32
     } => "host-update-twice", "the host updates group {group} of states again";
+    /// No instruction updates a group that the host is to update.
+    HostUpdateMissing {
+        /// The group.
+        group: u32
+    } => "host-update-missing", "the host never updates group {group} of states";
+    /// The host updates a group that it is not to update.
+    HostUpdateStray {
+        /// The group.
+        group: u32
+    } => "host-update-stray", "the host must not update group {group} of states";
     /// Optimizer states that no instruction of the step changes in place.
     StatesNotUpdated => "states-not-updated", "optimizer states that this step never updates";
     /// What is read was written for another micro-batch.
     StaleMicroBatch => "stale-micro-batch", "uses what was written for another micro-batch";
     /// What is read has had other contributions than elsewhere in the step.
     WrongVersion => "wrong-version", "reads another version of the value than elsewhere";
-    /// Two runs of one operator differ in what they read or write.
-    OperandsDiffer => "operands-differ", "other operands than another run of the operator has";
+    /// An operand is missing, or is not what the operator or the group of states has there.
+    WrongOperand {
+        /// Its position among the operands.
+        position: usize,
+        /// What must be done.
+        access: &'static str,
+        /// With which value.
+        value: ValueId
+    } => "wrong-operand", "operand {position} must {access} value {value}";
+    /// More operands than the operator or the group of states has.
+    ExtraOperand {
+        /// The position of the first that is too many.
+        position: usize
+    } => "extra-operand", "operand {position} is one too many";
+    /// Of two runs of one operator only one has scratch memory.
+    OperandsDiffer => "operands-differ", "another run of the operator differs in scratch memory";
     /// A recomputation changes weights, gradients or optimizer states.
     RecomputeChangesState => "recompute-changes-state", "a recomputation changes model states";
 }
@@ -274,6 +298,7 @@ macro_rules! shown {
 shown! {
     Bytes, bytes => bytes;
     u32, number => number;
+    usize, number => number;
     &'static str, text => text;
     BufferId, id => id.index();
     OpId, id => id.index();

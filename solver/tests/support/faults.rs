@@ -152,6 +152,10 @@ pub const CHANGES: &[(&str, Change)] = &[
     }),
     ("stale-weights", |s| silence(at(s, H2d, 2))),
     ("host-update-twice", |s| repeat(s, Host, 0)),
+    ("host-update-missing", |s| silence(at(s, Host, 0))),
+    ("host-update-stray", |s| {
+        at(s, Host, 0).action = Action::HostUpdate(1)
+    }),
     ("states-not-updated", |s| {
         at(s, Host, 0).operands.remove(1);
     }),
@@ -160,8 +164,15 @@ pub const CHANGES: &[(&str, Change)] = &[
         let (rotate, loss) = (runs(s, ROTATE)[0], runs(s, LOSS)[0]);
         s.streams[0].swap(rotate, loss);
     }),
+    ("wrong-operand", |s| {
+        run(s, SGD, 0).operands[0].buffer = buffer_id(s, "w", Space::Device, 0);
+    }),
+    ("extra-operand", |s| {
+        let again = run(s, SGD, 0).operands[0];
+        run(s, SGD, 0).operands.push(again);
+    }),
     ("operands-differ", |s| {
-        run(s, EMBED, 1).operands.remove(0);
+        run(s, LOSS, 1).operands.pop();
     }),
     ("recompute-changes-state", |s| {
         run(s, GATHER, 1).action = Action::Recompute(op(GATHER))

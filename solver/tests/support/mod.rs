@@ -13,8 +13,8 @@ use std::num::NonZeroU64;
 use ebbtide_solver::machine::{HostAdam, Link, LinkRates, Links, Machine, Slowdown};
 use ebbtide_solver::problem::{Budget, Category, Domain};
 use ebbtide_solver::schedule::{
-    Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledOp, ScheduledValue, Space,
-    Stream,
+    Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledGroup, ScheduledOp,
+    ScheduledValue, Space, Stream,
 };
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos, Span};
 
@@ -42,15 +42,19 @@ struct Builder {
 }
 
 impl Builder {
-    fn op(&mut self, name: &str, domain: Domain, accumulates: &[ValueId], updates: &[ValueId]) {
+    /// Values that it reads, updates, accumulates and writes.
+    fn op(&mut self, name: &str, domain: Domain, uses: [&[ValueId]; 4]) {
+        let [reads, updates, accumulates, writes] = uses.map(<[_]>::to_vec);
         self.schedule.ops.push(ScheduledOp {
             name: name.to_string(),
             block: (name == "attention").then_some(0),
             domain,
             memory_bound: false,
             required: true,
-            accumulates: accumulates.to_vec(),
-            updates: updates.to_vec(),
+            reads,
+            writes,
+            accumulates,
+            updates,
         });
     }
     fn value(&mut self, name: &str, category: Category, row: u64, fixed: u64) -> ValueId {
@@ -196,7 +200,7 @@ pub fn tiny_of(micro_batches: u32) -> Schedule {
             micro_batches,
             ops: Table::new(),
             values: Table::new(),
-            state_groups: vec!["embedding".into(), "head".into()],
+            state_groups: Vec::new(),
             buffers: Table::new(),
             streams: Default::default(),
             events: 0,
@@ -221,15 +225,26 @@ pub fn tiny_of(micro_batches: u32) -> Schedule {
     let y = b.value("y", Transients, 128, 0);
     let dy = b.value("dy", Transients, 128, 0);
 
-    b.op("embed", Domain::Rows, &[], &[]);
-    b.op("proj", Domain::RowsOfGroup, &[], &[]);
-    b.op("attention", Domain::Group, &[], &[]);
-    b.op("out", Domain::RowsOfGroup, &[y], &[]);
-    b.op("rotate", Domain::Rows, &[], &[y]);
-    b.op("loss", Domain::Rows, &[], &[]);
-    b.op("back", Domain::RowsOfGroup, &[du], &[]);
-    b.op("gather", Domain::Rows, &[dw], &[]);
-    b.op("sgd", Domain::Whole, &[], &[u]);
+    b.op("embed", Domain::Rows, [&[t, w], &[], &[], &[x]]);
+    b.op("proj", Domain::RowsOfGroup, [&[x, u], &[], &[], &[q]]);
+    b.op("attention", Domain::Group, [&[q], &[], &[], &[o]]);
+    b.op("out", Domain::RowsOfGroup, [&[o], &[], &[y], &[]]);
+    b.op("rotate", Domain::Rows, [&[], &[y], &[], &[]]);
+    b.op("loss", Domain::Rows, [&[y], &[], &[], &[dy]]);
+    b.op("back", Domain::RowsOfGroup, [&[x, dy], &[], &[du], &[]]);
+    b.op("gather", Domain::Rows, [&[t, dy], &[], &[dw], &[]]);
+    b.op("sgd", Domain::Whole, [&[du], &[u], &[], &[]]);
+    let group = |name: &str, weight, gradient, states: Option<ValueId>| ScheduledGroup {
+        name: name.into(),
+        weights: vec![weight],
+        gradients: vec![gradient],
+        states,
+        on_host: states.is_some(),
+    };
+    b.schedule.state_groups = vec![
+        group("embedding", w, dw, Some(adam)),
+        group("head", u, du, None),
+    ];
     let run = |index: usize| Action::Run(op(index));
 
     let ids = b.persistent(t, Device, 0);
@@ -239,7 +254,7 @@ pub fn tiny_of(micro_batches: u32) -> Schedule {
     let du_device = b.buffer(Some(du), (Device, 2048), ALL, BOTH);
     let dw_device = b.buffer(Some(dw), (Device, 2560), ALL, BOTH);
     let dw_host = b.buffer(Some(dw), (Host, 512), ALL, BOTH);
-    let w_host = b.buffer(Some(w), (Host, 2048), ALL, BOTH);
+    let w_host = b.persistent(w, Host, 2048);
 
     let tiles = [Span::new(0, TILE), Span::new(TILE, TOKENS)];
     let heads = [Span::new(0, 1), Span::new(1, 2)];
@@ -346,7 +361,7 @@ pub fn tiny_of(micro_batches: u32) -> Schedule {
         &[(R, dw_device), (W, dw_host)],
         &[last],
     );
-    let update = [(R, dw_host), (U, adam_host), (W, w_host)];
+    let update = [(R, dw_host), (U, adam_host), (U, w_host)];
     let update = b.push(Stream::Host, Action::HostUpdate(0), end, &update, &[sent]);
     let back = b.push(
         Stream::H2d,

@@ -6,7 +6,7 @@ use ebbtide_solver::ids::{Id, Table};
 use ebbtide_solver::machine::{HostAdam, Link, LinkRates, Links, Machine, Slowdown};
 use ebbtide_solver::problem::Budget;
 use ebbtide_solver::schedule::{
-    Action, Buffer, Instruction, Schedule, ScheduledOp, ScheduledValue, Stream,
+    Action, Buffer, Instruction, Schedule, ScheduledGroup, ScheduledOp, ScheduledValue, Stream,
 };
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos, Span};
 
@@ -22,13 +22,18 @@ pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
     let d2h = instructions(Stream::D2h, file.streams.d2h)?;
     let h2d = instructions(Stream::H2d, file.streams.h2d)?;
     let host = instructions(Stream::Host, file.streams.host)?;
+    let states = file.states.iter().map(|state| State {
+        placement: state.placement.into(),
+        parameters: state.parameters,
+    });
+    let states = states.collect();
     let schedule = Schedule {
         tokens: file.workload.tokens,
         groups: file.head_groups,
         micro_batches: file.workload.accumulate,
         ops: file.operators.into_iter().map(operator).collect(),
         values: file.values.into_iter().map(value).collect(),
-        state_groups: file.states.iter().map(|state| state.name.clone()).collect(),
+        state_groups: file.states.into_iter().map(state_group).collect(),
         buffers: file
             .buffers
             .into_iter()
@@ -43,10 +48,6 @@ pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
             host: Bytes::new(file.budget.host_bytes),
         },
         machine,
-    };
-    let state = |state: &WireState| State {
-        placement: state.placement.into(),
-        parameters: state.parameters,
     };
     Ok(ScheduleFile {
         ebbtide_version: file.ebbtide_version,
@@ -65,7 +66,7 @@ pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
         method: file.method,
         strategy: file.strategy,
         decisions: file.decisions.into_iter().map(decision).collect(),
-        states: file.states.iter().map(state).collect(),
+        states,
         schedule,
         solver: Solver {
             status: file.solver.status.into(),
@@ -170,6 +171,16 @@ fn decision(decision: WireDecision) -> Decision {
     }
 }
 
+fn state_group(state: WireState) -> ScheduledGroup {
+    ScheduledGroup {
+        name: state.name,
+        weights: ids(state.weights),
+        gradients: ids(state.gradients),
+        states: state.states.map(id),
+        on_host: state.on_host,
+    }
+}
+
 fn operator(op: WireOperator) -> ScheduledOp {
     ScheduledOp {
         name: op.name,
@@ -177,6 +188,8 @@ fn operator(op: WireOperator) -> ScheduledOp {
         domain: op.domain.into(),
         memory_bound: op.memory_bound,
         required: op.required,
+        reads: ids(op.reads),
+        writes: ids(op.writes),
         accumulates: ids(op.accumulates),
         updates: ids(op.updates),
     }

@@ -6,11 +6,13 @@ use serde::Serialize;
 
 use ebbtide_solver::ids::Id;
 use ebbtide_solver::machine::{Link, Slowdown};
-use ebbtide_solver::schedule::{Action, Buffer, Instruction, ScheduledOp, ScheduledValue, Stream};
+use ebbtide_solver::schedule::{
+    Action, Buffer, Instruction, ScheduledGroup, ScheduledOp, ScheduledValue, Stream,
+};
 use ebbtide_solver::units::{BytesPerSec, Span};
 
 use super::wire::*;
-use super::{Decision, Predicted, ScheduleFile, SCHEMA};
+use super::{Decision, Predicted, ScheduleFile, State, SCHEMA};
 
 /// The whole file: one line for each short section and for each entry of the long ones.
 pub(super) fn to_text(file: &ScheduleFile) -> String {
@@ -45,11 +47,7 @@ fn head(file: &ScheduleFile) -> String {
         .state_groups
         .iter()
         .zip(&file.states)
-        .map(|(name, state)| WireState {
-            name: name.clone(),
-            placement: state.placement.into(),
-            parameters: state.parameters,
-        });
+        .map(|(group, state)| wire_state(group, state));
     let mut text = String::from("{\n");
     line(&mut text, "schema", &SCHEMA);
     line(&mut text, "ebbtide_version", &file.ebbtide_version);
@@ -99,6 +97,9 @@ fn pair(span: Span) -> [u64; 2] {
 }
 fn number<I: Id>(id: I) -> u32 {
     u32::try_from(id.index()).expect("ids have 32 bits")
+}
+fn numbers<I: Id>(ids: &[I]) -> Vec<u32> {
+    ids.iter().copied().map(number).collect()
 }
 fn finite(number: f64) -> f64 {
     assert!(number.is_finite(), "a schedule's numbers are finite");
@@ -176,6 +177,18 @@ fn decision(decision: &Decision) -> WireDecision {
     }
 }
 
+fn wire_state(group: &ScheduledGroup, state: &State) -> WireState {
+    WireState {
+        name: group.name.clone(),
+        placement: state.placement.into(),
+        parameters: state.parameters,
+        on_host: group.on_host,
+        weights: numbers(&group.weights),
+        gradients: numbers(&group.gradients),
+        states: group.states.map(number),
+    }
+}
+
 fn operator(op: &ScheduledOp) -> WireOperator {
     WireOperator {
         name: op.name.clone(),
@@ -183,8 +196,10 @@ fn operator(op: &ScheduledOp) -> WireOperator {
         domain: op.domain.into(),
         memory_bound: op.memory_bound,
         required: op.required,
-        accumulates: op.accumulates.iter().copied().map(number).collect(),
-        updates: op.updates.iter().copied().map(number).collect(),
+        reads: numbers(&op.reads),
+        writes: numbers(&op.writes),
+        accumulates: numbers(&op.accumulates),
+        updates: numbers(&op.updates),
     }
 }
 
@@ -234,7 +249,7 @@ fn instruction(instruction: &Instruction) -> WireInstruction {
             .copied()
             .map(WireOperand)
             .collect(),
-        waits: instruction.waits.iter().copied().map(number).collect(),
+        waits: numbers(&instruction.waits),
         signals: instruction.signals.map(number),
         duration_ns: instruction.duration.get(),
     }

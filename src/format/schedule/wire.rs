@@ -176,6 +176,10 @@ wire!(
         name: String,
         placement: WirePlacement,
         parameters: u64,
+        on_host: bool,
+        weights: Vec<u32>,
+        gradients: Vec<u32>,
+        states: Option<u32>,
     }
 );
 wire!(
@@ -185,6 +189,8 @@ wire!(
         domain: WireDomain,
         memory_bound: bool,
         required: bool,
+        reads: Vec<u32>,
+        writes: Vec<u32>,
         accumulates: Vec<u32>,
         updates: Vec<u32>,
     }
