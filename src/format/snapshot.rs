@@ -25,12 +25,12 @@ const BASE: u64 = 0x7f00_0000_0000;
 
 /// The snapshot's bytes.
 pub fn write(schedule: &Schedule, timeline: &Timeline) -> Vec<u8> {
+    let users = first_users(schedule, timeline);
+    let frames = |id: BufferId| frames(schedule, id, users[id.index()]);
+    let events = events(schedule, timeline, frames);
     let snapshot = Value::Dict(vec![
-        ("segments", Value::List(vec![segment(schedule, timeline)])),
-        (
-            "device_traces",
-            Value::List(vec![Value::List(events(schedule, timeline))]),
-        ),
+        ("segments", Value::List(vec![segment(schedule, frames)])),
+        ("device_traces", Value::List(vec![Value::List(events)])),
         (
             "allocator_settings",
             Value::Dict(vec![
@@ -57,7 +57,11 @@ fn address(buffer: &Buffer) -> Value {
 }
 
 /// Everything that happens to the arena, in order.
-fn events(schedule: &Schedule, timeline: &Timeline) -> Vec<Value> {
+fn events(
+    schedule: &Schedule,
+    timeline: &Timeline,
+    frames: impl Fn(BufferId) -> Value,
+) -> Vec<Value> {
     let event = |action: &str, addr: Value, size: u64, at: Instant, frames: &Value| {
         Value::Dict(vec![
             ("action", text(action)),
@@ -70,8 +74,13 @@ fn events(schedule: &Schedule, timeline: &Timeline) -> Vec<Value> {
     };
     let arena = schedule.arena_bytes.get();
     let none = Value::List(Vec::new());
-    let mut events = vec![event("segment_alloc", int(BASE), arena, Instant::START, &none)];
-    let users = first_users(schedule, timeline);
+    let mut events = vec![event(
+        "segment_alloc",
+        int(BASE),
+        arena,
+        Instant::START,
+        &none,
+    )];
     for change in memory::changes(schedule) {
         let buffer = &schedule.buffers[change.buffer];
         let at = memory::moment(timeline, change.position);
@@ -80,7 +89,7 @@ fn events(schedule: &Schedule, timeline: &Timeline) -> Vec<Value> {
             (false, false) => &["free_requested", "free_completed"],
             (false, true) => &[],
         };
-        let frames = frames(schedule, change.buffer, users[change.buffer.index()]);
+        let frames = frames(change.buffer);
         for action in actions {
             let size = buffer.bytes.get();
             events.push(event(action, address(buffer), size, at, &frames));
@@ -90,8 +99,7 @@ fn events(schedule: &Schedule, timeline: &Timeline) -> Vec<Value> {
 }
 
 /// The arena after the step: persistent blocks, and what is free between them.
-fn segment(schedule: &Schedule, timeline: &Timeline) -> Value {
-    let users = first_users(schedule, timeline);
+fn segment(schedule: &Schedule, frames: impl Fn(BufferId) -> Value) -> Value {
     let ends = memory::changes(schedule).into_iter();
     let staying = ends.filter(|c| c.begins && schedule.buffers[c.buffer].persistent);
     let mut staying: Vec<_> = staying.collect();
@@ -113,7 +121,7 @@ fn segment(schedule: &Schedule, timeline: &Timeline) -> Value {
     for change in staying {
         let buffer = &schedule.buffers[change.buffer];
         let (offset, size) = (buffer.offset.get(), change.bytes.get());
-        let frames = frames(schedule, change.buffer, users[change.buffer.index()]);
+        let frames = frames(change.buffer);
         blocks.extend(free(end, offset));
         let asked = buffer.bytes.get();
         blocks.push(block(offset, size, asked, "active_allocated", frames));

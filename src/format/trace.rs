@@ -64,9 +64,15 @@ fn tid(stream: Stream) -> u32 {
     stream as u32 + 1
 }
 
-/// Microseconds, exact to the nanosecond.
+/// Microseconds that are the same nanosecond again when a reader multiplies and truncates, so that
+/// one event's end is the next one's start there too.
 fn micros(nanos: u64) -> f64 {
-    nanos as f64 / 1000.0
+    let nearest = nanos as f64 / 1000.0;
+    if nearest * 1000.0 < nanos as f64 {
+        f64::from_bits(nearest.to_bits() + 1)
+    } else {
+        nearest
+    }
 }
 
 /// One instruction as a complete event.
@@ -78,7 +84,10 @@ fn slice(
 ) -> Value {
     let mut args = Map::new();
     let block = match instruction.action {
-        Action::Run(op) | Action::Recompute(op) => schedule.ops[op].block,
+        Action::Run(op) | Action::Recompute(op) => {
+            args.insert("operator".into(), schedule.ops[op].name.as_str().into());
+            schedule.ops[op].block
+        }
         _ => instruction
             .operands
             .first()
