@@ -29,7 +29,8 @@ pub struct Args {
     pub memory_snapshot: Option<PathBuf>,
 }
 
-/// Simulates, writes and reports. What the checker refuses is not simulated: its times mean nothing.
+/// Simulates, writes and reports. What the checker refuses is not simulated: its times mean
+/// nothing.
 ///
 /// # Errors
 /// `BadInput` for a file that is no schedule, one that takes longer than 64 bits of nanoseconds, or
