@@ -42,7 +42,8 @@ Examples:
     #[command(after_help = "\
 Examples:
   ebbtide simulate schedule.json
-  ebbtide simulate schedule.json --json")]
+  ebbtide simulate schedule.json --json
+  ebbtide simulate schedule.json --trace trace.json --memory-snapshot memory.pickle")]
     Simulate(simulate::Args),
     /// Check a schedule: races, overlaps, missing transfers, capacities
     #[command(after_help = "\

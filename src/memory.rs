@@ -7,8 +7,9 @@
 use ebbtide_solver::build::ALIGNMENT;
 use ebbtide_solver::ids::{BufferId, Id};
 use ebbtide_solver::problem::Category;
-use ebbtide_solver::schedule::{Action, Schedule, Space, Stream};
-use ebbtide_solver::units::{Bytes, Span};
+use ebbtide_solver::schedule::{Action, Instruction, Schedule, Space, Stream};
+use ebbtide_solver::simulate::Timeline;
+use ebbtide_solver::units::{Bytes, Instant, Span};
 
 /// Where most lives in the arena.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,24 +24,54 @@ pub struct Peak {
     pub buffers: Vec<BufferId>,
 }
 
+/// A buffer on the device comes to life or ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Change {
+    /// Position on the compute stream.
+    pub position: u64,
+    /// Whether it comes to life there.
+    pub begins: bool,
+    /// Which buffer.
+    pub buffer: BufferId,
+    /// Its size as the arena places it.
+    pub bytes: Bytes,
+}
+
+/// Every change of what lives in the arena, in order: what ends at a position is gone before what
+/// begins there.
+pub fn changes(schedule: &Schedule) -> Vec<Change> {
+    let both = living(schedule).flat_map(|(buffer, span, bytes)| {
+        [(span.start, true), (span.end, false)].map(|(position, begins)| Change {
+            position,
+            begins,
+            buffer,
+            bytes,
+        })
+    });
+    let mut changes: Vec<Change> = both.collect();
+    changes.sort_unstable();
+    changes
+}
+
+/// When a position is reached: its simulated start; the end of the step for those after the last.
+pub fn moment(timeline: &Timeline, position: u64) -> Instant {
+    let at = usize::try_from(position).ok();
+    let span = at.and_then(|at| timeline.spans[Stream::Compute as usize].get(at));
+    span.map_or(Instant::START + timeline.step, |&(start, _)| start)
+}
+
 /// Finds the peak of any schedule, checked or not.
 pub fn peak(schedule: &Schedule) -> Peak {
-    let mut changes: Vec<(u64, bool, Bytes)> = Vec::new();
-    for (_, span, bytes) in living(schedule) {
-        changes.push((span.start, true, bytes));
-        changes.push((span.end, false, bytes));
-    }
-    // What ends at a position is gone before what begins there.
-    changes.sort_unstable();
     let (mut live, mut position, mut most) = (0u128, 0, 0);
-    for (at, begins, bytes) in changes {
-        if begins {
-            live += u128::from(bytes.get());
+    for change in changes(schedule) {
+        let bytes = u128::from(change.bytes.get());
+        if change.begins {
+            live += bytes;
         } else {
-            live -= u128::from(bytes.get());
+            live -= bytes;
         }
         if live > most {
-            (position, most) = (at, live);
+            (position, most) = (change.position, live);
         }
     }
     let alive =
@@ -92,14 +123,34 @@ fn sums(parts: impl Iterator<Item = (Category, Bytes)>) -> [(Category, Bytes); 6
 pub fn running(schedule: &Schedule, position: u64) -> String {
     let at = usize::try_from(position).ok();
     let instruction = at.and_then(|at| schedule.stream(Stream::Compute).get(at));
-    let (op, again) = match instruction.map(|i| i.action) {
-        Some(Action::Run(op)) => (op, ""),
-        Some(Action::Recompute(op)) => (op, ", recomputed"),
-        _ => return "the step's edge".into(),
-    };
-    match schedule.ops.get(op) {
-        Some(op) => format!("{}{}{again}", op.name, of_block(op.block)),
-        None => format!("unknown operator {}", op.index()),
+    match instruction.map(|i| (i, i.action)) {
+        Some((i, Action::Run(_))) => doing(schedule, i),
+        Some((i, Action::Recompute(_))) => format!("{}, recomputed", doing(schedule, i)),
+        _ => "the step's edge".into(),
+    }
+}
+
+/// What an instruction does: `attention of block 3`, `swap out x of block 3`.
+pub fn doing(schedule: &Schedule, instruction: &Instruction) -> String {
+    let from = instruction.operands.first().map(|operand| operand.buffer);
+    match (instruction.action, from) {
+        (Action::Run(op) | Action::Recompute(op), _) => match schedule.ops.get(op) {
+            Some(op) => format!("{}{}", op.name, of_block(op.block)),
+            None => format!("unknown operator {}", op.index()),
+        },
+        (Action::HostUpdate(group), _) => match schedule.state_groups.get(group as usize) {
+            Some(name) => format!("update {name}"),
+            None => format!("update unknown group {group}"),
+        },
+        (Action::Copy, Some(from)) if schedule.buffers.get(from).is_some() => {
+            let way = match schedule.buffers[from].space {
+                Space::Device => "out",
+                Space::Host => "in",
+            };
+            format!("swap {way} {}", content(schedule, from))
+        }
+        (Action::Copy, _) => "copy of nothing".into(),
+        (Action::Barrier, _) => "the step's edge".into(),
     }
 }
 

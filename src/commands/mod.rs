@@ -14,11 +14,11 @@ use crate::format::schedule::{self, ScheduleFile};
 use std::path::{Path, PathBuf};
 
 /// Writes beside the file first, so that it is whole or not there.
-fn write_atomically(path: &Path, text: &str) -> Result<()> {
+fn write_atomically(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(format!(".{}.tmp", std::process::id()));
     let beside = PathBuf::from(beside);
-    let written = std::fs::write(&beside, text).and_then(|()| std::fs::rename(&beside, path));
+    let written = std::fs::write(&beside, content).and_then(|()| std::fs::rename(&beside, path));
     written.map_err(|cause| {
         // The first failure is the one to report.
         let _ = std::fs::remove_file(&beside);

@@ -84,7 +84,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         );
     }
     if let Some(path) = &args.output {
-        write_atomically(path, &schedule::write(&planned.file))?;
+        write_atomically(path, schedule::write(&planned.file))?;
     }
     let mut remarks = remarks(&setting.model, &request);
     if args.json {

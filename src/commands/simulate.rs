@@ -1,8 +1,10 @@
-//! `ebbtide simulate S.json`: what a schedule takes, on which stream, in which memory.
+//! `ebbtide simulate S.json`: what a schedule takes, on which stream, in which memory; and the same
+//! as files for viewers.
 
-use super::read_schedule;
+use super::{read_schedule, write_atomically};
 use crate::cli::print;
 use crate::error::{Error, Result};
+use crate::format::{snapshot, trace};
 use crate::memory;
 use crate::report;
 use ebbtide_solver::check;
@@ -19,12 +21,20 @@ pub struct Args {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    /// Write a Chrome trace to this file: streams, memory and swaps over time, for ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
+    /// Write a PyTorch memory snapshot (pickle) to this file, for pytorch.org/memory_viz
+    #[arg(long, value_name = "FILE")]
+    pub memory_snapshot: Option<PathBuf>,
 }
 
-/// Simulates and reports. What the checker refuses is not simulated: its times mean nothing.
+/// Simulates, writes and reports. What the checker refuses is not simulated: its times mean
+/// nothing.
 ///
 /// # Errors
-/// `BadInput` for a file that is no schedule, or one that takes longer than 64 bits of nanoseconds;
+/// `BadInput` for a file that is no schedule, one that takes longer than 64 bits of nanoseconds, or
+/// a file that cannot be written;
 /// `Refused` for one with violations.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let file = read_schedule(&args.schedule)?;
@@ -38,6 +48,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let timeline = try_simulate(&file.schedule).map_err(|stuck| {
         Error::bad_input(format!("cannot be simulated: {stuck:?}")).within(name)
     })?;
+    if let Some(path) = &args.trace {
+        write_atomically(path, trace::write(&file, &timeline))?;
+    }
+    if let Some(path) = &args.memory_snapshot {
+        write_atomically(path, snapshot::write(&file.schedule, &timeline))?;
+    }
     if !args.json {
         return print(out, report::timeline::table(&file, &timeline));
     }

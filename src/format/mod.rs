@@ -6,8 +6,11 @@
 
 pub mod chain;
 pub mod number;
+pub mod pickle;
 pub mod profile;
 pub mod schedule;
+pub mod snapshot;
+pub mod trace;
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
