@@ -194,7 +194,8 @@ fn seconds(step: Option<Nanos>) -> String {
 
 fn csv(rows: &[Row]) -> String {
     let mut text = String::from(
-        "model,method,tokens,device_gib,host_gib,bound_ns,ilp_ns,ilp_found_by,arena_bytes,peak_bytes,plan_ms",
+        "model,method,tokens,device_gib,host_gib,bound_ns,ilp_ns,ilp_found_by,arena_bytes,\
+         peak_bytes,plan_ms",
     );
     OTHERS
         .iter()

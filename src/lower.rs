@@ -215,6 +215,9 @@ pub fn lower(
     })
 }
 
+/// A stage of a block, or of the whole.
+type Place = (Stage, Option<u32>);
+
 struct Lowering<'a> {
     graph: &'a StepGraph,
     model: &'a ModelConfig,
@@ -266,8 +269,8 @@ impl Lowering<'_> {
     }
 
     /// Operators and steps; says which step each stage of each block became.
-    fn program(&mut self) -> BTreeMap<(Stage, Option<u32>), StepId> {
-        let mut steps: Vec<((Stage, Option<u32>), Vec<(Cut, OpId)>)> = Vec::new();
+    fn program(&mut self) -> BTreeMap<Place, StepId> {
+        let mut steps: Vec<(Place, Vec<(Cut, OpId)>)> = Vec::new();
         for &node in &self.graph.order {
             let operator = self
                 .graph

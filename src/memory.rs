@@ -139,7 +139,7 @@ pub fn doing(schedule: &Schedule, instruction: &Instruction) -> String {
             None => format!("unknown operator {}", op.index()),
         },
         (Action::HostUpdate(group), _) => match schedule.state_groups.get(group as usize) {
-            Some(name) => format!("update {name}"),
+            Some(group) => format!("update {}", group.name),
             None => format!("update unknown group {group}"),
         },
         (Action::Copy, Some(from)) if schedule.buffers.get(from).is_some() => {

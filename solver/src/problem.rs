@@ -250,7 +250,8 @@ pub struct StateGroup {
     /// Optimizer states on the device, where the optimizer runs there (one value for all weights).
     pub states: Option<ValueId>,
     /// The updates, each with the step after which it may run. The step is that of the last
-    /// contribution for a fused method, the last step of all where gradients are kept until the end.
+    /// contribution for a fused method, the last step of all where gradients are kept until the
+    /// end.
     pub updates: Vec<(StepId, OpId)>,
     /// What the host optimizer needs, where the method has one.
     pub host: Option<HostOptimizer>,

@@ -2,7 +2,8 @@
 //!
 //! Four streams run in order and wait for events. Compute progresses at full speed, or slowed by
 //! the machine's millionths while copies run beside it; a copy takes what it takes alone, or
-//! longer by the ratio of the rates measured alone and with both directions busy. Between two events every rate is
+//! longer by the ratio of the rates measured alone and with both directions busy. Between two
+//! events every rate is
 //! constant, so time advances from event to event; nothing is sampled. No clock, no randomness.
 //!
 //! Work is kept in millionths of a nanosecond of undisturbed time, so rates are exact integers.

@@ -171,6 +171,7 @@ impl BytesPerSec {
 impl Div<BytesPerSec> for Bytes {
     type Output = Nanos;
     /// The time the transfer takes, rounded up.
+    #[expect(clippy::suspicious_arithmetic_impl, reason = "nanoseconds in a second")]
     fn div(self, rate: BytesPerSec) -> Nanos {
         let nanos = (u128::from(self.0) * 1_000_000_000).div_ceil(u128::from(rate.get()));
         Nanos(u64::try_from(nanos).expect("transfer time fits in 64 bits"))

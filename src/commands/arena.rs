@@ -76,7 +76,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         check_capacity(&placement, capacity, spent).map_err(|error| error.within(&name))?;
     }
     if let Some(path) = &args.output {
-        write_atomically(path, &csv::with_offsets(&instance, &placement.offsets))?;
+        write_atomically(path, csv::with_offsets(&instance, &placement.offsets))?;
     }
     let report = if args.json {
         to_json(&instance, &placement, spent)

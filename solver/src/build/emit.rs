@@ -7,13 +7,14 @@
 //! |---|---|---|
 //! | copy to the host | the operator that wrote its buffer last | the content is complete |
 //! | compute, at a retirement | that copy | the buffer's bytes are used again from here on |
-//! | copy from the host | the operator before its position, and what retires there | its bytes are free |
+//! | copy from the host | the operator before its place, what retires there | its bytes are free |
 //! | copy from the host | the copy to the host of the same piece | it is there |
 //! | compute, at first use | that copy | it has arrived |
 //! | host optimizer | the copies of its gradients | they are there |
 //! | copy of new weights | the host optimizer, the last use of the old ones | |
 
-use super::expand::{all_groups, Draft, DraftHostUpdate};
+use super::expand::{Draft, DraftHostUpdate};
+use super::pieces::all_groups;
 use super::transfer::Transfers;
 use crate::ids::{BufferId, EventId, Id, Table};
 use crate::problem::{Problem, Split};

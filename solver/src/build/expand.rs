@@ -13,8 +13,9 @@
 
 use std::rc::Rc;
 
+use super::pieces::{all_groups, cover, covers, gaps, intersect, pieces_of};
 use crate::ids::{Id, OpId, StepId, Table, TensorId, ValueId};
-use crate::plan::{Fate, Placement, Plan};
+use crate::plan::{Placement, Plan};
 use crate::problem::{Category, Domain, Node, Phase, Problem, Split, Value};
 use crate::schedule::Access;
 use crate::units::{Bytes, Nanos, Span};
@@ -39,13 +40,21 @@ pub struct Draft {
 /// An operator run on the compute stream.
 #[derive(Debug)]
 pub struct DraftInstruction {
+    /// Which operator.
     pub op: OpId,
+    /// Whether it runs again because its result was not retained.
     pub recompute: bool,
+    /// The step in which it runs.
     pub step: StepId,
+    /// The micro-batch it works for.
     pub micro_batch: u32,
+    /// The rows it covers.
     pub rows: Span,
+    /// The head groups it covers.
     pub groups: Span,
+    /// Buffers by their index, and how it uses them.
     pub operands: Vec<(usize, Access)>,
+    /// How long it takes, undisturbed.
     pub duration: Nanos,
 }
 
@@ -729,81 +738,4 @@ impl Expander<'_> {
         }
         grid
     }
-}
-
-/// The least bytes of a swapped piece: below this a copy's latency shows.
-const SWAP_CHUNK: Bytes = Bytes::mib(64);
-
-/// The buffers that a tensor's kept and swapped pieces live in: rows, groups, whether swapped.
-fn pieces_of(
-    problem: &Problem,
-    tensor: TensorId,
-    fate: Fate,
-    pieces: u32,
-) -> Vec<(Span, Span, bool)> {
-    let split = problem.values[problem.tensors[tensor].value].split;
-    let mut parts = Vec::new();
-    let mut cut = |mut first: u32, last: u32, chunk: u32, swapped: bool| {
-        while first < last {
-            let end = (first + chunk).min(last);
-            let (rows, groups) = problem.pieces_extent(tensor, first, end);
-            parts.push((rows, groups, swapped));
-            first = end;
-        }
-    };
-    let (kept_chunk, swap_chunk) = match split {
-        Split::Whole | Split::Groups => (1, 1),
-        Split::Rows => {
-            let piece = problem.pieces_bytes(tensor, 0, 1).get().max(1);
-            (
-                pieces,
-                u32::try_from(SWAP_CHUNK.get().div_ceil(piece)).unwrap_or(pieces),
-            )
-        }
-    };
-    cut(0, fate.keep, kept_chunk, false);
-    cut(fate.keep, fate.keep + fate.swap, swap_chunk, true);
-    parts
-}
-
-/// All head groups.
-pub(super) fn all_groups(problem: &Problem) -> Span {
-    Span::new(0, u64::from(problem.groups))
-}
-
-fn intersect(a: Span, b: Span) -> Option<Span> {
-    let both = Span::new(a.start.max(b.start), a.end.min(b.end));
-    (!both.is_empty()).then_some(both)
-}
-
-/// Whether sorted, disjoint, merged spans cover all of `span`.
-fn covers(spans: &[Span], span: Span) -> bool {
-    spans.iter().any(|s| s.contains(span))
-}
-
-/// The parts of `span` outside sorted, disjoint spans.
-fn gaps(spans: &[Span], span: Span) -> Vec<Span> {
-    let mut start = span.start;
-    let mut gaps = Vec::new();
-    for covered in spans.iter().filter(|s| s.overlaps(span)) {
-        gaps.push(Span::new(start, covered.start.max(start)));
-        start = covered.end;
-    }
-    gaps.push(Span::new(start.min(span.end), span.end));
-    gaps.retain(|gap| !gap.is_empty());
-    gaps
-}
-
-/// Adds `span` to sorted, disjoint spans and merges neighbours.
-fn cover(spans: &mut Vec<Span>, span: Span) {
-    spans.push(span);
-    spans.sort_unstable();
-    let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
-    for s in spans.drain(..) {
-        match merged.last_mut() {
-            Some(last) if s.start <= last.end => last.end = last.end.max(s.end),
-            _ => merged.push(s),
-        }
-    }
-    *spans = merged;
 }

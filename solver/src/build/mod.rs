@@ -1,13 +1,15 @@
 //! From a plan to a schedule that can be run: expand, place the copies, give addresses, emit.
 //!
 //! ```text
-//! Problem, Plan ─ expand ─► Draft ─ place_transfers ─► lifetimes ─ arena ─► offsets ─ emit ─► Schedule
+//! Problem, Plan ─ expand ─► Draft ─ place_transfers ─► lifetimes ─ arena ─► offsets ─ emit ─►
+//! Schedule
 //! ```
 //! [`draft`] stops before addresses, which is what the search needs of hundreds of plans;
 //! [`schedule`] gives the whole thing for the one that is chosen.
 
 mod emit;
 mod expand;
+mod pieces;
 mod transfer;
 
 use crate::arena;

@@ -9,9 +9,12 @@
 //! position has ended. So lifetimes are facts of the schedule, whatever the copies' speed turns out
 //! to be; predicted times only choose good positions.
 //!
-//! Departures go in the order in which their buffers are complete, retire when they are predicted to
-//! have ended, and earlier, with a stall, where memory is needed. Arrivals go in the order in which they are
-//! needed, each as late as the link allows with one copy's time to spare, later where memory forbids.
+//! Departures go in the order in which their buffers are complete, retire when they are predicted
+//! to
+//! have ended, and earlier, with a stall, where memory is needed. Arrivals go in the order in
+//! which they are
+//! needed, each as late as the link allows with one copy's time to spare, later where memory
+//! forbids.
 
 use super::expand::{Draft, DraftBuffer};
 use crate::ids::StepId;
@@ -48,7 +51,8 @@ pub struct Overflow {
     pub missing: Vec<(StepId, Bytes)>,
 }
 
-/// Finds places for all copies that keep within `budget`. `clock[p]` is the predicted start of position `p`, in nanoseconds;
+/// Finds places for all copies that keep within `budget`. `clock[p]` is the predicted start of
+/// position `p`, in nanoseconds;
 /// one entry more than there are instructions.
 pub fn place_transfers(
     problem: &Problem,

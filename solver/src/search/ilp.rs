@@ -7,8 +7,10 @@
 //! difference becomes a margin and the program is solved again.
 //!
 //! Where block inputs themselves are recomputed, the relaxation does not know that those made again
-//! for one segment are alive together. So segment shapes are enumerated as options: lengths that grow
-//! with the distance from the turn, since memory is shortest there and frees up as backward goes. For
+//! for one segment are alive together. So segment shapes are enumerated as options: lengths that
+//! grow
+//! with the distance from the turn, since memory is shortest there and frees up as backward goes.
+//! For
 //! each shape the inputs are fixed, what is alive together is a margin, and the program decides the
 //! rest; shapes are built in the order of their optima until one fits.
 
@@ -346,7 +348,8 @@ fn round_fates(
     }
 }
 
-/// Rounding can swap a little more than the host holds: the last pieces stay instead, small ones first.
+/// Rounding can swap a little more than the host holds: the last pieces stay instead, small ones
+/// first.
 fn fit_host(problem: &Problem, room: u64, fates: &mut Table<TensorId, Fate>) {
     let repeats = u64::from(problem.micro_batches);
     let piece = |id: TensorId| problem.pieces_bytes(id, 0, 1).get() * repeats;

@@ -1,6 +1,7 @@
 //! A small linear program and the one place that calls a solver.
 //!
-//! `minimise cost·x` subject to rows `coefficients·x ≤ limit` and `0 ≤ x ≤ upper`. The rows are ours,
+//! `minimise cost·x` subject to rows `coefficients·x ≤ limit` and `0 ≤ x ≤ upper`. The rows are
+//! ours,
 //! so the bound that a plan reports is of a model that can be read here, not of a solver's.
 
 #[cfg(feature = "highs")]
@@ -126,7 +127,8 @@ impl Lp {
     }
 
     /// A value that no point of the program is below, whatever the solver's arithmetic did: weak
-    /// duality. For any `y ≥ 0` and `z`, with reduced costs `r = cost + rowsᵀy − equalitiesᵀz`, every
+    /// duality. For any `y ≥ 0` and `z`, with reduced costs `r = cost + rowsᵀy − equalitiesᵀz`,
+    /// every
     /// point costs at least `−limits·y + values·z + Σ min(0, r)·upper`. The solver only proposes
     /// `y` and `z` (as the optimum of the dual program); the sum is taken here.
     ///
@@ -134,17 +136,24 @@ impl Lp {
     pub fn lower_bound(&self, cap: f64) -> Option<f64> {
         let mut variables = ProblemVariables::new();
         let mut nonnegative = |count: usize| -> Vec<Variable> {
-            (0..count).map(|_| variables.add(variable().min(0.0))).collect()
+            (0..count)
+                .map(|_| variables.add(variable().min(0.0)))
+                .collect()
         };
         let y = nonnegative(self.rows.len());
-        let (up, down) = (nonnegative(self.equalities.len()), nonnegative(self.equalities.len()));
+        let (up, down) = (
+            nonnegative(self.equalities.len()),
+            nonnegative(self.equalities.len()),
+        );
         let slack = nonnegative(self.costs.len());
         let mut objective = Expression::with_capacity(y.len() + 2 * up.len() + slack.len());
         // By column: the terms of its reduced cost.
-        let mut reduced: Vec<Expression> = self.costs.iter().map(|&c| Expression::from(c)).collect();
+        let mut reduced: Vec<Expression> =
+            self.costs.iter().map(|&c| Expression::from(c)).collect();
         for ((row, limit), &y) in self.rows.iter().zip(&y) {
             objective.add_mul(*limit, y);
-            row.iter().for_each(|&(column, factor)| reduced[column.0].add_mul(factor, y));
+            row.iter()
+                .for_each(|&(column, factor)| reduced[column.0].add_mul(factor, y));
         }
         for (((row, value), &up), &down) in self.equalities.iter().zip(&up).zip(&down) {
             objective.add_mul(-*value, up);
@@ -163,7 +172,10 @@ impl Lp {
         }
         let solution = model.solve().ok()?;
         let y: Vec<f64> = y.iter().map(|&y| solution.value(y).max(0.0)).collect();
-        let z = up.iter().zip(&down).map(|(&u, &d)| solution.value(u) - solution.value(d));
+        let z = up
+            .iter()
+            .zip(&down)
+            .map(|(&u, &d)| solution.value(u) - solution.value(d));
         Some(self.weak_duality(&y, &z.collect::<Vec<f64>>(), cap))
     }
 
@@ -172,14 +184,19 @@ impl Lp {
         let mut bound = 0.0;
         for ((row, limit), y) in self.rows.iter().zip(y) {
             bound -= limit * y;
-            row.iter().for_each(|&(column, factor)| reduced[column.0] += factor * y);
+            row.iter()
+                .for_each(|&(column, factor)| reduced[column.0] += factor * y);
         }
         for ((row, value), z) in self.equalities.iter().zip(z) {
             bound += value * z;
-            row.iter().for_each(|&(column, factor)| reduced[column.0] -= factor * z);
+            row.iter()
+                .for_each(|&(column, factor)| reduced[column.0] -= factor * z);
         }
         let below = reduced.iter().zip(&self.uppers);
-        bound + below.map(|(r, upper)| r.min(0.0) * upper.min(cap)).sum::<f64>()
+        bound
+            + below
+                .map(|(r, upper)| r.min(0.0) * upper.min(cap))
+                .sum::<f64>()
     }
 }
 

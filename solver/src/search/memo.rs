@@ -6,7 +6,8 @@
 //! maximise α   subject to   (S_input + S_attn + α·S_others) / B         ≤ T_layer     overlap
 //!                           (n − 2)·(S_input + S_attn + α·S_others)     ≤ M_host      host memory
 //! ```
-//! B: the link's rate, T_layer: forward of one block. Device memory has no say in α; where even α = 0
+//! B: the link's rate, T_layer: forward of one block. Device memory has no say in α; where even α
+//! = 0
 //! violates a row the paper says nothing, and here α is 0. What head groups cut is rounded down to
 //! whole groups, everything else to granules.
 

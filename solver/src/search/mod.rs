@@ -510,8 +510,11 @@ pub fn solve(
     }
     if best.is_none() && strategy == Strategy::Ilp {
         // Nothing fits so far; where there are few plans, every one is tried.
-        let few = |v: &usize| exhaustive::count(contexts[*v].problem).is_some_and(|n| n <= FEW_PLANS);
-        let all = (0..contexts.len()).filter(few).map(|v| (v, Strategy::Exhaustive));
+        let few =
+            |v: &usize| exhaustive::count(contexts[*v].problem).is_some_and(|n| n <= FEW_PLANS);
+        let all = (0..contexts.len())
+            .filter(few)
+            .map(|v| (v, Strategy::Exhaustive));
         consider(&mut best, &all.collect::<Vec<_>>());
     }
     let Some(mut best) = best else {

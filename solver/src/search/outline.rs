@@ -6,7 +6,8 @@
 //! program, one that keeps everything and one that keeps nothing, so that no cost is written twice.
 //!
 //! A [`Moment`] says what must be on the device at one position *whatever the plan decides*: what
-//! the operator there works on, what is passing through, the parts of saved tensors that forward still
+//! the operator there works on, what is passing through, the parts of saved tensors that forward
+//! still
 //! needs. So a bound that respects all moments is a bound for every plan.
 
 use std::collections::BTreeMap;
@@ -449,8 +450,9 @@ fn gradients(problem: &Problem, keep: &Draft) -> Vec<(usize, usize, u64, usize)>
 /// For every step: the parts of tensors that its operators read, with the positions of their first
 /// and last use in it. Between the two a part must be there, whatever became of it before.
 fn parts_in_use(problem: &Problem, keep: &Draft) -> BTreeMap<StepId, Vec<PartInUse>> {
-    let mut steps: BTreeMap<StepId, BTreeMap<(TensorId, Span, Span), (usize, usize)>> =
-        BTreeMap::new();
+    /// A tensor's rows and groups, with the positions of their first and last use.
+    type Parts = BTreeMap<(TensorId, Span, Span), (usize, usize)>;
+    let mut steps: BTreeMap<StepId, Parts> = BTreeMap::new();
     for (position, instruction) in keep.instructions.iter().enumerate() {
         let op = &problem.ops[instruction.op];
         for &value in &op.reads {

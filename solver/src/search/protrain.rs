@@ -1,8 +1,10 @@
 //! ProTrain (Yang et al. 2024, arXiv 2406.08334 v2): every block is swapped, checkpointed or left
 //! alone; model states are chunks, the first few persistent, the others gathered from the host.
 //!
-//! Four numbers are searched: `n_persist`, `n_buffer`, `n_swap`, `n_checkpoint`. The layout of blocks
-//! follows: a swapped block opens an *interval* long enough to hide its copy, checkpointed blocks fill
+//! Four numbers are searched: `n_persist`, `n_buffer`, `n_swap`, `n_checkpoint`. The layout of
+//! blocks
+//! follows: a swapped block opens an *interval* long enough to hide its copy, checkpointed blocks
+//! fill
 //! it, untouched blocks come last. The search minimises ProTrain's own estimate
 //!
 //! ```text
@@ -10,8 +12,10 @@
 //! T_fwd  = Σ max(compute, prefetch)        T_bwd = Σ max(compute + recompute, communication)
 //! M      = α·(persistent + n_buffer·chunk + activations)        α = 1.1
 //! ```
-//! under its own memory estimate; what it finds is then scheduled and simulated like any other plan.
-//! A chunk here is one block's states (the paper groups a block's parameters in one chunk too). Block
+//! under its own memory estimate; what it finds is then scheduled and simulated like any other
+//! plan.
+//! A chunk here is one block's states (the paper groups a block's parameters in one chunk too).
+//! Block
 //! inputs of checkpointed blocks are counted, which an independent port found missing.
 
 use super::{Candidate, Context};

@@ -1,10 +1,12 @@
 //! The relaxation: a linear program whose optimum no plan can beat.
 //!
-//! In: a [`Problem`] with its [`Coarse`] outline. Out: a bound in nanoseconds, and how much of every tensor
+//! In: a [`Problem`] with its [`Coarse`] outline. Out: a bound in nanoseconds, and how much of
+//! every tensor
 //! it would keep, swap and recompute. It is the formulation of the search in queue form, every
 //! whole-or-nothing choice made fractional, and inside a step every rounding in the plan's favour.
 //!
-//! For every tensor t (size b, recomputed in c): kept k and swapped s with k + s ≤ 1. For every step
+//! For every tensor t (size b, recomputed in c): kept k and swapped s with k + s ≤ 1. For every
+//! step
 //! j of length Δ: bytes out and in, with queues over steps:
 //!
 //! ```text
@@ -17,7 +19,8 @@
 //! host      Σ swapped + states there ≤ host
 //! ```
 //! *Early*: when t is made again in a step before its operands are needed themselves (a block input
-//! from the block before: a checkpoint segment), what is not retained of these operands must be made
+//! from the block before: a checkpoint segment), what is not retained of these operands must be
+//! made
 //! for it and, unless it is held, made again later; early_u ≥ r_t + r_u − 1 for such an operand u.
 //!
 //! Time is in thousandths of the floor, memory in hundredths of what there is to decide about: the
@@ -186,7 +189,8 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// early ≥ (made again of the readers) + (not retained of the class) − 1, in each epoch in which
+    /// early ≥ (made again of the readers) + (not retained of the class) − 1, in each epoch in
+    /// which
     /// a reader is made again; what is made early wants its own operands early.
     fn made_early(&mut self, class: usize) {
         let members = self.coarse.classes[class].members.len() as f64;

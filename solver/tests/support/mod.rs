@@ -183,7 +183,8 @@ pub fn unit_machine() -> Machine {
 /// host                                                                    update
 /// h2d                                  ► x0b                                     ► w
 /// ```
-/// Rows 0..4 of `x` travel, rows 4..8 are made again; `w` is updated by the host, `u` on the device.
+/// Rows 0..4 of `x` travel, rows 4..8 are made again; `w` is updated by the host, `u` on the
+/// device.
 pub fn tiny() -> Schedule {
     tiny_of(2)
 }

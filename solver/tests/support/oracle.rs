@@ -230,7 +230,8 @@ fn waits(s: &Schedule) -> Option<Waits> {
     Some(all)
 }
 
-/// What two steps leave in the given persistent buffers when streams run in this order of preference, each
+/// What two steps leave in the given persistent buffers when streams run in this order of
+/// preference, each
 /// as far ahead as it can; nothing if they do not come to their end.
 fn outcome(
     s: &Schedule,

@@ -1,7 +1,8 @@
 //! Small random problems of the solver's vocabulary, shaped like those that a model is lowered to.
 //!
 //! ```text
-//! embed │ x ─ norm ─ n1 ─ project ─ qkv ─ attend ─ o ─ out ─ x2 ─ up ─ h ─ down ─ next x │ … │ head
+//! embed │ x ─ norm ─ n1 ─ project ─ qkv ─ attend ─ o ─ out ─ x2 ─ up ─ h ─ down ─ next x │ … │
+//! head
 //! ```
 //! A block has attention, an MLP or both; what a block lacks, its neighbours read past. Backward
 //! changes one residual gradient in place, block by block. Sizes, times, tiles, links, budgets,
