@@ -76,6 +76,15 @@ impl Hold {
         output: true,
         projections: true,
     };
+    /// Every sensible choice, the one that holds most first.
+    pub const CHOICES: [Self; 3] = [
+        Self::ALL,
+        Self {
+            output: true,
+            projections: false,
+        },
+        Self::NONE,
+    ];
     /// Nothing is held from one step to the next.
     pub const NONE: Self = Self {
         output: false,

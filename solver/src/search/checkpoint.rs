@@ -52,16 +52,8 @@ pub fn offload(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 /// Block inputs as said, everything else recomputed; held or not, whichever is faster.
 fn inputs(context: &Context<'_>, fate: impl Fn(u32) -> Fate) -> Result<Candidate, Infeasible> {
     let plan = plan(context.problem, fate);
-    let holds = [
-        Hold::ALL,
-        Hold {
-            output: true,
-            projections: false,
-        },
-        Hold::NONE,
-    ];
     let mut best: Option<Result<Candidate, Infeasible>> = None;
-    for hold in holds {
+    for hold in Hold::CHOICES {
         let found = context.best_of(context.placed(&Plan {
             hold,
             ..plan.clone()

@@ -95,6 +95,14 @@ pub struct Group {
     pub backward: Option<(usize, usize)>,
 }
 
+impl Group {
+    /// Whether its last contribution comes in this epoch.
+    pub fn completes_in(&self, epoch: usize) -> bool {
+        let range = self.backward.or(self.forward);
+        range.is_some_and(|(_, last)| last == epoch)
+    }
+}
+
 /// How many blocks next to the turn are epochs step by step.
 const SINGLE_STEPS: u32 = 4;
 

@@ -73,14 +73,7 @@ fn placements(on_host: bool) -> Vec<Placement> {
 fn holds(problem: &Problem) -> Vec<Hold> {
     let groups = |v| problem.values[v].split == crate::problem::Split::Groups;
     if problem.tensors.values().any(|t| groups(t.value)) {
-        vec![
-            Hold::ALL,
-            Hold {
-                output: true,
-                projections: false,
-            },
-            Hold::NONE,
-        ]
+        Hold::CHOICES.to_vec()
     } else {
         vec![Hold::ALL]
     }

@@ -35,16 +35,6 @@ const FAR: f64 = 4.0;
 /// How many shapes of segments are built.
 const SHAPES_BUILT: usize = 6;
 
-/// What is held of recomputed attention: less is tried where attention is recomputed.
-const HOLDS: [Hold; 3] = [
-    Hold::ALL,
-    Hold {
-        output: true,
-        projections: false,
-    },
-    Hold::NONE,
-];
-
 /// The best plan that rounding finds.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let Ok(relaxed) = &context.relaxed else {
@@ -161,7 +151,7 @@ fn repaired(
 /// Rounds and builds; where attention is recomputed, or memory is short, with each hold.
 fn built(context: &Context<'_>, relaxed: &Relaxed) -> Result<Candidate, Infeasible> {
     let mut best: Option<Result<Candidate, Infeasible>> = None;
-    for hold in HOLDS {
+    for hold in Hold::CHOICES {
         let plan = round_to_plan(context, relaxed, hold);
         let again = recomputes_attention(context.problem, &plan);
         let found = context.candidate(plan);

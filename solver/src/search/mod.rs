@@ -263,9 +263,8 @@ impl<'a> Context<'a> {
     }
     /// The step with everything resident: no recomputation, no stall.
     pub fn floor(&self) -> Nanos {
-        let once: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
         let update: u64 = self.outline.groups.iter().map(|g| g.update_ns).sum();
-        Nanos::new(once * u64::from(self.problem.micro_batches) + update)
+        self.compute() + Nanos::new(update)
     }
     fn expired(&self) -> bool {
         self.deadline.is_some_and(|d| Instant::now() >= d)

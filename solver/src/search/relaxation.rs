@@ -306,11 +306,7 @@ impl<'a> Model<'a> {
             terms.push((self.swap[c], self.mem(class.bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
-            if group
-                .backward
-                .or(group.forward)
-                .is_some_and(|(_, last)| last == j)
-            {
+            if group.completes_in(j) {
                 terms.extend(self.leaving_of_group(g));
             }
         }
@@ -444,10 +440,7 @@ impl<'a> Model<'a> {
         let mut row = vec![(column, -1.0), (length, -1.0)];
         row.extend(left.map(|l| (l, 1.0)));
         for (g, group) in self.coarse.groups.iter().enumerate() {
-            let ends = group
-                .backward
-                .or(group.forward)
-                .is_some_and(|(_, last)| last == j);
+            let ends = group.completes_in(j);
             let (Some(work), true) = (group.host_ns, ends) else {
                 continue;
             };
@@ -471,11 +464,7 @@ impl<'a> Model<'a> {
             }
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
-            if group
-                .backward
-                .or(group.forward)
-                .is_some_and(|(_, last)| last == j)
-            {
+            if group.completes_in(j) {
                 row.extend(self.leaving_of_group(g).into_iter().map(|(c, b)| (c, -b)));
             }
         }
