@@ -31,6 +31,9 @@ pub struct Hold {
     pub output: bool,
     /// So do the projections that attention reads.
     pub projections: bool,
+    /// What was fetched to make another stays like what was made; else it is fetched again when it
+    /// is due itself.
+    pub fetched: bool,
 }
 
 /// One decision for everything that can be decided.
@@ -75,20 +78,29 @@ impl Hold {
     pub const ALL: Self = Self {
         output: true,
         projections: true,
+        fetched: true,
+    };
+    /// The attention output stays where it had to be made again, since that takes longest.
+    pub const OUTPUT: Self = Self {
+        output: true,
+        projections: false,
+        fetched: false,
     };
     /// Every sensible choice, the one that holds most first.
-    pub const CHOICES: [Self; 3] = [
+    pub const CHOICES: [Self; 4] = [
         Self::ALL,
         Self {
-            output: true,
-            projections: false,
+            fetched: true,
+            ..Self::OUTPUT
         },
+        Self::OUTPUT,
         Self::NONE,
     ];
     /// Nothing is held from one step to the next.
     pub const NONE: Self = Self {
         output: false,
         projections: false,
+        fetched: false,
     };
 }
 

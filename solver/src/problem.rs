@@ -308,6 +308,9 @@ impl Problem {
     }
     /// Bytes of the pieces `[first, last)` of a tensor.
     pub fn pieces_bytes(&self, tensor: TensorId, first: u32, last: u32) -> Bytes {
+        if first == last {
+            return Bytes::ZERO;
+        }
         let (rows, groups) = self.pieces_extent(tensor, first, last);
         let value = &self.values[self.tensors[tensor].value];
         value.bytes(rows.len(), groups.len(), u64::from(self.groups))
@@ -319,6 +322,11 @@ impl Problem {
             Some(block) => format!("{name} of block {block}"),
             None => name.clone(),
         }
+    }
+    /// How many blocks the model has.
+    pub fn blocks(&self) -> u32 {
+        let blocks = self.program.values().filter_map(|s| s.block);
+        blocks.max().map_or(0, |last| last + 1)
     }
     /// The step that follows all others.
     pub fn last_step(&self) -> StepId {

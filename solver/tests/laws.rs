@@ -78,10 +78,7 @@ fn every_strategys_plan_checks_fits_and_is_no_faster_than_the_bound() {
                 continue;
             };
             let broken = |what: String| Err(format!("{}: {what}", strategy.name()));
-            let (peak, step) = (
-                solution.candidate.built.peak,
-                solution.candidate.timeline.step,
-            );
+            let (peak, step) = (solution.candidate.built.peak, solution.candidate.step());
             if step < solution.bound {
                 return broken(format!("{step} is less than the bound {}", solution.bound));
             }
@@ -150,7 +147,7 @@ fn no_plan_of_a_tiny_problem_is_faster_than_the_bound_and_ilp_is_within_its_gap(
             };
         };
         feasible.set(feasible.get() + 1);
-        let best_step = best.candidate.timeline.step;
+        let best_step = best.candidate.step();
         if best_step < best.bound {
             return Err(format!(
                 "{best_step} is less than the bound {}: {:?}",
@@ -160,7 +157,7 @@ fn no_plan_of_a_tiny_problem_is_faster_than_the_bound_and_ilp_is_within_its_gap(
         let Some(ilp) = find(&problem, Strategy::Ilp) else {
             return Err(format!("ilp finds nothing, exhaustive {best_step}"));
         };
-        let step = ilp.candidate.timeline.step;
+        let step = ilp.candidate.step();
         if step == best_step {
             optimal.set(optimal.get() + 1);
         }
@@ -199,7 +196,7 @@ fn ilp_is_never_slower_than_another_strategy() {
         let contexts = contexts(std::slice::from_ref(&problem), &options);
         let step = |s| {
             solve(&contexts, s, &options)
-                .map(|s| s.candidate.timeline.step)
+                .map(|s| s.candidate.step())
                 .ok()
         };
         let ilp = step(Strategy::Ilp);

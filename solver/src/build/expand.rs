@@ -144,19 +144,13 @@ struct Expander<'a> {
 
 /// Runs the program under the plan.
 pub fn expand(problem: &Problem, plan: &Plan) -> Draft {
-    let blocks = problem
-        .program
-        .values()
-        .filter_map(|s| s.block)
-        .max()
-        .map_or(0, |b| b + 1);
     let mut expander = Expander {
         problem,
         plan,
         draft: Draft::default(),
         live: problem.values.values().map(|_| Vec::new()).collect(),
         host_weight: problem.values.values().map(|_| None).collect(),
-        grids: vec![None; blocks as usize + 1],
+        grids: vec![None; problem.blocks() as usize + 1],
         departed: problem.tensors.values().map(|_| Vec::new()).collect(),
         step: StepId::from_index(0),
         phase: Phase::Forward,
@@ -293,9 +287,10 @@ impl Expander<'_> {
                     }
                     (Split::Groups, _) => self.plan.hold.projections,
                 };
-                if !held {
-                    self.live[tensor.value].retain(|i| !i.recomputed && !i.landed);
-                }
+                let whole = self.problem.values[tensor.value].split == Split::Whole;
+                let fetched = whole || held && self.plan.hold.fetched;
+                self.live[tensor.value]
+                    .retain(|i| (held || !i.recomputed) && (fetched || !i.landed));
             }
         }
         if self.micro_batch + 1 == self.problem.micro_batches {

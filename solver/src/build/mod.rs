@@ -17,7 +17,7 @@ use crate::ids::StepId;
 use crate::plan::Plan;
 use crate::problem::{Category, Problem};
 use crate::schedule::Schedule;
-use crate::simulate::simulate;
+use crate::simulate::{simulate, Timeline};
 use crate::units::{Bytes, Nanos};
 
 pub use expand::{expand, Draft, DraftInstruction};
@@ -47,11 +47,11 @@ pub struct Infeasible {
 #[derive(Debug)]
 pub struct Built {
     draft: Draft,
-    transfers: Transfers,
-    /// Addresses, where memory is so short that fragmentation could matter.
-    placement: Option<arena::Placement>,
+    copies: Copies,
     /// The schedule; offsets are all zero until [`with_addresses`].
     pub schedule: Schedule,
+    /// What it takes.
+    pub timeline: Timeline,
     /// Most bytes alive at once: no arena is smaller.
     pub peak: Bytes,
     /// The step in which that is.
@@ -63,19 +63,6 @@ pub struct Built {
 /// Copies are placed by predicted times. The first prediction knows no stalls; a second one takes
 /// them from the simulation of the first, and is kept if it is faster.
 pub fn build(problem: &Problem, plan: &Plan) -> Result<Built, Infeasible> {
-    let mut built = build_once(problem, plan, None)?;
-    let timeline = simulate(&built.schedule);
-    if timeline.stall > Nanos::ZERO {
-        if let Ok(again) = build_once(problem, plan, Some(&timeline.compute_starts)) {
-            if simulate(&again.schedule).step < timeline.step {
-                built = again;
-            }
-        }
-    }
-    Ok(built)
-}
-
-fn build_once(problem: &Problem, plan: &Plan, clock: Option<&[u64]>) -> Result<Built, Infeasible> {
     let draft = expand::expand(problem, plan);
     let host = host_bytes(&draft);
     if host > problem.budget.host {
@@ -88,26 +75,35 @@ fn build_once(problem: &Problem, plan: &Plan, clock: Option<&[u64]>) -> Result<B
             missing: Vec::new(),
         });
     }
-    let undisturbed;
-    let clock = match clock {
-        Some(clock) => clock,
-        None => {
-            undisturbed = starts(&draft);
-            &undisturbed
+    let mut copies = place_all(problem, &draft, &starts(&draft))?;
+    let mut schedule = emit::emit(problem, &draft, &copies.transfers);
+    let mut timeline = simulate(&schedule);
+    if timeline.stall > Nanos::ZERO {
+        if let Ok(again) = place_all(problem, &draft, &timeline.compute_starts) {
+            let candidate = emit::emit(problem, &draft, &again.transfers);
+            let faster = simulate(&candidate);
+            if faster.step < timeline.step {
+                (copies, schedule, timeline) = (again, candidate, faster);
+            }
         }
-    };
-    let (transfers, placement) = place_all(problem, &draft, clock)?;
-    let peak_step = peak_step(problem, &draft, &transfers);
-    let schedule = emit::emit(problem, &draft, &transfers);
-    let peak = transfers.peak;
+    }
+    let peak_step = peak_step(problem, &draft, &copies.transfers);
     Ok(Built {
+        peak: copies.transfers.peak,
         draft,
-        transfers,
-        placement,
+        copies,
         schedule,
-        peak,
+        timeline,
         peak_step,
     })
+}
+
+/// Where copies and, where it matters, buffers are.
+#[derive(Debug)]
+struct Copies {
+    transfers: Transfers,
+    /// Addresses, where memory is so short that fragmentation could matter.
+    placement: Option<arena::Placement>,
 }
 
 /// How often copies are placed again because addresses did not fit.
@@ -115,11 +111,7 @@ const PLACEMENTS: usize = 3;
 
 /// Places copies, then addresses where memory is tight. Copies that wait in memory for a better
 /// moment fill whatever there is; where fragmentation then makes the arena too high, they get less.
-fn place_all(
-    problem: &Problem,
-    draft: &Draft,
-    clock: &[u64],
-) -> Result<(Transfers, Option<arena::Placement>), Infeasible> {
+fn place_all(problem: &Problem, draft: &Draft, clock: &[u64]) -> Result<Copies, Infeasible> {
     let limit = problem.budget.device;
     let mut budget = limit;
     let mut fragmented = None;
@@ -132,11 +124,17 @@ fn place_all(
         };
         // Where a tenth of the budget is free, fragmentation does not matter.
         if transfers.peak <= limit.scaled(9, 10) {
-            return Ok((transfers, None));
+            return Ok(Copies {
+                transfers,
+                placement: None,
+            });
         }
         let placement = place(draft, &transfers, limit);
         if placement.height <= limit {
-            return Ok((transfers, Some(placement)));
+            return Ok(Copies {
+                transfers,
+                placement: Some(placement),
+            });
         }
         let excess = placement.height - limit;
         budget = transfers.peak.saturating_sub(excess + excess.scaled(1, 4));
@@ -162,11 +160,14 @@ fn peak_step(problem: &Problem, draft: &Draft, transfers: &Transfers) -> String 
 pub fn with_addresses(built: Built) -> Schedule {
     let Built {
         draft,
-        transfers,
-        placement,
+        copies,
         mut schedule,
         ..
     } = built;
+    let Copies {
+        transfers,
+        placement,
+    } = copies;
     let best = place(&draft, &transfers, Bytes::ZERO);
     let placement = placement.filter(|p| p.height < best.height).unwrap_or(best);
     for (buffer, offset) in schedule.buffers.values_mut().zip(&placement.offsets) {

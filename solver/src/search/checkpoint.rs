@@ -16,13 +16,7 @@ pub fn every_block(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 
 /// Every √n-th block input stays.
 pub fn square_root(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let blocks = context
-        .problem
-        .program
-        .values()
-        .filter_map(|s| s.block)
-        .max();
-    let segment = (blocks.map_or(1, |b| b + 1) as f64).sqrt().round().max(1.0) as u32;
+    let segment = f64::from(context.problem.blocks()).sqrt().round().max(1.0) as u32;
     inputs(context, |block| {
         if block % segment == 0 {
             Fate::kept(1)
@@ -34,14 +28,9 @@ pub fn square_root(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 
 /// Every block input travels, apart from the last, which is needed at once.
 pub fn offload(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let last = context
-        .problem
-        .program
-        .values()
-        .filter_map(|s| s.block)
-        .max();
+    let blocks = context.problem.blocks();
     inputs(context, |block| {
-        if Some(block) == last {
+        if block + 1 == blocks {
             Fate::kept(1)
         } else {
             Fate::swapped(1)

@@ -145,12 +145,7 @@ fn runs(blocks: u32) -> Vec<u32> {
 }
 
 fn epochs(problem: &Problem, outline: &Outline) -> (Vec<Epoch>, Vec<usize>) {
-    let blocks = problem
-        .program
-        .values()
-        .filter_map(|s| s.block)
-        .max()
-        .map_or(0, |b| b + 1);
+    let blocks = problem.blocks();
     let run_of = runs(blocks);
     let key = |id: StepId| {
         let step = &problem.program[id];

@@ -7,7 +7,7 @@
 use super::{Candidate, Context};
 use crate::build::{build, Infeasible};
 use crate::ids::TensorId;
-use crate::plan::{Fate, Hold, Plan};
+use crate::plan::{Fate, Hold, Placement, Plan};
 use crate::problem::{Phase, Split};
 
 /// How often the device allowance is corrected after a build that did not fit.
@@ -27,6 +27,9 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 
 fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasible> {
     let problem = context.problem;
+    if !context.can_win(fastest(context, &start)) {
+        return Err(Infeasible::default());
+    }
     // The room beside everything that every plan has.
     let mut bare = start.clone();
     bare.fates
@@ -44,11 +47,10 @@ fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasib
     let mut room = problem.budget.device.saturating_sub(used).get();
     let mut miss = None;
     for _ in 0..ROUNDS {
+        // Built whether it can win or not: with less room it may come out faster.
         let plan = fill(context, &start, room);
-        match context.candidate(plan) {
-            Ok(candidate) => return Ok(candidate),
-            // It fits but cannot win.
-            Err(infeasible) if infeasible.needed.is_zero() => return Err(infeasible),
+        match build(problem, &plan) {
+            Ok(built) => return Ok(context.found(plan, built)),
             Err(infeasible) => {
                 room =
                     room.saturating_sub(infeasible.needed.saturating_sub(infeasible.limit).get());
@@ -61,17 +63,50 @@ fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasib
         .map_err(|infeasible| miss.unwrap_or(infeasible))
 }
 
-fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
+/// No greedy plan is faster, whatever room there is, in nanoseconds: all of the device and what can
+/// travel go to block inputs first, then to parts of tensors by worth. With less room an input less
+/// may be retained, on the device and on the host, and its room be used better.
+fn fastest(context: &Context<'_>, start: &Plan) -> u64 {
     let problem = context.problem;
-    let mut plan = Plan {
-        hold: Hold::ALL,
-        ..start.clone()
-    };
-    let mut host = problem
-        .budget
-        .host
-        .get()
-        .saturating_sub(context.states_on_host(&plan));
+    let groups = context.outline.groups.iter().zip(&start.placements);
+    let resident = groups.filter(|(_, p)| **p == Placement::Resident);
+    let states: u64 = resident.map(|(g, _)| g.weight_bytes + g.state_bytes).sum();
+    let device = problem.budget.device.get().saturating_sub(states);
+    let filled = fill(context, start, device);
+    let (host, link) = elsewhere(context, start);
+    let mut room = device.saturating_add(host.min(link));
+    let mut remade = filled.clone();
+    let mut input = 0;
+    for (id, fate) in filled.iter() {
+        if problem.values[problem.tensors[id].value].split == Split::Whole {
+            input = context.outline.tensors[id].bytes.max(input);
+            let retained = problem.pieces_bytes(id, 0, fate.keep + fate.swap);
+            room = room.saturating_sub(retained.get());
+        } else {
+            remade.fates[id] = Fate::RECOMPUTED;
+        }
+    }
+    room = room.saturating_add(2 * input);
+    let mut saved = 0;
+    for id in by_worth(context) {
+        let tensor = &context.outline.tensors[id];
+        if problem.values[problem.tensors[id].value].split != Split::Whole {
+            let retained = tensor.bytes.min(room);
+            room -= retained;
+            let part = u128::from(tensor.recompute_ns) * u128::from(retained);
+            saved += part.div_ceil(u128::from(tensor.bytes.max(1)));
+        }
+    }
+    let saved = u64::try_from(saved).unwrap_or(u64::MAX);
+    let saved = saved.saturating_mul(u64::from(problem.micro_batches));
+    context.plan_floor(&remade).saturating_sub(saved)
+}
+
+/// The bytes that the host has room for and those that the link moves during forward.
+fn elsewhere(context: &Context<'_>, start: &Plan) -> (u64, u64) {
+    let problem = context.problem;
+    let host = problem.budget.host.get();
+    let host = host.saturating_sub(context.states_on_host(start));
     let forward_ns: u64 = problem
         .program
         .iter()
@@ -80,7 +115,15 @@ fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
         .sum();
     let rate = problem.machine.links.d2h.rate.get();
     let moved = u128::from(forward_ns) * u128::from(rate) / 1_000_000_000;
-    let mut link = u64::try_from(moved).unwrap_or(u64::MAX);
+    (host, u64::try_from(moved).unwrap_or(u64::MAX))
+}
+
+fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
+    let mut plan = Plan {
+        hold: Hold::ALL,
+        ..start.clone()
+    };
+    let (mut host, mut link) = elsewhere(context, start);
     for id in by_worth(context) {
         let tensor = &context.outline.tensors[id];
         let piece = (tensor.bytes / u64::from(tensor.pieces.max(1))).max(1);

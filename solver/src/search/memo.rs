@@ -51,12 +51,7 @@ pub fn alpha(p: &AlphaProblem) -> f64 {
 /// MEMO's plan.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let problem = context.problem;
-    let blocks = problem
-        .program
-        .values()
-        .filter_map(|s| s.block)
-        .max()
-        .map_or(0, |b| b + 1);
+    let blocks = problem.blocks();
     let mut sizes = [0.0f64; 3];
     for (id, tensor) in problem.tensors.iter() {
         if problem.values[tensor.value].block == Some(0) {

@@ -5,12 +5,12 @@
 //! times compare and one relaxation bounds them all. [`ilp`] starts from the best of the others.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::build::{build, Built, Infeasible};
 use crate::plan::{Placement, Plan};
 use crate::problem::Problem;
-use crate::simulate::{simulate, Timeline};
 use crate::units::Nanos;
 
 mod checkpoint;
@@ -23,6 +23,8 @@ mod memo;
 pub mod outline;
 mod protrain;
 pub mod relaxation;
+mod rounding;
+mod segments;
 mod simple;
 
 pub use memo::{alpha, AlphaProblem};
@@ -75,17 +77,17 @@ impl Strategy {
         Strategy::Ilp,
         Strategy::Exhaustive,
     ];
-    /// The strategies that [`Strategy::Ilp`] starts from.
+    /// The strategies that [`Strategy::Ilp`] is never slower than, likely winners first.
     const SEEDS: [Strategy; 9] = [
         Strategy::Keep,
+        Strategy::Greedy,
+        Strategy::Memo,
+        Strategy::ProTrain,
+        Strategy::CheckpointOffload,
+        Strategy::Swap,
+        Strategy::Selective,
         Strategy::Checkpoint,
         Strategy::CheckpointSqrt,
-        Strategy::Selective,
-        Strategy::Swap,
-        Strategy::CheckpointOffload,
-        Strategy::ProTrain,
-        Strategy::Memo,
-        Strategy::Greedy,
     ];
 
     /// The name in flags and files.
@@ -167,21 +169,14 @@ impl Status {
 pub struct Candidate {
     /// The plan.
     pub plan: Plan,
-    /// Its instructions, without addresses.
+    /// Its instructions, without addresses, and what they take.
     pub built: Built,
-    /// What they take.
-    pub timeline: Timeline,
 }
 
 impl Candidate {
-    /// Simulates what was built.
-    pub fn of(plan: Plan, built: Built) -> Self {
-        let timeline = simulate(&built.schedule);
-        Self {
-            plan,
-            built,
-            timeline,
-        }
+    /// What its step takes.
+    pub fn step(&self) -> Nanos {
+        self.built.timeline.step
     }
 }
 
@@ -203,7 +198,7 @@ pub struct Solution {
 impl Solution {
     /// How much slower than the bound the plan is, as a fraction of the plan's time.
     pub fn gap(&self) -> f64 {
-        let step = self.candidate.timeline.step.get();
+        let step = self.candidate.step().get();
         if step == 0 {
             return 0.0;
         }
@@ -225,13 +220,17 @@ pub struct Context<'a> {
     proved: Nanos,
     deadline: Option<Instant>,
     gap: f64,
-    /// Step of the best plan known, in nanoseconds: plans that cannot beat it are not built.
-    cutoff: AtomicU64,
+    /// Step of the best plan that is known of any variant, in nanoseconds: plans that cannot beat it
+    /// are not built.
+    cutoff: Arc<AtomicU64>,
 }
 
 impl<'a> Context<'a> {
     /// Prepares a variant.
     pub fn new(problem: &'a Problem, options: &Options) -> Self {
+        Self::sharing(problem, options, &Arc::new(AtomicU64::new(u64::MAX)))
+    }
+    fn sharing(problem: &'a Problem, options: &Options, cutoff: &Arc<AtomicU64>) -> Self {
         let outline = outline(problem);
         let coarse = coarsen(problem, &outline);
         let relaxed = relax(problem, &coarse, &Margins::default());
@@ -245,7 +244,7 @@ impl<'a> Context<'a> {
             proved,
             deadline: options.deadline,
             gap: options.gap,
-            cutoff: AtomicU64::new(u64::MAX),
+            cutoff: Arc::clone(cutoff),
         }
     }
     /// No plan of this variant is faster: proved by weak duality, and never less than every
@@ -292,11 +291,23 @@ impl<'a> Context<'a> {
     }
     /// Builds and simulates a plan, unless it cannot beat the best one known.
     fn candidate(&self, plan: Plan) -> Result<Candidate, Infeasible> {
-        if self.plan_floor(&plan) >= self.cutoff.load(Ordering::Relaxed) {
+        if !self.can_win(self.plan_floor(&plan)) {
             return Err(Infeasible::default());
         }
         let built = build(self.problem, &plan)?;
-        Ok(Candidate::of(plan, built))
+        Ok(self.found(plan, built))
+    }
+    /// A plan that fits: slower ones are not built any more.
+    fn found(&self, plan: Plan, built: Built) -> Candidate {
+        let candidate = Candidate { plan, built };
+        let step = candidate.step().get();
+        self.cutoff.fetch_min(step, Ordering::Relaxed);
+        candidate
+    }
+    /// Whether a plan that takes at least this long may still be the best. Of equals the first
+    /// strategy's wins, so they are built, whichever thread was faster.
+    fn can_win(&self, at_least: u64) -> bool {
+        at_least <= self.cutoff.load(Ordering::Relaxed)
     }
     /// Host memory that the model states of a plan take.
     fn states_on_host(&self, plan: &Plan) -> u64 {
@@ -380,11 +391,7 @@ fn better(
     b: Result<Candidate, Infeasible>,
 ) -> Result<Candidate, Infeasible> {
     match (a, b) {
-        (Ok(a), Ok(b)) => Ok(if b.timeline.step < a.timeline.step {
-            b
-        } else {
-            a
-        }),
+        (Ok(a), Ok(b)) => Ok(if b.step() < a.step() { b } else { a }),
         (Ok(a), Err(_)) | (Err(_), Ok(a)) => Ok(a),
         (Err(a), Err(b)) => Err(if b.needed < a.needed && !b.needed.is_zero() {
             b
@@ -396,7 +403,8 @@ fn better(
 
 /// All variants, prepared in parallel.
 pub fn contexts<'a>(problems: &'a [Problem], options: &Options) -> Vec<Context<'a>> {
-    parallel(problems, |problem| Context::new(problem, options))
+    let cutoff = Arc::new(AtomicU64::new(u64::MAX));
+    parallel(problems, |p| Context::sharing(p, options, &cutoff))
 }
 
 /// Runs `work` on every item, on as many threads as there are cores.
@@ -446,25 +454,14 @@ pub fn solve(
         .map(Context::bound)
         .min()
         .unwrap_or(Nanos::ZERO);
-    let seeds = match strategy {
-        Strategy::Ilp => Strategy::SEEDS.to_vec(),
-        other => vec![other],
-    };
-    let tasks: Vec<(usize, Strategy)> = (0..contexts.len())
-        .flat_map(|v| seeds.iter().map(move |&s| (v, s)))
-        .collect();
     let mut best: Option<Solution> = None;
     let mut miss: Option<Infeasible> = None;
     let mut consider = |best: &mut Option<Solution>, tasks: &[(usize, Strategy)]| {
         let found = parallel(tasks, |&(v, strategy)| one(&contexts[v], strategy));
         for (&(variant, found_by), result) in tasks.iter().zip(found) {
-            let current = best.as_ref().map(|b| b.candidate.timeline.step);
+            let current = best.as_ref().map(|b| b.candidate.step());
             match result {
-                Ok(candidate) if current.is_none_or(|b| candidate.timeline.step < b) => {
-                    let step = candidate.timeline.step.get();
-                    contexts
-                        .iter()
-                        .for_each(|c| c.cutoff.store(step, Ordering::Relaxed));
+                Ok(candidate) if current.is_none_or(|b| candidate.step() < b) => {
                     let status = Status::Gap;
                     *best = Some(Solution {
                         variant,
@@ -479,33 +476,32 @@ pub fn solve(
             }
         }
     };
-    contexts
-        .iter()
-        .for_each(|c| c.cutoff.store(u64::MAX, Ordering::Relaxed));
-    // The likely winners first: what cannot beat them is not built.
-    let (likely, others): (Vec<_>, Vec<_>) = tasks
-        .iter()
-        .partition(|(_, s)| matches!(s, Strategy::Greedy | Strategy::Memo));
-    consider(&mut best, &likely);
-    consider(&mut best, &others);
+    for context in contexts {
+        context.cutoff.store(u64::MAX, Ordering::Relaxed);
+    }
+    let on_all = |strategies: &[Strategy]| -> Vec<(usize, Strategy)> {
+        let variants = 0..contexts.len();
+        let tasks = variants.flat_map(|v| strategies.iter().map(move |&s| (v, s)));
+        tasks.collect()
+    };
     if strategy == Strategy::Ilp {
-        // Variants by bound, two at a time; one that cannot win any more is left out.
+        // Variants by bound, two at a time, one that cannot win any more left out. The likely
+        // winners first: what cannot beat them is not built. So the others come after one pair.
         let mut variants: Vec<usize> = (0..contexts.len()).collect();
         variants.sort_by_key(|&v| contexts[v].bound());
-        for pair in variants.chunks(2) {
+        for (nth, pair) in variants.chunks(2).enumerate() {
             let open = |v: &&usize| match &best {
-                Some(b) => {
-                    b.gap() > options.gap && contexts[**v].bound() < b.candidate.timeline.step
-                }
+                Some(b) => b.gap() > options.gap && contexts[**v].bound() < b.candidate.step(),
                 None => contexts[**v].relaxed.is_ok(),
             };
-            let tasks: Vec<_> = pair
-                .iter()
-                .filter(open)
-                .map(|&v| (v, Strategy::Ilp))
-                .collect();
+            let tasks: Vec<_> = pair.iter().filter(open).map(|&v| (v, strategy)).collect();
             consider(&mut best, &tasks);
+            if nth == 0 {
+                consider(&mut best, &on_all(&Strategy::SEEDS));
+            }
         }
+    } else {
+        consider(&mut best, &on_all(&[strategy]));
     }
     if best.is_none() && strategy == Strategy::Ilp {
         // Nothing fits so far; where there are few plans, every one is tried.
@@ -523,7 +519,7 @@ pub fn solve(
             .unwrap_or_default());
     };
     let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
-    best.status = if best.candidate.timeline.step <= best.bound {
+    best.status = if best.candidate.step() <= best.bound {
         Status::Optimal
     } else if expired && best.gap() > options.gap {
         Status::TimeLimit

@@ -111,13 +111,7 @@ fn blocks(context: &Context<'_>) -> Vec<Block> {
     let Context {
         problem, outline, ..
     } = context;
-    let count = problem
-        .program
-        .values()
-        .filter_map(|s| s.block)
-        .max()
-        .map_or(0, |b| b + 1);
-    (0..count)
+    (0..problem.blocks())
         .map(|block| {
             let time = |phase| {
                 let of = problem.program.iter();

@@ -13,7 +13,7 @@ pub fn keep(context: &Context<'_>) -> Result<Candidate, Infeasible> {
 /// Everything travels, apart from the last block, whose tensors are needed at once.
 pub fn swap(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let problem = context.problem;
-    let last = problem.program.values().filter_map(|s| s.block).max();
+    let last = problem.blocks().checked_sub(1);
     let mut plan = Plan::keep_all(problem);
     for (id, tensor) in problem.tensors.iter() {
         if problem.values[tensor.value].block != last {

@@ -72,14 +72,7 @@ pub fn random_plan(problem: &Problem, random: &mut Random) -> Plan {
             _ => Placement::Streamed,
         };
     }
-    plan.hold = random.pick(&[
-        Hold::ALL,
-        Hold::NONE,
-        Hold {
-            output: true,
-            projections: false,
-        },
-    ]);
+    plan.hold = random.pick(&Hold::CHOICES);
     plan.weight_gap = random.below(5) as u32;
     plan
 }

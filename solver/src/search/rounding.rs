@@ -1,0 +1,171 @@
+//! From fractions to whole pieces.
+//!
+//! In: what the [`Relaxed`] program wants of classes of tensors and of groups of model states. Out:
+//! a [`Plan`]. Whole pieces are handed out along the blocks, the remainder carried from one to the
+//! next, so that what is kept, swapped and made again interleaves and no kind is off by more than a
+//! piece; what is swapped never exceeds the host.
+
+use std::collections::BTreeMap;
+
+use super::relaxation::Relaxed;
+use super::segments::{Input, Shape};
+use super::Context;
+use crate::ids::{Table, TensorId};
+use crate::plan::{Fate, Hold, Placement, Plan};
+use crate::problem::{Problem, Split};
+
+/// Whole pieces for fractions, interleaved along the blocks.
+pub fn interleaved(context: &Context<'_>, relaxed: &Relaxed, hold: Hold) -> Plan {
+    let pieces = |kind: &[Wanted]| {
+        let (mut carried_keep, mut carried_retained) = (0.0, 0.0);
+        let fate = kind.iter().map(|wanted| {
+            let pieces = f64::from(wanted.pieces);
+            carried_retained += (wanted.keep + wanted.swap) * pieces;
+            carried_keep += wanted.keep * pieces;
+            let retained = whole(carried_retained).min(wanted.pieces);
+            let keep = whole(carried_keep).min(retained);
+            carried_retained -= f64::from(retained);
+            carried_keep -= f64::from(keep);
+            let swap = retained - keep;
+            Fate { keep, swap }
+        });
+        fate.collect()
+    };
+    rounded(context, relaxed, hold, pieces)
+}
+
+/// As much of every kind, but what is kept is of the last blocks, which need it first and are soon
+/// through with it, and what is made again is first of blocks where `shape` has room for that. Of
+/// block inputs those of `shape` are retained.
+pub fn stacked(context: &Context<'_>, relaxed: &Relaxed, hold: Hold, shape: &Shape) -> Plan {
+    let pieces = |kind: &[Wanted]| {
+        let sum = |part: fn(&Wanted) -> f64| -> u32 {
+            whole(kind.iter().map(|w| part(w) * f64::from(w.pieces)).sum())
+        };
+        if kind[0].input {
+            let fate = |w: &Wanted| match shape.inputs[w.block as usize] {
+                Input::Kept => Fate::kept(w.pieces),
+                Input::Swapped => Fate::swapped(w.pieces),
+                Input::Remade => Fate::RECOMPUTED,
+            };
+            return kind.iter().map(fate).collect();
+        }
+        let mut fates: Vec<Fate> = kind.iter().map(|w| Fate::swapped(w.pieces)).collect();
+        let mut keep = sum(|w| w.keep);
+        let mut again = fates.iter().map(|f| f.swap).sum::<u32>();
+        again = again.saturating_sub(sum(|w| w.keep + w.swap));
+        for fate in fates.iter_mut().rev() {
+            fate.keep = keep.min(fate.swap);
+            fate.swap -= fate.keep;
+            keep -= fate.keep;
+        }
+        let room = |w: &usize| shape.again[kind[*w].block as usize] > 0;
+        let (ends, inside): (Vec<usize>, Vec<usize>) = (0..kind.len()).rev().partition(room);
+        for w in ends.into_iter().chain(inside) {
+            let dropped = again.min(fates[w].swap);
+            fates[w].swap -= dropped;
+            again -= dropped;
+        }
+        fates
+    };
+    rounded(context, relaxed, hold, pieces)
+}
+
+/// What the relaxation wants of a tensor.
+struct Wanted {
+    block: u32,
+    /// Whether it is a block input.
+    input: bool,
+    pieces: u32,
+    /// Fractions.
+    keep: f64,
+    swap: f64,
+}
+
+/// A plan whose fates are chosen kind by kind: tensors of one name, in the order of blocks.
+fn rounded(
+    context: &Context<'_>,
+    relaxed: &Relaxed,
+    hold: Hold,
+    choose: impl Fn(&[Wanted]) -> Vec<Fate>,
+) -> Plan {
+    let problem = context.problem;
+    let mut plan = Plan::keep_all(problem);
+    plan.hold = hold;
+    place_states(context, relaxed, &mut plan.placements);
+    let mut kinds: BTreeMap<&str, BTreeMap<TensorId, Wanted>> = BTreeMap::new();
+    for (class, &(keep, swap)) in context.coarse.classes.iter().zip(&relaxed.fates) {
+        for &id in &class.members {
+            let value = &problem.values[problem.tensors[id].value];
+            let wanted = Wanted {
+                block: value.block.unwrap_or(0),
+                input: value.split == Split::Whole,
+                pieces: problem.tensors[id].pieces,
+                keep,
+                swap,
+            };
+            kinds.entry(&value.name).or_default().insert(id, wanted);
+        }
+    }
+    for kind in kinds.into_values() {
+        let (ids, kind): (Vec<_>, Vec<_>) = kind.into_iter().unzip();
+        for (id, fate) in ids.into_iter().zip(choose(&kind)) {
+            plan.fates[id] = fate;
+        }
+    }
+    let states = context.states_on_host(&plan);
+    let room = problem.budget.host.get().saturating_sub(states);
+    fit_host(problem, room, &mut plan.fates);
+    plan
+}
+
+/// Groups that stay are handed out by bytes, the remainder carried from one to the next. The first
+/// groups are wanted first and updated last: they stay.
+pub fn place_states(context: &Context<'_>, relaxed: &Relaxed, placements: &mut [Placement]) {
+    let (mut resident_bytes, mut host_bytes) = (0.0, 0.0);
+    for (group, [resident, host, _]) in context.coarse.groups.iter().zip(&relaxed.placements) {
+        for &member in &group.members {
+            let bytes = context.outline.groups[member].weight_bytes as f64;
+            resident_bytes += resident * bytes;
+            host_bytes += host * bytes;
+            placements[member] = if resident_bytes >= 0.5 * bytes {
+                resident_bytes -= bytes;
+                Placement::Resident
+            } else if host_bytes >= 0.5 * bytes {
+                host_bytes -= bytes;
+                Placement::HostOptimizer
+            } else {
+                Placement::Streamed
+            };
+        }
+    }
+}
+
+/// Rounding can swap a little more than the host holds: the last pieces stay instead, small ones
+/// first.
+fn fit_host(problem: &Problem, room: u64, fates: &mut Table<TensorId, Fate>) {
+    let repeats = u64::from(problem.micro_batches);
+    let piece = |id: TensorId| problem.pieces_bytes(id, 0, 1).get() * repeats;
+    let mut by_piece: Vec<TensorId> = problem
+        .tensors
+        .ids()
+        .filter(|&id| fates[id].swap > 0)
+        .collect();
+    let mut swapped: u64 = by_piece
+        .iter()
+        .map(|&id| piece(id) * u64::from(fates[id].swap))
+        .sum();
+    by_piece.sort_by_key(|&id| (piece(id), std::cmp::Reverse(id)));
+    for id in by_piece {
+        while swapped > room && fates[id].swap > 0 {
+            fates[id].swap -= 1;
+            fates[id].keep += 1;
+            swapped -= piece(id);
+        }
+    }
+}
+
+/// Rounded down, but for the solver's tolerance.
+fn whole(fraction: f64) -> u32 {
+    (fraction + 1e-6).floor().max(0.0) as u32
+}
