@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 BYTES = 28
-RUNS, SAMPLES, ATTEMPTS = 5, 7, 60
+RUNS, SAMPLES, ATTEMPTS = 5, 7, 20
 
 
 def busy_elsewhere() -> float:
