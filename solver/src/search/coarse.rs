@@ -48,6 +48,8 @@ pub struct CoarseMoment {
     pub weights: BTreeMap<usize, u64>,
     /// For every group: bytes of complete gradients that wait for the update at the end.
     pub gradients: BTreeMap<usize, u64>,
+    /// Nanoseconds of the step's operators from here to its end, nothing recomputed.
+    pub to_come_ns: u64,
 }
 
 /// Tensors that are made and needed in the same epochs.
@@ -309,6 +311,7 @@ fn moments(
             kept: of_moment(&m.kept),
             weights: sum(&m.weights),
             gradients: sum(&m.gradients),
+            to_come_ns: m.to_come_ns,
         })
         .collect()
 }

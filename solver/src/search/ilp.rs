@@ -13,15 +13,19 @@ use super::{better, segments, Candidate, Context};
 use crate::build::Infeasible;
 use crate::plan::{Hold, Plan};
 use crate::problem::Problem;
+use crate::units::Nanos;
 
 /// How often the relaxation is solved again for one shape.
 const ROUNDS: usize = 5;
 /// A stall of more than this part of the step is worth another round, with this much less of the
 /// links in use.
 const STALL: u64 = 1000;
-const LINK_SPARE: f64 = 0.05;
-/// The part of the device that is given up for fragmentation, and again when a plan misses by it.
-const FRAGMENTATION: u64 = 40;
+const LINK_SPARE: f64 = 0.025;
+/// The part of the device that is given up for fragmentation.
+const FRAGMENTATION: u64 = 80;
+/// The part of the device that is given up besides when a plan misses: less than a piece would round
+/// to the same plan.
+const LEAST: u64 = 200;
 /// This many times the wanted gap is far enough from the bound to try streamed weights too.
 const FAR: f64 = 4.0;
 
@@ -39,17 +43,14 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
         resident: true,
         ..free.clone()
     };
-    let mut best = repaired(context, &resident, None);
+    let mut best = repaired(context, &resident);
     let streams = relaxed
         .placements
         .iter()
         .any(|[_, _, streamed]| *streamed > 1e-3);
-    let bound = context.bound().get();
-    let far = best.as_ref().map_or(true, |c| {
-        c.step().get().saturating_sub(bound) as f64 > bound as f64 * FAR * context.gap
-    });
+    let far = best.as_ref().map_or(true, |c| context.far(c.step(), FAR));
     if streams && far {
-        best = better(best, repaired(context, &free, None));
+        best = better(best, repaired(context, &free));
     }
     best
 }
@@ -61,25 +62,25 @@ fn planning_margins(context: &Context<'_>) -> Margins {
     Margins {
         device: vec![spare; context.coarse.epochs.len()],
         link: LINK_SPARE,
+        lingering: true,
         ..Margins::default()
     }
 }
 
-/// Solves, rounds and builds with growing margins until the plan fits; then once more with less.
-fn repaired(
-    context: &Context<'_>,
-    margins: &Margins,
-    first: Option<Relaxed>,
-) -> Result<Candidate, Infeasible> {
+/// Solves, rounds and builds with growing margins until the plan fits; then with smaller ones while
+/// it is too far from the bound and that helps.
+fn repaired(context: &Context<'_>, margins: &Margins) -> Result<Candidate, Infeasible> {
     let mut best: Result<Candidate, Infeasible> = Err(Infeasible::default());
-    let mut solved = first;
     let mut margins = margins.clone();
+    let mut too_small = Margins {
+        device: vec![0; margins.device.len()],
+        ..Margins::default()
+    };
     for _ in 0..ROUNDS {
-        let fresh = || relax(context.problem, &context.coarse, &margins).ok();
-        let Some(relaxed) = solved.or_else(fresh) else {
+        let Ok(relaxed) = relax(context.problem, &context.coarse, &margins) else {
             break;
         };
-        solved = None;
+        let known = best.as_ref().map_or(Nanos::MAX, Candidate::step);
         let found = built(context, &relaxed);
         let outcome = match &found {
             Ok(candidate) => Ok((candidate.built.timeline.stall, candidate.step())),
@@ -89,7 +90,21 @@ fn repaired(
         let miss = match outcome {
             // Copies that come too late: the links do less than they could on paper.
             Ok((stall, step)) if stall > step.scaled(1, STALL) => {
+                if step >= known {
+                    break;
+                }
+                // Or memory leaves them too little room to come earlier.
+                too_small.clone_from(&margins);
+                let room = context.problem.budget.device.get() / FRAGMENTATION;
+                margins.device.iter_mut().for_each(|m| *m += room);
                 margins.link += LINK_SPARE;
+                continue;
+            }
+            Ok((_, step)) if step < known && context.far(step, 1.0) => {
+                for (margin, low) in margins.device.iter_mut().zip(&too_small.device) {
+                    *margin = (*margin + low) / 2;
+                }
+                margins.link = (margins.link + too_small.link) / 2.0;
                 continue;
             }
             Ok(_) => break,
@@ -97,12 +112,13 @@ fn repaired(
             Err(miss) if miss.needed.is_zero() => break,
             Err(miss) => miss,
         };
+        too_small.device.clone_from(&margins.device);
         let excess = miss.needed.saturating_sub(miss.limit).get();
         if miss.step.is_none() {
             margins.host += excess + 1;
         } else if miss.missing.is_empty() {
             // Lost to fragmentation: other plans will lose about as much.
-            let lost = excess.max(context.problem.budget.device.get() / FRAGMENTATION);
+            let lost = excess + context.problem.budget.device.get() / LEAST;
             margins.device.iter_mut().for_each(|m| *m += lost);
         }
         for (epoch, margin) in context.coarse.epochs.iter().zip(&mut margins.device) {
@@ -110,8 +126,7 @@ fn repaired(
                 .missing
                 .iter()
                 .filter(|(s, _)| epoch.steps.0 <= *s && *s <= epoch.steps.1);
-            // Less than a piece would round to the same plan.
-            let least = context.problem.budget.device.get() / 200;
+            let least = context.problem.budget.device.get() / LEAST;
             *margin += within
                 .map(|(_, short)| short.get().max(least))
                 .max()

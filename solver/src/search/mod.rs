@@ -265,6 +265,11 @@ impl<'a> Context<'a> {
         let update: u64 = self.outline.groups.iter().map(|g| g.update_ns).sum();
         self.compute() + Nanos::new(update)
     }
+    /// Whether a step is further from the bound than this many times the gap that is wanted.
+    fn far(&self, step: Nanos, times: f64) -> bool {
+        let bound = self.bound().get();
+        step.get().saturating_sub(bound) as f64 > bound as f64 * times * self.gap
+    }
     fn expired(&self) -> bool {
         self.deadline.is_some_and(|d| Instant::now() >= d)
     }

@@ -52,6 +52,8 @@ pub struct Moment {
     pub weights: BTreeMap<usize, u64>,
     /// For every group: bytes of complete gradients that wait for the update at the end.
     pub gradients: BTreeMap<usize, u64>,
+    /// Nanoseconds of the step's operators from here to its end, nothing recomputed.
+    pub to_come_ns: u64,
 }
 
 /// A storable tensor.
@@ -270,6 +272,8 @@ fn steps(
             kept: Vec::new(),
             weights: BTreeMap::new(),
             gradients: BTreeMap::new(),
+            // Until the whole step is known: what comes before.
+            to_come_ns: steps[step].compute_ns - instruction.duration.get(),
         };
         for &(g, until, bytes, first) in &gradients {
             if first <= position && position <= until {
@@ -314,6 +318,11 @@ fn steps(
             }
         }
         add_moment(&mut steps[step].moments, moment, tensors);
+    }
+    for step in steps.values_mut() {
+        for moment in &mut step.moments {
+            moment.to_come_ns = step.compute_ns - moment.to_come_ns;
+        }
     }
     steps
 }

@@ -26,7 +26,7 @@
 //! Time is in thousandths of the floor, memory in hundredths of what there is to decide about: the
 //! solver's tolerances want numbers near one, whatever the problem's scale.
 
-use crate::problem::Problem;
+use crate::problem::{Phase, Problem};
 
 use super::coarse::{Coarse, CoarseMoment};
 use super::lp::{Column, Lp, Optimum, Unsolved};
@@ -56,6 +56,8 @@ pub struct Margins {
     pub resident: bool,
     /// The part of the links that is left unused.
     pub link: f64,
+    /// Whether what leaves before a step's tightest moment takes memory until then.
+    pub lingering: bool,
 }
 
 /// Solves the relaxation.
@@ -287,7 +289,7 @@ impl<'a> Model<'a> {
             self.lp.equal(row, 0.0);
             host_left = self.host_queue(j, length, host_left);
             if !tail {
-                self.memory(j, new_left, ahead, &needed);
+                self.memory(j, length, (left, new_left), ahead, &needed);
             }
             (left, ahead) = (Some(new_left), Some(new_ahead));
         }
@@ -453,9 +455,49 @@ impl<'a> Model<'a> {
 
     // ---- memory -------------------------------------------------------------------------------
 
-    fn memory(&mut self, j: usize, left: Column, ahead: Option<Column>, needed: &[(Column, f64)]) {
-        // Still leaving throughout the epoch: what forward is through with before it, less what
-        // leaves until its end: left_j − (made until j, used by forward in j or later).
+    fn memory(
+        &mut self,
+        j: usize,
+        length: Column,
+        left: (Option<Column>, Column),
+        ahead: Option<Column>,
+        needed: &[(Column, f64)],
+    ) {
+        // Already back before the epoch for a later one: ahead_{j-1} − needed_j.
+        let back = ahead.map(|ahead| {
+            let back = self.lp.column(0.0, f64::INFINITY);
+            let mut row = vec![(ahead, 1.0), (back, -1.0)];
+            row.extend(needed.iter().map(|&(c, b)| (c, -b)));
+            self.lp.at_most(row, 0.0);
+            back
+        });
+        let (before, after) = left;
+        let at_end = self.leaving_at_end(j, after);
+        let epoch = &self.coarse.epochs[j];
+        let tightest = epoch.moments.iter().max_by_key(|m| m.fixed);
+        let single = epoch.steps.0 == epoch.steps.1;
+        let forward = self.problem.program[epoch.steps.0].phase == Phase::Forward;
+        let within = before.zip(tightest).filter(|_| single && forward);
+        let within = within.map(|(before, moment)| {
+            let leaving = self.leaving_at(j, moment, length, before);
+            (moment.to_come_ns, leaving)
+        });
+        let margin = self.margins.device.get(j).copied().unwrap_or(0);
+        let limit = self.mem(self.problem.budget.device.get()) - self.mem(margin);
+        for moment in &epoch.moments {
+            let leaving = match within {
+                Some((until, leaving)) if moment.to_come_ns >= until => leaving,
+                _ => at_end,
+            };
+            let moving = [leaving].into_iter().chain(back).map(|c| (c, 1.0));
+            let row = self.moment(j, moment, moving.collect());
+            self.lp.at_most(row, limit - self.mem(moment.fixed));
+        }
+    }
+
+    /// Still leaving throughout epoch `j`: what forward is through with before it, less what leaves
+    /// until its end: left_j − (made until j, used by forward in j or later).
+    fn leaving_at_end(&mut self, j: usize, left: Column) -> Column {
         let leaving = self.lp.column(0.0, f64::INFINITY);
         let mut row = vec![(left, 1.0), (leaving, -1.0)];
         for (c, class) in self.coarse.classes.iter().enumerate() {
@@ -469,25 +511,43 @@ impl<'a> Model<'a> {
             }
         }
         self.lp.at_most(row, 0.0);
-        // Already back before the epoch for a later one: ahead_{j-1} − needed_j.
-        let back = ahead.map(|ahead| {
-            let back = self.lp.column(0.0, f64::INFINITY);
-            let mut row = vec![(ahead, 1.0), (back, -1.0)];
-            row.extend(needed.iter().map(|&(c, b)| (c, -b)));
-            self.lp.at_most(row, 0.0);
-            back
-        });
-        let moving: Vec<_> = [leaving]
-            .into_iter()
-            .chain(back)
-            .map(|c| (c, 1.0))
-            .collect();
-        let margin = self.margins.device.get(j).copied().unwrap_or(0);
-        let limit = self.mem(self.problem.budget.device.get()) - self.mem(margin);
-        for moment in &self.coarse.epochs[j].moments {
-            let row = self.moment(j, moment, moving.clone());
-            self.lp.at_most(row, limit - self.mem(moment.fixed));
+        leaving
+    }
+
+    /// Still leaving at a moment of step `j`: left_{j−1} − (made before j, used by forward in j or
+    /// later), less what leaves in the time δ until then; what comes after takes the rest of the
+    /// step: δ + to come ≤ Δ_j.
+    fn leaving_at(
+        &mut self,
+        j: usize,
+        moment: &CoarseMoment,
+        length: Column,
+        before: Column,
+    ) -> Column {
+        let leaving = self.lp.column(0.0, f64::INFINITY);
+        let mut row = vec![(before, 1.0), (leaving, -1.0)];
+        for (c, class) in self.coarse.classes.iter().enumerate() {
+            if class.made < j && class.forward_until >= j {
+                row.push((self.swap[c], -self.mem(class.bytes)));
+            }
         }
+        if !self.margins.lingering {
+            let until = self.lp.column(0.0, f64::INFINITY);
+            let out = self.lp.column(0.0, f64::INFINITY);
+            let per_unit = self.mem_per_time(self.problem.machine.links.d2h.rate.get());
+            self.lp.at_most(vec![(out, 1.0), (until, -per_unit)], 0.0);
+            let to_come = self.time(moment.to_come_ns);
+            self.lp
+                .at_most(vec![(until, 1.0), (length, -1.0)], -to_come);
+            row.push((out, -1.0));
+        }
+        self.lp.at_most(row, 0.0);
+        leaving
+    }
+
+    /// Units of memory that a rate in bytes per second moves in a unit of time.
+    fn mem_per_time(&self, rate: u64) -> f64 {
+        rate as f64 * self.units.nanos / (self.units.bytes * 1e9)
     }
 
     fn moment(
