@@ -140,7 +140,7 @@ pub fn tilings(model: &ModelConfig, workload: &Workload) -> Vec<Tiling> {
     }
     let tile = (tokens / 16)
         .next_power_of_two()
-        .clamp(4096, 32768)
+        .clamp(4096, (tokens / 32).next_power_of_two().max(16384))
         .min(tokens);
     let tilings = groups.into_iter().map(|groups| Tiling {
         tile,

@@ -34,6 +34,8 @@ pub struct Hold {
     /// What was fetched to make another stays like what was made; else it is fetched again when it
     /// is due itself.
     pub fetched: bool,
+    /// So does what was made for a later block's input; else it is made again for its own block.
+    pub ahead: bool,
 }
 
 /// One decision for everything that can be decided.
@@ -79,19 +81,20 @@ impl Hold {
         output: true,
         projections: true,
         fetched: true,
+        ahead: true,
     };
-    /// The attention output stays where it had to be made again, since that takes longest.
+    /// The attention output stays for its own block only: made again it takes long, held it takes
+    /// much memory.
     pub const OUTPUT: Self = Self {
         output: true,
-        projections: false,
-        fetched: false,
+        ..Self::NONE
     };
     /// Every sensible choice, the one that holds most first.
     pub const CHOICES: [Self; 4] = [
         Self::ALL,
         Self {
-            fetched: true,
-            ..Self::OUTPUT
+            projections: false,
+            ..Self::ALL
         },
         Self::OUTPUT,
         Self::NONE,
@@ -101,6 +104,7 @@ impl Hold {
         output: false,
         projections: false,
         fetched: false,
+        ahead: false,
     };
 }
 

@@ -529,16 +529,19 @@ impl Expander<'_> {
         }
         self.recomputing = outer;
         if split == Split::Whole {
-            self.drop_landed(op.block);
+            self.drop_passed(op.block);
         }
     }
 
-    /// What landed for a block only to make its output again; it lands anew when it is due itself.
-    fn drop_landed(&mut self, block: Option<u32>) {
+    /// What landed for a block only to make its output again, and what was made for it unless that
+    /// is held; it lands or is made anew when it is due itself.
+    fn drop_passed(&mut self, block: Option<u32>) {
+        let ahead = self.plan.hold.ahead;
         for tensor in self.problem.tensors.values() {
             let value = &self.problem.values[tensor.value];
             if value.block == block && value.split != Split::Whole {
-                self.live[tensor.value].retain(|i| !i.landed);
+                let stays = |i: &Instance| !i.landed && (ahead || !i.recomputed);
+                self.live[tensor.value].retain(stays);
             }
         }
     }

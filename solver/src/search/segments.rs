@@ -59,9 +59,24 @@ pub enum Input {
     Remade,
 }
 
-/// The best plan with segments that is found.
+/// The best plan with segments that is found. Attention outputs that are made again stay for their
+/// own block if that fits.
 pub fn solve(context: &Context<'_>, relaxed: &Relaxed) -> Result<Candidate, Infeasible> {
-    let mut standing = Standing::of(context, relaxed);
+    let held = with_hold(context, relaxed, Hold::OUTPUT);
+    match held {
+        Err(miss) if !miss.needed.is_zero() => {
+            better(Err(miss), with_hold(context, relaxed, Hold::NONE))
+        }
+        found => found,
+    }
+}
+
+fn with_hold(
+    context: &Context<'_>,
+    relaxed: &Relaxed,
+    hold: Hold,
+) -> Result<Candidate, Infeasible> {
+    let mut standing = Standing::of(context, relaxed, hold);
     let mut best: Result<Candidate, Infeasible> = Err(Infeasible::default());
     for _ in 0..ROUNDS {
         let shapes = standing.shapes(context);
@@ -77,7 +92,7 @@ pub fn solve(context: &Context<'_>, relaxed: &Relaxed) -> Result<Candidate, Infe
         if !context.can_win(relaxed.bound_ns) {
             break;
         }
-        let found = context.candidate(stacked(context, relaxed, Hold::OUTPUT, shape));
+        let found = context.candidate(stacked(context, relaxed, hold, shape));
         let settled = match &found {
             Ok(_) => true,
             Err(miss) => {
@@ -115,10 +130,10 @@ struct Standing {
 }
 
 impl Standing {
-    fn of(context: &Context<'_>, relaxed: &Relaxed) -> Self {
+    fn of(context: &Context<'_>, relaxed: &Relaxed, hold: Hold) -> Self {
         let problem = context.problem;
         let mut plan = Plan::keep_all(problem);
-        plan.hold = Hold::OUTPUT;
+        plan.hold = hold;
         place_states(context, relaxed, &mut plan.placements);
         let mut saved = 0.0;
         for (class, (keep, swap)) in context.coarse.classes.iter().zip(&relaxed.fates) {
