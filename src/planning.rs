@@ -433,7 +433,7 @@ fn enough(
     let options = Options::default();
     while Instant::now() < deadline {
         let problems = problems(variants, budget);
-        match search::solve(&contexts(&problems, &options), strategy, &options) {
+        match search::find(&contexts(&problems, &options), strategy, &options) {
             Ok(_) => return Some(budget),
             Err(miss) if miss.needed <= miss.limit || !raise(&mut budget, &miss) => return None,
             Err(_) => {}
@@ -489,7 +489,7 @@ pub fn probe(
     let prepared = contexts(&problems, &options);
     let mut found: BTreeMap<Strategy, std::result::Result<(), Infeasible>> = BTreeMap::new();
     let mut ask = |strategy| {
-        let solved = || search::solve(&prepared, strategy, &options).map(drop);
+        let solved = || search::find(&prepared, strategy, &options).map(drop);
         found.entry(strategy).or_insert_with(solved).is_ok()
     };
     for &strategy in strategies.iter().filter(|&&s| s != Strategy::Ilp) {
@@ -506,9 +506,9 @@ pub fn probe(
         } else {
             let options = Options {
                 deadline: Some(Instant::now() + patience),
-                ..options
+                gap: 1.0,
             };
-            search::solve(&contexts(&problems, &options), Strategy::Ilp, &options).map(drop)
+            search::find(&contexts(&problems, &options), Strategy::Ilp, &options).map(drop)
         };
         found.insert(Strategy::Ilp, ilp);
     }

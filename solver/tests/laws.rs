@@ -221,7 +221,7 @@ fn ilp_is_never_slower_than_another_strategy() {
 fn optimum(problem: &Problem) -> Nanos {
     let context = ebbtide_solver::search::Context::new(problem, &Options::default());
     let seen = context
-        .relaxed
+        .relaxed()
         .as_ref()
         .map(|r| Nanos::new(r.bound_ns + r.bound_ns / 50_000));
     seen.unwrap_or(Nanos::MAX).max(context.bound())

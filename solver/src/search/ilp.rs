@@ -23,15 +23,15 @@ const STALL: u64 = 1000;
 const LINK_SPARE: f64 = 0.025;
 /// The part of the device that is given up for fragmentation.
 const FRAGMENTATION: u64 = 80;
-/// The part of the device that is given up besides when a plan misses: less than a piece would round
-/// to the same plan.
+/// The part of the device that is given up besides when a plan misses: less than a piece would
+/// round to the same plan.
 const LEAST: u64 = 200;
 /// This many times the wanted gap is far enough from the bound to try streamed weights too.
 const FAR: f64 = 4.0;
 
 /// The best plan that rounding finds.
 pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
-    let Ok(relaxed) = &context.relaxed else {
+    let Ok(relaxed) = context.relaxed() else {
         return Err(Infeasible::default());
     };
     if segments::inputs_recomputed(context, relaxed) {

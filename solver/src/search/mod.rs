@@ -5,7 +5,7 @@
 //! times compare and one relaxation bounds them all. [`ilp`] starts from the best of the others.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::build::{build, Built, Infeasible};
@@ -198,11 +198,7 @@ pub struct Solution {
 impl Solution {
     /// How much slower than the bound the plan is, as a fraction of the plan's time.
     pub fn gap(&self) -> f64 {
-        let step = self.candidate.step().get();
-        if step == 0 {
-            return 0.0;
-        }
-        step.saturating_sub(self.bound.get()) as f64 / step as f64
+        gap(self.candidate.step(), self.bound)
     }
 }
 
@@ -215,13 +211,12 @@ pub struct Context<'a> {
     pub outline: Outline,
     /// The same, coarser.
     pub coarse: Coarse,
-    /// The relaxation, or why there is none.
-    pub relaxed: Result<Relaxed, Unsolved>,
-    proved: Nanos,
+    relaxed: OnceLock<Result<Relaxed, Unsolved>>,
+    bound: OnceLock<Nanos>,
     deadline: Option<Instant>,
     gap: f64,
-    /// Step of the best plan that is known of any variant, in nanoseconds: plans that cannot beat it
-    /// are not built.
+    /// Step of the best plan that is known of any variant, in nanoseconds: plans that cannot beat
+    /// it are not built.
     cutoff: Arc<AtomicU64>,
 }
 
@@ -233,27 +228,34 @@ impl<'a> Context<'a> {
     fn sharing(problem: &'a Problem, options: &Options, cutoff: &Arc<AtomicU64>) -> Self {
         let outline = outline(problem);
         let coarse = coarsen(problem, &outline);
-        let relaxed = relax(problem, &coarse, &Margins::default());
-        let hoped = relaxed.as_ref().map_or(0, |r| r.bound_ns);
-        let proved = Nanos::new(proved_bound(problem, &coarse, hoped).unwrap_or(0));
         Self {
             problem,
             outline,
             coarse,
-            relaxed,
-            proved,
+            relaxed: OnceLock::new(),
+            bound: OnceLock::new(),
             deadline: options.deadline,
             gap: options.gap,
             cutoff: Arc::clone(cutoff),
         }
     }
+    /// The relaxation, or why there is none; solved when it is first asked for.
+    pub fn relaxed(&self) -> &Result<Relaxed, Unsolved> {
+        let solved = || relax(self.problem, &self.coarse, &Margins::default());
+        self.relaxed.get_or_init(solved)
+    }
     /// No plan of this variant is faster: proved by weak duality, and never less than every
     /// operator once. There is none where the relaxation is infeasible.
     pub fn bound(&self) -> Nanos {
-        match self.relaxed {
-            Err(Unsolved::Infeasible) => Nanos::MAX,
-            _ => self.proved.max(self.compute()),
-        }
+        *self.bound.get_or_init(|| {
+            let hoped = match self.relaxed() {
+                Err(Unsolved::Infeasible) => return Nanos::MAX,
+                Err(Unsolved::Failed) => 0,
+                Ok(relaxed) => relaxed.bound_ns,
+            };
+            let proved = proved_bound(self.problem, &self.coarse, hoped);
+            Nanos::new(proved.unwrap_or(0)).max(self.compute())
+        })
     }
     /// Every operator once, nothing else.
     fn compute(&self) -> Nanos {
@@ -445,7 +447,7 @@ fn parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sy
 /// So many plans are quick to try, one and all.
 const FEW_PLANS: u64 = 20_000;
 
-/// Finds a plan by a strategy.
+/// Finds a plan by a strategy, and a bound that no plan beats.
 ///
 /// # Errors
 /// When nothing that the strategy considers fits: the nearest miss.
@@ -454,84 +456,136 @@ pub fn solve(
     strategy: Strategy,
     options: &Options,
 ) -> Result<Solution, Infeasible> {
-    let bound = contexts
-        .iter()
-        .map(Context::bound)
-        .min()
-        .unwrap_or(Nanos::ZERO);
-    let mut best: Option<Solution> = None;
-    let mut miss: Option<Infeasible> = None;
-    let mut consider = |best: &mut Option<Solution>, tasks: &[(usize, Strategy)]| {
-        let found = parallel(tasks, |&(v, strategy)| one(&contexts[v], strategy));
-        for (&(variant, found_by), result) in tasks.iter().zip(found) {
-            let current = best.as_ref().map(|b| b.candidate.step());
-            match result {
-                Ok(candidate) if current.is_none_or(|b| candidate.step() < b) => {
-                    let status = Status::Gap;
-                    *best = Some(Solution {
-                        variant,
-                        candidate,
-                        found_by,
-                        bound,
-                        status,
-                    });
-                }
-                Ok(_) => {}
-                Err(infeasible) => miss = Some(nearer(miss.take(), infeasible)),
-            }
-        }
+    let bound = lowest_bound(contexts);
+    let Found {
+        variant,
+        candidate,
+        found_by,
+    } = find(contexts, strategy, options)?;
+    let mut solution = Solution {
+        variant,
+        candidate,
+        found_by,
+        bound,
+        status: Status::Gap,
     };
+    let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
+    if solution.candidate.step() <= bound {
+        solution.status = Status::Optimal;
+    } else if expired && solution.gap() > options.gap {
+        solution.status = Status::TimeLimit;
+    }
+    Ok(solution)
+}
+
+/// The best plan of all variants.
+#[derive(Debug)]
+pub struct Found {
+    /// Which variant of the problem.
+    pub variant: usize,
+    /// The plan.
+    pub candidate: Candidate,
+    /// The strategy that found it.
+    pub found_by: Strategy,
+}
+
+/// Finds a plan by a strategy, as [`solve`] does, without a bound.
+///
+/// # Errors
+/// When nothing that the strategy considers fits: the nearest miss.
+pub fn find(
+    contexts: &[Context<'_>],
+    strategy: Strategy,
+    options: &Options,
+) -> Result<Found, Infeasible> {
     for context in contexts {
         context.cutoff.store(u64::MAX, Ordering::Relaxed);
     }
+    let mut best = Best {
+        contexts,
+        found: None,
+        miss: None,
+    };
     let on_all = |strategies: &[Strategy]| -> Vec<(usize, Strategy)> {
         let variants = 0..contexts.len();
         let tasks = variants.flat_map(|v| strategies.iter().map(move |&s| (v, s)));
         tasks.collect()
     };
     if strategy == Strategy::Ilp {
+        let bound = lowest_bound(contexts);
         // Variants by bound, two at a time, one that cannot win any more left out. The likely
         // winners first: what cannot beat them is not built. So the others come after one pair.
         let mut variants: Vec<usize> = (0..contexts.len()).collect();
         variants.sort_by_key(|&v| contexts[v].bound());
         for (nth, pair) in variants.chunks(2).enumerate() {
-            let open = |v: &&usize| match &best {
-                Some(b) => b.gap() > options.gap && contexts[**v].bound() < b.candidate.step(),
-                None => contexts[**v].relaxed.is_ok(),
+            let open = |v: &&usize| match best.step() {
+                Some(step) => gap(step, bound) > options.gap && contexts[**v].bound() < step,
+                None => contexts[**v].relaxed().is_ok(),
             };
             let tasks: Vec<_> = pair.iter().filter(open).map(|&v| (v, strategy)).collect();
-            consider(&mut best, &tasks);
+            best.consider(&tasks);
             if nth == 0 {
-                consider(&mut best, &on_all(&Strategy::SEEDS));
+                best.consider(&on_all(&Strategy::SEEDS));
             }
         }
     } else {
-        consider(&mut best, &on_all(&[strategy]));
+        best.consider(&on_all(&[strategy]));
     }
-    if best.is_none() && strategy == Strategy::Ilp {
+    if best.found.is_none() && strategy == Strategy::Ilp {
         // Nothing fits so far; where there are few plans, every one is tried.
         let few =
             |v: &usize| exhaustive::count(contexts[*v].problem).is_some_and(|n| n <= FEW_PLANS);
         let all = (0..contexts.len())
             .filter(few)
             .map(|v| (v, Strategy::Exhaustive));
-        consider(&mut best, &all.collect::<Vec<_>>());
+        best.consider(&all.collect::<Vec<_>>());
     }
-    let Some(mut best) = best else {
+    best.found.ok_or_else(|| {
         let leanest = contexts.iter().map(Context::infeasible);
-        return Err(leanest
-            .fold(miss, |miss, one| Some(nearer(miss, one)))
-            .unwrap_or_default());
-    };
-    let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
-    best.status = if best.candidate.step() <= best.bound {
-        Status::Optimal
-    } else if expired && best.gap() > options.gap {
-        Status::TimeLimit
-    } else {
-        Status::Gap
-    };
-    Ok(best)
+        let miss = leanest.fold(best.miss, |miss, one| Some(nearer(miss, one)));
+        miss.unwrap_or_default()
+    })
+}
+
+/// No plan of any variant is faster.
+fn lowest_bound(contexts: &[Context<'_>]) -> Nanos {
+    let bounds = parallel(contexts, Context::bound);
+    bounds.into_iter().min().unwrap_or(Nanos::ZERO)
+}
+
+/// How much slower than the bound a step is, as a fraction of the step.
+fn gap(step: Nanos, bound: Nanos) -> f64 {
+    step.saturating_sub(bound).get() as f64 / step.get().max(1) as f64
+}
+
+/// The best plan so far, or the nearest miss.
+struct Best<'a, 'p> {
+    contexts: &'a [Context<'p>],
+    found: Option<Found>,
+    miss: Option<Infeasible>,
+}
+
+impl Best<'_, '_> {
+    fn step(&self) -> Option<Nanos> {
+        self.found.as_ref().map(|f| f.candidate.step())
+    }
+    /// Runs strategies on variants, in parallel; of equals the first wins.
+    fn consider(&mut self, tasks: &[(usize, Strategy)]) {
+        let results = parallel(tasks, |&(v, strategy)| one(&self.contexts[v], strategy));
+        for (&(variant, found_by), result) in tasks.iter().zip(results) {
+            match result {
+                Ok(candidate) if self.step().is_none_or(|best| candidate.step() < best) => {
+                    self.found = Some(Found {
+                        variant,
+                        candidate,
+                        found_by,
+                    });
+                }
+                Ok(_) => {}
+                Err(infeasible) => self.miss = Some(nearer(self.miss.take(), infeasible)),
+            }
+        }
+    }
 }
 
 /// The one that misses by less.
