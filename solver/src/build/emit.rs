@@ -155,6 +155,7 @@ impl Emitter<'_> {
                 buffer: BufferId::from_index(buffer),
                 access,
             };
+            let operands = self.draft.operands(instruction);
             self.streams[COMPUTE].push(Instruction {
                 action: if instruction.recompute {
                     Action::Recompute(instruction.op)
@@ -164,7 +165,7 @@ impl Emitter<'_> {
                 rows: instruction.rows,
                 groups: instruction.groups,
                 micro_batch: instruction.micro_batch,
-                operands: instruction.operands.iter().map(operand).collect(),
+                operands: operands.iter().map(operand).collect(),
                 waits: Vec::new(),
                 signals: None,
                 duration: instruction.duration,

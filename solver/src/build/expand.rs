@@ -11,6 +11,7 @@
 //! program and are written nowhere. What has been made again is forgotten at the end of its step,
 //! apart from block inputs and what [`crate::plan::Hold`] names.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use super::pieces::{all_groups, cover, covers, gaps, intersect, pieces_of};
@@ -25,6 +26,8 @@ use crate::units::{Bytes, Nanos, Span};
 pub struct Draft {
     /// In execution order; the index is the position.
     pub instructions: Vec<DraftInstruction>,
+    /// Operands of all instructions.
+    operands: Vec<(usize, Access)>,
     /// All device buffers.
     pub buffers: Vec<DraftBuffer>,
     /// All host buffers.
@@ -52,10 +55,17 @@ pub struct DraftInstruction {
     pub rows: Span,
     /// The head groups it covers.
     pub groups: Span,
-    /// Buffers by their index, and how it uses them.
-    pub operands: Vec<(usize, Access)>,
+    /// Where its operands are.
+    operands: Range<usize>,
     /// How long it takes, undisturbed.
     pub duration: Nanos,
+}
+
+impl Draft {
+    /// The buffers that an instruction uses, by their index, and how.
+    pub fn operands(&self, instruction: &DraftInstruction) -> &[(usize, Access)] {
+        &self.operands[instruction.operands.clone()]
+    }
 }
 
 /// A range of device memory with the positions between which compute uses it.
@@ -119,10 +129,41 @@ struct Instance {
     buffer: usize,
     rows: Span,
     groups: Span,
+    /// The rows that have been written; empty when all have.
     written: Vec<Span>,
     recomputed: bool,
     landed: bool,
     last_step: StepId,
+}
+
+impl Instance {
+    /// A buffer of which all rows are written.
+    fn full(buffer: usize, rows: Span, groups: Span, step: StepId) -> Self {
+        Self {
+            buffer,
+            rows,
+            groups,
+            written: Vec::new(),
+            recomputed: false,
+            landed: false,
+            last_step: step,
+        }
+    }
+    fn holds(&self, rows: Span) -> bool {
+        self.written.is_empty() || covers(&self.written, rows)
+    }
+    fn missing(&self, rows: Span) -> Vec<Span> {
+        if self.written.is_empty() {
+            return Vec::new();
+        }
+        gaps(&self.written, rows)
+    }
+    fn write(&mut self, rows: Span) {
+        cover(&mut self.written, rows);
+        if covers(&self.written, self.rows) {
+            self.written.clear();
+        }
+    }
 }
 
 struct Expander<'a> {
@@ -140,6 +181,8 @@ struct Expander<'a> {
     phase: Phase,
     micro_batch: u32,
     recomputing: bool,
+    /// Operands of the operators that are being run, the innermost's last.
+    stack: Vec<(usize, Access)>,
 }
 
 /// Runs the program under the plan.
@@ -156,6 +199,7 @@ pub fn expand(problem: &Problem, plan: &Plan) -> Draft {
         phase: Phase::Forward,
         micro_batch: 0,
         recomputing: false,
+        stack: Vec::new(),
     };
     expander.run_program();
     expander.draft
@@ -215,15 +259,7 @@ impl Expander<'_> {
         let rows = self.problem.all_rows();
         let groups = all_groups(self.problem);
         let buffer = self.buffer(Some(value), rows, groups, true);
-        self.live[value].push(Instance {
-            buffer,
-            rows,
-            groups,
-            written: vec![rows],
-            recomputed: false,
-            landed: false,
-            last_step: StepId::from_index(0),
-        });
+        self.live[value].push(Instance::full(buffer, rows, groups, self.step));
     }
 
     /// After the last contribution: what leaves for the host, and what the host does with it.
@@ -365,21 +401,20 @@ impl Expander<'_> {
         let over_rows = matches!(domain, Domain::Rows | Domain::RowsOfGroup);
         let over_groups = matches!(domain, Domain::RowsOfGroup | Domain::Group);
         let all = self.problem.all_rows();
-        let tiles: Vec<Span> = match rows {
-            Some(tile) if over_rows => vec![tile],
-            None if over_rows => tiles.to_vec(),
-            _ => vec![all],
+        let tiles = match &rows {
+            Some(tile) if over_rows => std::slice::from_ref(tile),
+            None if over_rows => tiles.as_slice(),
+            _ => std::slice::from_ref(&all),
         };
-        let groups: Vec<Span> = match group {
-            Some(g) if over_groups => vec![Span::new(g, g + 1)],
-            None if over_groups => (0..u64::from(self.problem.groups))
-                .map(|g| Span::new(g, g + 1))
-                .collect(),
-            _ => vec![all_groups(self.problem)],
+        // One group after the other, or all at once.
+        let (groups, together) = match group {
+            Some(g) if over_groups => (g..g + 1, 1),
+            None if over_groups => (0..u64::from(self.problem.groups), 1),
+            _ => (0..1, u64::from(self.problem.groups)),
         };
-        for &tile in &tiles {
-            for &groups in &groups {
-                self.run(op, tile, groups);
+        for &tile in tiles {
+            for g in groups.clone() {
+                self.run(op, tile, Span::new(g, g + together));
             }
         }
     }
@@ -387,13 +422,15 @@ impl Expander<'_> {
     fn run(&mut self, op_id: OpId, rows: Span, groups: Span) {
         let problem = self.problem;
         let op = &problem.ops[op_id];
-        let mut operands =
-            Vec::with_capacity(op.reads.len() + op.writes.len() + op.accumulates.len() + 2);
+        // Making an operand available runs other operators in between: theirs lie above on the stack.
+        let base = self.stack.len();
         for &value in &op.reads {
-            operands.push((self.ensure(value, rows, groups), Access::Read));
+            let buffer = self.ensure(value, rows, groups);
+            self.stack.push((buffer, Access::Read));
         }
         for &value in &op.updates {
-            operands.push((self.ensure(value, rows, groups), Access::Update));
+            let buffer = self.ensure(value, rows, groups);
+            self.stack.push((buffer, Access::Update));
         }
         for (&value, fresh) in op
             .accumulates
@@ -401,7 +438,8 @@ impl Expander<'_> {
             .map(|v| (v, false))
             .chain(op.writes.iter().map(|v| (v, true)))
         {
-            operands.push(self.write(value, rows, groups, fresh));
+            let operand = self.write(value, rows, groups, fresh);
+            self.stack.push(operand);
         }
         let length = if matches!(op.domain, Domain::Rows | Domain::RowsOfGroup) {
             rows.len()
@@ -412,10 +450,10 @@ impl Expander<'_> {
         if scratch > 0 {
             let buffer = self.buffer(None, rows, groups, false);
             self.draft.buffers[buffer].bytes = Bytes::new(scratch);
-            operands.push((buffer, Access::Write));
+            self.stack.push((buffer, Access::Write));
         }
         let position = self.draft.instructions.len();
-        for &(buffer, access) in &operands {
+        for &(buffer, access) in &self.stack[base..] {
             let buffer = &mut self.draft.buffers[buffer];
             buffer.first = buffer.first.min(position);
             buffer.last = position;
@@ -423,6 +461,8 @@ impl Expander<'_> {
                 buffer.last_write = position;
             }
         }
+        let first = self.draft.operands.len();
+        self.draft.operands.extend(self.stack.drain(base..));
         self.draft.instructions.push(DraftInstruction {
             op: op_id,
             recompute: self.recomputing,
@@ -430,7 +470,7 @@ impl Expander<'_> {
             micro_batch: self.micro_batch,
             rows,
             groups,
-            operands,
+            operands: first..self.draft.operands.len(),
             duration: op.duration(length),
         });
     }
@@ -470,7 +510,7 @@ impl Expander<'_> {
         for attempt in 0..2 {
             if let Some(at) = self.find(value, rows, groups) {
                 let instance = &self.live[value][at];
-                if covers(&instance.written, rows) {
+                if instance.holds(rows) {
                     return instance.buffer;
                 }
             }
@@ -517,7 +557,7 @@ impl Expander<'_> {
             Domain::Rows | Domain::RowsOfGroup => {
                 for tile in tiles.iter().filter_map(|t| intersect(*t, wanted)) {
                     let missing = match self.find(value, tile, groups) {
-                        Some(at) => gaps(&self.live[value][at].written, tile),
+                        Some(at) => self.live[value][at].missing(tile),
                         None => vec![tile],
                     };
                     for rows in missing {
@@ -554,14 +594,10 @@ impl Expander<'_> {
             host,
             departure: Some(departure),
         });
+        let landed = Instance::full(buffer, rows, groups, self.step);
         self.live[value].push(Instance {
-            buffer,
-            rows,
-            groups,
-            written: vec![rows],
-            recomputed: false,
             landed: self.recomputing,
-            last_step: self.step,
+            ..landed
         });
     }
 
@@ -585,15 +621,7 @@ impl Expander<'_> {
             host,
             departure: None,
         });
-        self.live[value] = vec![Instance {
-            buffer,
-            rows,
-            groups,
-            written: vec![rows],
-            recomputed: false,
-            landed: false,
-            last_step: step,
-        }];
+        self.live[value] = vec![Instance::full(buffer, rows, groups, step)];
         buffer
     }
 
@@ -602,9 +630,9 @@ impl Expander<'_> {
         let (rows, groups) = self.part(value, rows, groups);
         if let Some(at) = self.find(value, rows, groups) {
             let instance = &mut self.live[value][at];
-            let added = covers(&instance.written, rows);
+            let added = instance.holds(rows);
             if !added {
-                cover(&mut instance.written, rows);
+                instance.write(rows);
             }
             let access = if added && !fresh {
                 Access::Update
@@ -616,13 +644,13 @@ impl Expander<'_> {
         let (extent, all, swapped) = self.extent(value, rows, groups);
         let buffer = self.buffer(Some(value), extent, all, false);
         let instance = Instance {
-            buffer,
-            rows: extent,
-            groups: all,
-            written: vec![rows],
+            written: if rows == extent {
+                Vec::new()
+            } else {
+                vec![rows]
+            },
             recomputed: self.recomputing,
-            landed: false,
-            last_step: self.step,
+            ..Instance::full(buffer, extent, all, self.step)
         };
         if swapped {
             let departure = self.depart(value, &instance);

@@ -351,7 +351,8 @@ fn standing(problem: &Problem, plan: &Plan) -> Table<StepId, u64> {
     let mut live = 0;
     for (instruction, change) in draft.instructions.iter().zip(change) {
         live += change;
-        let buffers = instruction.operands.iter().map(|&(b, _)| &draft.buffers[b]);
+        let operands = draft.operands(instruction).iter();
+        let buffers = operands.map(|&(b, _)| &draft.buffers[b]);
         let weights = buffers.filter(|b| b.persistent && b.category == Category::Weights);
         let weights: u64 = weights.map(|b| b.bytes.get()).sum();
         let most = &mut most[instruction.step];
