@@ -73,6 +73,8 @@ pub struct Model {
     pub head_dim: u32,
     /// Size of the vocabulary.
     pub vocab: u64,
+    /// Its HF `config.json` object, which says how to compute it: what an executor needs.
+    pub config: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// What one step trains on; its tokens and micro-batches are the schedule's.

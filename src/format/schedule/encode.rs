@@ -118,6 +118,7 @@ fn model(file: &ScheduleFile) -> WireModel {
         kv_heads: model.kv_heads,
         head_dim: model.head_dim,
         vocab: model.vocab,
+        config: model.config.clone(),
     }
 }
 
