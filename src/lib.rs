@@ -11,3 +11,4 @@ pub mod model;
 pub mod planning;
 pub mod profile;
 pub mod report;
+pub mod training;

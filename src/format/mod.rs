@@ -11,6 +11,7 @@ pub mod profile;
 pub mod schedule;
 pub mod snapshot;
 pub mod trace;
+pub mod training;
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;
