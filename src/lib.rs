@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod device;
 pub mod error;
 pub mod format;
 pub mod lower;
