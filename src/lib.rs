@@ -4,6 +4,7 @@ pub mod cli;
 pub mod commands;
 pub mod device;
 pub mod error;
+pub mod execute;
 pub mod format;
 pub mod lower;
 pub mod memory;

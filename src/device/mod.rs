@@ -205,8 +205,8 @@ pub trait Device {
     fn hold(&mut self, region: Region) -> Result<()>;
 
     /// Says that a buffer is not used any more by what is queued on the compute stream after this.
-    /// A checking device fills it with NaNs there.
-    fn release(&mut self, region: Region) -> Result<()>;
+    /// With `poison` a checking device fills it with NaNs there.
+    fn release(&mut self, region: Region, poison: bool) -> Result<()>;
 
     /// Waits for everything queued and ends the step.
     ///
