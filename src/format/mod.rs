@@ -8,6 +8,7 @@ pub mod chain;
 pub mod number;
 pub mod pickle;
 pub mod profile;
+pub mod run;
 pub mod schedule;
 pub mod snapshot;
 pub mod trace;

@@ -205,6 +205,11 @@ pub fn write_summary(file: &ScheduleFile) -> String {
     encode::to_summary(file)
 }
 
+/// What is predicted of a step, or measured in the same terms, as JSON.
+pub(super) fn prediction(predicted: &Predicted) -> serde_json::Value {
+    encode::to_value(predicted)
+}
+
 fn assert_states(file: &ScheduleFile) {
     assert_eq!(
         file.states.len(),

@@ -265,6 +265,11 @@ fn solver(file: &ScheduleFile) -> WireSolver {
     }
 }
 
+/// The object of `predicted`.
+pub(super) fn to_value(numbers: &Predicted) -> serde_json::Value {
+    serde_json::to_value(predicted(numbers)).expect("plain data with text keys")
+}
+
 fn predicted(predicted: &Predicted) -> WirePredicted {
     WirePredicted {
         step_ns: predicted.step.get(),
