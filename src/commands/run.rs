@@ -19,7 +19,7 @@ use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 
 use super::{read_schedule, write_atomically};
 use crate::cli::{parse, print};
-use crate::device::cpu::{Cpu, CpuOptions, LinkSpeed};
+use crate::device::cpu::{CpuDevice, CpuOptions, LinkSpeed};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::execute::timing::{measured, median, simulated, timing, Timing};
@@ -183,7 +183,7 @@ fn open(args: &Args) -> Box<dyn Device> {
         latency: Nanos::ZERO,
         rate,
     });
-    Box::new(Cpu::new(CpuOptions {
+    Box::new(CpuDevice::new(CpuOptions {
         d2h: link,
         h2d: link,
         // The schedule has been checked; filling memory with NaNs would count as its time.

@@ -14,6 +14,7 @@
 //! is allocated there, and no number comes back to the host before `finish`. That is what a GPU
 //! needs, so it is the contract of all.
 
+pub mod cpu;
 mod failure;
 pub mod layout;
 mod operator;
