@@ -48,8 +48,14 @@ pub fn multiply<T: Real>(
     alpha: T,
 ) {
     let (data, shape) = c;
-    let c =
-        MatMut::from_row_major_slice_with_stride_mut(data, shape.rows, shape.columns, shape.stride);
+    // Not `from_row_major_slice_with_stride_mut`: faer 0.24.4 swaps its strides and writes beyond.
+    let c = MatMut::from_column_major_slice_with_stride_mut(
+        data,
+        shape.columns,
+        shape.rows,
+        shape.stride,
+    )
+    .transpose_mut();
     let accumulate = if add { Accum::Add } else { Accum::Replace };
     matmul(c, accumulate, a, b, alpha, Par::Seq);
 }
