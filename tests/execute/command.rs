@@ -58,7 +58,9 @@ fn report(schedule: &str, more: &[&str]) -> Value {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 fn data(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name);
     path.to_str().unwrap().to_owned()
 }
 
@@ -73,9 +75,15 @@ fn the_loss_of_a_repeated_batch_falls_and_the_report_is_valid() {
     let schema = include_str!("../../schemas/run.schema.json");
     let schema = serde_json::from_str(schema).unwrap();
     let validator = jsonschema::draft202012::new(&schema).unwrap();
-    let errors: Vec<String> = validator.iter_errors(&report).map(|e| e.to_string()).collect();
+    let errors: Vec<String> = validator
+        .iter_errors(&report)
+        .map(|e| e.to_string())
+        .collect();
     assert_eq!(errors, [""; 0]);
-    assert_eq!(serde_json::from_slice::<Value>(&place.bytes("r.json")).unwrap(), report);
+    assert_eq!(
+        serde_json::from_slice::<Value>(&place.bytes("r.json")).unwrap(),
+        report
+    );
     let losses: Vec<f64> = report["losses"]
         .as_array()
         .unwrap()
@@ -86,7 +94,13 @@ fn the_loss_of_a_repeated_batch_falls_and_the_report_is_valid() {
     assert!(losses[11] < losses[0] - 0.5, "{losses:?}");
     assert_eq!(report["loss"], losses[11]);
     let (predicted, measured) = (&report["predicted"], &report["measured"]);
-    for key in ["arena_bytes", "peak_live_bytes", "d2h_bytes", "h2d_bytes", "host_bytes"] {
+    for key in [
+        "arena_bytes",
+        "peak_live_bytes",
+        "d2h_bytes",
+        "h2d_bytes",
+        "host_bytes",
+    ] {
         assert_eq!(predicted[key], measured[key], "{key}");
     }
     assert!(measured["step_ns"].as_u64().unwrap() > 0);
@@ -94,7 +108,14 @@ fn the_loss_of_a_repeated_batch_falls_and_the_report_is_valid() {
     assert_eq!(keys(predicted), keys(measured));
     let table = run(&schedule, &["--steps", "2"]);
     let table = String::from_utf8(table.stdout).unwrap();
-    for part in ["predicted", "measured", "d2h", "block 3", "attention_backward", "peak alive"] {
+    for part in [
+        "predicted",
+        "measured",
+        "d2h",
+        "block 3",
+        "attention_backward",
+        "peak alive",
+    ] {
         assert!(table.contains(part), "{part} is not in\n{table}");
     }
 }
@@ -117,14 +138,26 @@ fn a_resumed_run_is_the_same_bit_by_bit() {
         let b = with(&["--steps", "6", "--save", &whole]);
         let a = with(&["--steps", "6", "--resume", &half, "--save", &resumed]);
         assert_eq!(a["losses"], b["losses"], "{dtype} {method}");
-        for file in ["model.safetensors", "optimizer.safetensors", "config.json", "training.json"] {
+        for file in [
+            "model.safetensors",
+            "optimizer.safetensors",
+            "config.json",
+            "training.json",
+        ] {
             let [a, b] = ["resumed", "whole"].map(|run| place.bytes(&format!("{run}/{file}")));
             assert!(a == b, "{dtype} {method}: {file} differs");
         }
         let out = run(&schedule, &["--steps", "6", "--resume", &whole]);
         assert_eq!(code(&out), 2);
-        assert!(stderr(&out).contains("has done 6 steps of 6"), "{}", stderr(&out));
-        let out = run(&schedule, &["--steps", "9", "--resume", &whole, "--seed", "6"]);
+        assert!(
+            stderr(&out).contains("has done 6 steps of 6"),
+            "{}",
+            stderr(&out)
+        );
+        let out = run(
+            &schedule,
+            &["--steps", "9", "--resume", &whole, "--seed", "6"],
+        );
         assert!(stderr(&out).contains("seed 5"), "{}", stderr(&out));
     }
 }
@@ -162,9 +195,15 @@ fn weights_and_tokens_come_from_files() {
 
     for (args, says) in [
         (vec!["--tokens", &text], "cannot tell from .txt"),
-        (vec!["--tokens", &text, "--token-type", "u32"], "whole number of ids"),
+        (
+            vec!["--tokens", &text, "--token-type", "u32"],
+            "whole number of ids",
+        ),
         (vec!["--tokens", &text, "--token-type", "u16"], "vocabulary"),
-        (vec!["--tokens", "/nowhere.u16"], "/nowhere.u16: cannot read"),
+        (
+            vec!["--tokens", "/nowhere.u16"],
+            "/nowhere.u16: cannot read",
+        ),
         (vec!["--weights", "/nowhere"], "/nowhere"),
         (vec!["--resume", &llama], "training.json: cannot read"),
         (vec!["--save", &llama], "--save"),
@@ -173,7 +212,10 @@ fn weights_and_tokens_come_from_files() {
         let out = run(&schedule, &args);
         let said = stderr(&out);
         assert_eq!(code(&out), 2, "{args:?}: {said}");
-        assert!(said.starts_with("error: ") && said.contains(says), "{args:?}: {said}");
+        assert!(
+            said.starts_with("error: ") && said.contains(says),
+            "{args:?}: {said}"
+        );
     }
 }
 
@@ -200,7 +242,10 @@ fn clipping_is_done_or_refused_with_the_reason() {
     let schedule = place.plan("tiny", &roomy);
     let clipped = report(&schedule, &["--steps", "3", "--clip", "0.1"]);
     let norms = clipped["gradient_norms"].as_array().unwrap();
-    assert!(norms.len() == 3 && norms[0].as_f64().unwrap() > 0.1, "{norms:?}");
+    assert!(
+        norms.len() == 3 && norms[0].as_f64().unwrap() > 0.1,
+        "{norms:?}"
+    );
     let plain = report(&schedule, &["--steps", "3"]);
     assert_eq!(clipped["losses"][0], plain["losses"][0]);
     assert_ne!(clipped["losses"][2], plain["losses"][2]);
@@ -237,7 +282,9 @@ fn an_interrupt_ends_cleanly() {
     let schedule = place.plan("tiny", LEAN);
     let saved = place.at("saved");
     let child = Command::new(EBBTIDE)
-        .args(["run", &schedule, "--steps", "1000000", "--json", "--save", &saved])
+        .args([
+            "run", &schedule, "--steps", "1000000", "--json", "--save", &saved,
+        ])
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()
@@ -251,7 +298,9 @@ fn an_interrupt_ends_cleanly() {
     while !catches() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    let killed = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
     assert!(killed.unwrap().success());
     let out = child.wait_with_output().unwrap();
     assert_eq!(code(&out), 0, "{}", stderr(&out));

@@ -61,7 +61,11 @@ fn a_copy_that_fails_is_named() {
         assert_eq!(error.kind, Kind::NoDevice);
         let place = format!("(instruction 3 of stream {})", stream.name());
         assert!(error.message.contains(&place), "{error}");
-        let way = if stream == Stream::D2h { "swap out " } else { "swap in " };
+        let way = if stream == Stream::D2h {
+            "swap out "
+        } else {
+            "swap in "
+        };
         assert!(error.message.starts_with(way), "{error}");
     }
 }
@@ -98,9 +102,14 @@ fn a_loss_that_is_no_number() {
         Ok(values)
     };
     session.load(poisoned).unwrap();
-    let error = session.step(0, &batches(&file, &model, 0, 1), &optimizer()).unwrap_err();
+    let error = session
+        .step(0, &batches(&file, &model, 0, 1), &optimizer())
+        .unwrap_err();
     assert_eq!(error.kind, Kind::BadInput);
-    assert!(error.message.contains("the loss of step 1 is NaN"), "{error}");
+    assert!(
+        error.message.contains("the loss of step 1 is NaN"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -123,7 +132,11 @@ fn batches_that_cannot_be_trained_on() {
 
 #[test]
 fn weights_that_are_truncated_or_of_another_model() {
-    let of = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name);
+    let of = |name: &str| {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data/hf")
+            .join(name)
+    };
     let llama = model::load(of("llama").to_str().unwrap()).unwrap();
     let whole = std::fs::read(of("llama").join("model.safetensors")).unwrap();
     let name = format!("ebbtide-truncated-{}.safetensors", std::process::id());
@@ -159,6 +172,8 @@ fn schedules_of_another_model_or_without_one() {
     assert!(error.message.contains("model.config"), "{error}");
     for method in ["", "adamw2"] {
         file.method = method.into();
-        assert!(begin(&file, &model("gqa")).message.contains("unknown method"));
+        assert!(begin(&file, &model("gqa"))
+            .message
+            .contains("unknown method"));
     }
 }

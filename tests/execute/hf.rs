@@ -44,7 +44,9 @@ fn json(path: &Path) -> Value {
 }
 
 fn family(name: &'static str) -> Family {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/hf").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data/hf")
+        .join(name);
     let steps = &json(&path.join("tokens.json"))["input_ids"];
     let ids = steps.as_array().unwrap().iter().map(|step| {
         let sequences = step.as_array().unwrap().iter();
@@ -120,7 +122,10 @@ impl Family {
         let name = format!("ebbtide-hf-{}-{}-{what}", std::process::id(), self.name);
         let path = std::env::temp_dir().join(name);
         let directory = Unfinished::begin(&path).unwrap();
-        write(&directory, &self.model, Dtype::F32, |place| session.weight(place)).unwrap();
+        write(&directory, &self.model, Dtype::F32, |place| {
+            session.weight(place)
+        })
+        .unwrap();
         directory.finish().unwrap();
         let bytes = std::fs::read(path.join("model.safetensors")).unwrap();
         let saved = model::load(path.to_str().unwrap()).unwrap();
@@ -146,7 +151,9 @@ impl Family {
             let each = both.map(|(b, a)| ((f64::from(*b) - f64::from(*a)) / rate) as f32);
             each.collect()
         };
-        let each = after.iter().map(|(name, a)| (name.clone(), difference(name, a)));
+        let each = after
+            .iter()
+            .map(|(name, a)| (name.clone(), difference(name, a)));
         (loss, each.collect())
     }
 }
@@ -155,10 +162,13 @@ fn tensors(bytes: &[u8]) -> BTreeMap<String, Vec<f32>> {
     let file = SafeTensors::deserialize(bytes).unwrap();
     let values = |data: &[u8]| {
         let words = data.chunks_exact(4);
-        words.map(|w| f32::from_le_bytes(w.try_into().unwrap())).collect()
+        words
+            .map(|w| f32::from_le_bytes(w.try_into().unwrap()))
+            .collect()
     };
     let all = file.tensors().into_iter();
-    all.map(|(name, view)| (name, values(view.data()))).collect()
+    all.map(|(name, view)| (name, values(view.data())))
+        .collect()
 }
 
 fn assert_close(what: &str, found: f64, expected: f64, tolerance: f64) {
@@ -182,7 +192,12 @@ fn assert_rows(what: &str, found: &BTreeMap<String, Vec<f32>>, table: &Value) {
             let at = entry[0].as_u64().unwrap() as usize;
             let expected = entry[1].as_f64().unwrap();
             let found = f64::from(values[at]);
-            assert_close(&format!("{what}[{at}]"), found, expected, TOLERANCE * expected.abs() + noise);
+            assert_close(
+                &format!("{what}[{at}]"),
+                found,
+                expected,
+                TOLERANCE * expected.abs() + noise,
+            );
         }
         let left_out = row.get("left_out").map_or(0..0, |range| {
             range[0].as_u64().unwrap() as usize..range[1].as_u64().unwrap() as usize
@@ -257,7 +272,9 @@ fn hyper(expected: &Value) -> Optimizer {
     let hyper = &expected["hyper"];
     let number = |key: &str, or: f64| hyper.get(key).map_or(or, |v| v.as_f64().unwrap());
     let beta = |at: usize, or: f64| {
-        hyper.get("betas").map_or(or, |betas| betas[at].as_f64().unwrap())
+        hyper
+            .get("betas")
+            .map_or(or, |betas| betas[at].as_f64().unwrap())
     };
     Optimizer {
         learning_rate: number("lr", 0.0),

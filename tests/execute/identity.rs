@@ -56,8 +56,7 @@ fn compare(name: &str, model: &ModelConfig, cut: &Cut, schedule: Schedule, seed:
     let plain = file_of(model, cut, straight(&schedule));
     let planned: ScheduleFile = file_of(model, cut, schedule);
     let told = |error: ebbtide::error::Error| -> ! { panic!("{name}: {error}") };
-    let (expected, _) =
-        run(&plain, model, CpuOptions::default(), seed).unwrap_or_else(|e| told(e));
+    let (expected, _) = run(&plain, model, CpuOptions::default(), seed).unwrap_or_else(|e| told(e));
     let loss = f64::from_bits(expected.losses[0]);
     assert!(loss > 1.0 && loss < 20.0, "{name}: loss {loss}");
     assert_ne!(expected.losses[0], expected.losses[1], "{name}");
@@ -159,7 +158,9 @@ fn plans_agree_with_the_planners_own_keep() {
         .find(|(strategy, _)| strategy == "keep")
         .expect("everything fits");
     let keep = file_of(&model, &cut, keep.1);
-    assert!(features(&keep.schedule).iter().all(|f| !f.starts_with("cop")));
+    assert!(features(&keep.schedule)
+        .iter()
+        .all(|f| !f.starts_with("cop")));
     let (expected, _) = run(&keep, &model, CpuOptions::default(), 5).unwrap();
     for (strategy, schedule) in by_strategies(&with_budget(&free, 30)) {
         let planned = file_of(&model, &cut, schedule);
@@ -189,7 +190,10 @@ fn other_tiles_agree_to_rounding() {
             let norm = a.iter().map(|x| value(x).powi(2)).sum::<f64>().sqrt();
             let apart = a.iter().zip(b).map(|(x, y)| (value(x) - value(y)).powi(2));
             let apart = apart.sum::<f64>().sqrt();
-            assert!(apart <= 1e-5 * norm + 1e-9, "{name} {part}: {apart} of {norm}");
+            assert!(
+                apart <= 1e-5 * norm + 1e-9,
+                "{name} {part}: {apart} of {norm}"
+            );
         }
     }
 }

@@ -25,7 +25,10 @@ fn position(s: &Schedule, name: &str, nth: usize) -> usize {
         Action::Run(op) => s.ops[op].name == name,
         _ => false,
     });
-    of_name.nth(nth).unwrap_or_else(|| panic!("no {name} {nth}")).0
+    of_name
+        .nth(nth)
+        .unwrap_or_else(|| panic!("no {name} {nth}"))
+        .0
 }
 fn op<'a>(s: &'a mut Schedule, name: &str, nth: usize) -> &'a mut Instruction {
     let at = position(s, name, nth);
@@ -39,9 +42,14 @@ fn copy(s: &Schedule, stream: Stream, value: &str, nth: usize) -> usize {
     let copies = s.stream(stream).iter().enumerate();
     let mut of_value = copies.filter(|(_, i)| {
         let buffer = i.operands.first().map(|o| &s.buffers[o.buffer]);
-        buffer.and_then(|b| b.value).is_some_and(|v| s.values[v].name == value)
+        buffer
+            .and_then(|b| b.value)
+            .is_some_and(|v| s.values[v].name == value)
     });
-    of_value.nth(nth).unwrap_or_else(|| panic!("no copy of {value}")).0
+    of_value
+        .nth(nth)
+        .unwrap_or_else(|| panic!("no copy of {value}"))
+        .0
 }
 fn silence(instruction: &mut Instruction) {
     instruction.action = Action::Barrier;
@@ -54,7 +62,10 @@ fn repeat(s: &mut Schedule, stream: Stream, index: usize) {
 }
 /// The operand of an instruction that uses a buffer so, at the latest.
 fn operand(i: &Instruction, access: Access) -> usize {
-    i.operands.iter().rposition(|o| o.access == access).expect("it has one")
+    i.operands
+        .iter()
+        .rposition(|o| o.access == access)
+        .expect("it has one")
 }
 /// The device buffer that an operator's run writes.
 fn written(s: &Schedule, name: &str, nth: usize) -> BufferId {
@@ -88,7 +99,9 @@ const SHOWN: &[(&str, Change)] = &[
     }),
     ("host-overlap", |s| {
         let update = at(s, Stream::Host, 0).operands.clone();
-        let [.., states, weight] = &update[..] else { unreachable!() };
+        let [.., states, weight] = &update[..] else {
+            unreachable!()
+        };
         s.buffers[weight.buffer].offset = s.buffers[states.buffer].offset;
     }),
     ("source-overwritten", |s| do_not_wait(s, Stream::D2h)),
@@ -105,16 +118,24 @@ const SHOWN: &[(&str, Change)] = &[
         }
         do_not_wait(s, Stream::D2h);
     }),
-    ("out-of-bounds", |s| s.arena_bytes = Bytes::new(s.arena_bytes.get() / 2)),
+    ("out-of-bounds", |s| {
+        s.arena_bytes = Bytes::new(s.arena_bytes.get() / 2)
+    }),
     ("wrong-size", |s| {
         let n2 = written(s, "norm", 1);
         s.buffers[n2].bytes = Bytes::new(s.buffers[n2].bytes.get() / 2);
     }),
-    ("copy-mismatch", |s| at(s, Stream::D2h, 0).rows = Span::new(0, 2)),
-    ("wrong-stream", |s| at(s, Stream::Host, 0).action = Action::Copy),
+    ("copy-mismatch", |s| {
+        at(s, Stream::D2h, 0).rows = Span::new(0, 2)
+    }),
+    ("wrong-stream", |s| {
+        at(s, Stream::Host, 0).action = Action::Copy
+    }),
     ("wrong-space", |s| {
         let gradient = at(s, Stream::Host, 0).operands[0].buffer;
-        let sent = s.streams[1].iter().find(|i| i.operands[1].buffer == gradient);
+        let sent = s.streams[1]
+            .iter()
+            .find(|i| i.operands[1].buffer == gradient);
         let source = sent.expect("it was sent").operands[0].buffer;
         at(s, Stream::Host, 0).operands[0].buffer = source;
     }),
@@ -124,7 +145,9 @@ const SHOWN: &[(&str, Change)] = &[
         let last = second.operands.len() - 1;
         second.operands[last].buffer = other;
     }),
-    ("bad-range", |s| op(s, "activation", 0).rows = Span { start: 4, end: 0 }),
+    ("bad-range", |s| {
+        op(s, "activation", 0).rows = Span { start: 4, end: 0 }
+    }),
     ("outside-lifetime", |s| {
         let qkv = written(s, "qkv_projection", 0);
         let made = s.buffers[qkv].lifetime.start;
@@ -141,7 +164,9 @@ const SHOWN: &[(&str, Change)] = &[
         s.buffers[n2].value = Some(ValueId::from_index(9999));
     }),
     ("unknown-event", |s| {
-        at(s, Stream::D2h, 0).waits.push(EventId::from_index(99_999))
+        at(s, Stream::D2h, 0)
+            .waits
+            .push(EventId::from_index(99_999))
     }),
     ("unknown-state-group", |s| {
         at(s, Stream::Host, 0).action = Action::HostUpdate(99)
@@ -159,7 +184,9 @@ const SHOWN: &[(&str, Change)] = &[
     ("double-range", |s| {
         repeat(s, Stream::Compute, position(s, "rotary_backward", 0))
     }),
-    ("contribution-missing", |s| silence(op(s, "up_weight_gradient", 1))),
+    ("contribution-missing", |s| {
+        silence(op(s, "up_weight_gradient", 1))
+    }),
     ("contribution-twice", |s| {
         repeat(s, Stream::Compute, position(s, "up_weight_gradient", 1))
     }),
@@ -197,7 +224,10 @@ const SHOWN: &[(&str, Change)] = &[
     }),
     ("states-not-updated", |s| {
         let update = at(s, Stream::Host, 0);
-        let states = update.operands.iter().position(|o| o.access == Access::Update);
+        let states = update
+            .operands
+            .iter()
+            .position(|o| o.access == Access::Update);
         update.operands.remove(states.expect("it has states"));
     }),
     ("stale-micro-batch", |s| {
@@ -224,7 +254,9 @@ const SHOWN: &[(&str, Change)] = &[
     }),
     ("recompute-changes-state", |s| {
         let at = position(s, "up_weight_gradient", 1);
-        let Action::Run(id) = s.streams[0][at].action else { unreachable!() };
+        let Action::Run(id) = s.streams[0][at].action else {
+            unreachable!()
+        };
         s.streams[0].insert(at, s.streams[0][at].clone());
         s.streams[0][at].action = Action::Recompute(id);
         s.streams[0][at].signals = None;
@@ -245,12 +277,30 @@ const SHOWN_STRAIGHT: &[(&str, Change)] = &[("gradient-used-early", |s| {
 
 /// What no execution shows: why.
 const NOT_SHOWN: &[(&str, &str)] = &[
-    ("race-across-steps", "a run ends every step before the next begins"),
-    ("unordered-update", "an access beside an update is what the other races show too"),
-    ("over-device-budget", "the budget is a promise to others, not this device's memory"),
-    ("misaligned", "a processor reads at any address; a GPU does not"),
-    ("operands-differ", "scratch memory, which operators of the CPU device do not need"),
-    ("over-host-budget", "the budget is a promise to others, not this device's memory"),
+    (
+        "race-across-steps",
+        "a run ends every step before the next begins",
+    ),
+    (
+        "unordered-update",
+        "an access beside an update is what the other races show too",
+    ),
+    (
+        "over-device-budget",
+        "the budget is a promise to others, not this device's memory",
+    ),
+    (
+        "misaligned",
+        "a processor reads at any address; a GPU does not",
+    ),
+    (
+        "operands-differ",
+        "scratch memory, which operators of the CPU device do not need",
+    ),
+    (
+        "over-host-budget",
+        "the budget is a promise to others, not this device's memory",
+    ),
 ];
 
 fn slow(seed: u64) -> CpuOptions {

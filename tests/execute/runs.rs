@@ -90,7 +90,12 @@ pub fn run(
     let mut losses = Vec::new();
     for step in 0..STEPS {
         let batches = batches(file, model, step, seed);
-        losses.push(session.attempt(step, &batches, &optimizer())?.loss.to_bits());
+        losses.push(
+            session
+                .attempt(step, &batches, &optimizer())?
+                .loss
+                .to_bits(),
+        );
     }
     Ok((outcome(&mut session, model, losses)?, session.arena_use()))
 }

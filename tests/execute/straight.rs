@@ -52,7 +52,10 @@ pub fn straight(planned: &Schedule) -> Schedule {
     for buffer in straight.buffers.values_mut() {
         buffer.lifetime = Span::new(0, length);
     }
-    straight.state_groups.iter_mut().for_each(|g| g.on_host = false);
+    straight
+        .state_groups
+        .iter_mut()
+        .for_each(|g| g.on_host = false);
     straight.budget.device = straight.arena_bytes;
     straight
 }

@@ -105,3 +105,59 @@ pub fn backward<T: Real>(
         },
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    const KINDS: [Activation; 3] = [Activation::Silu, Activation::Gelu, Activation::GeluTanh];
+
+    #[test]
+    fn values_at_one_are_the_published_ones() {
+        let at = |kind| {
+            let (mut double, mut single) = ([0.0f64], [0.0f32]);
+            forward(kind, false, 1, &[1.0f64], &mut double);
+            forward(kind, false, 1, &[1.0f32], &mut single);
+            assert!((double[0] - f64::from(single[0])).abs() < 2e-7, "{kind:?}");
+            double[0]
+        };
+        assert!((at(Activation::Silu) - 0.731_058_578_630_004_9).abs() < 1e-15);
+        assert!((at(Activation::Gelu) - 0.841_344_746_068_542_9).abs() < 1e-15);
+        assert!((at(Activation::GeluTanh) - 0.841_191_990_608_276_7).abs() < 1e-15);
+    }
+
+    #[test]
+    fn gradients_of_gated_and_plain() {
+        for (kind, gated) in KINDS.into_iter().flat_map(|k| [(k, true), (k, false)]) {
+            let (rows, width) = (2, 5);
+            let x: Vec<f64> = noise(1, rows * width * if gated { 2 } else { 1 });
+            let x: Vec<f64> = x.iter().map(|x| 3.0 * x).collect();
+            let weights = noise(2, rows * width);
+            let h = |x: &[f64]| {
+                let mut h = vec![0.0; rows * width];
+                forward(kind, gated, width, x, &mut h);
+                h
+            };
+            if gated {
+                // A gate of a row is the row's first half.
+                let mut alone = [0.0];
+                forward(kind, false, 1, &[x[10]], &mut alone);
+                assert_eq!(h(&x)[5], alone[0] * x[15]);
+            }
+            let mut d_x = vec![0.0; x.len()];
+            backward(kind, gated, width, (&x, &weights), &mut d_x);
+            let what = format!("{kind:?} {gated}");
+            assert_gradient(&what, &x, &d_x, |x| weighted(&h(x), &weights));
+            let mut single = vec![0.0; x.len()];
+            backward(
+                kind,
+                gated,
+                width,
+                (&narrow(&x), &narrow(&weights)),
+                &mut single,
+            );
+            assert_close(&what, &widen(&single), &d_x, 2e-6);
+        }
+    }
+}

@@ -305,3 +305,153 @@ fn absorb<T: Real>(scores: &mut [T], sum: T, most: T) -> (T, T, T) {
     }
     (sum * decay + sum_of(scores, scores, |a, _| a), top, decay)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    fn attention(sequence: usize, window: Option<usize>) -> Attention {
+        Attention {
+            heads: Heads {
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 3,
+            },
+            sequences: 2,
+            sequence,
+            window,
+        }
+    }
+
+    /// Softmax over everything seen, written down plainly: o and lse.
+    fn plain(a: &Attention, qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
+        let Heads {
+            heads,
+            kv_heads,
+            head_dim,
+        } = a.heads;
+        let (mut o, mut lse) = (Vec::new(), Vec::new());
+        let at = |token: usize, head: usize| {
+            &qkv[token * a.heads.width() + head * head_dim..][..head_dim]
+        };
+        for token in 0..a.sequences * a.sequence {
+            let (start, i) = (token / a.sequence * a.sequence, token % a.sequence);
+            for head in 0..heads {
+                let kv = head * kv_heads / heads;
+                let first = a.window.map_or(0, |w| (i + 1).saturating_sub(w));
+                let seen = start + first..=start + i;
+                let score = |j: usize| dot(at(token, head), at(j, heads + kv)) / 3f64.sqrt();
+                let sum: f64 = seen.clone().map(|j| score(j).exp()).sum();
+                lse.push(sum.ln());
+                for e in 0..head_dim {
+                    let v = |j: usize| at(j, heads + kv_heads + kv)[e];
+                    o.push(seen.clone().map(|j| score(j).exp() / sum * v(j)).sum());
+                }
+            }
+        }
+        (o, lse)
+    }
+
+    fn run<T: Real>(a: &Attention, qkv: &[T]) -> (Vec<T>, Vec<T>) {
+        let tokens = a.sequences * a.sequence;
+        let mut o = vec![T::ZERO; tokens * a.heads.heads * a.heads.head_dim];
+        let mut lse = vec![T::ZERO; tokens * a.heads.heads];
+        a.forward(qkv, &mut o, &mut lse);
+        (o, lse)
+    }
+
+    fn input(a: &Attention) -> Vec<f64> {
+        let noise = noise(7, a.sequences * a.sequence * a.heads.width());
+        noise.iter().map(|x| 2.0 * x).collect()
+    }
+
+    #[test]
+    fn online_softmax_is_softmax() {
+        let windows = [None, Some(1), Some(5), Some(64), Some(70), Some(1000)];
+        for sequence in [1, 2, 63, 64, 65, 130, 200] {
+            for window in windows {
+                let a = attention(sequence, window);
+                let qkv = input(&a);
+                let ((o, lse), exact) = (run(&a, &qkv), plain(&a, &qkv));
+                assert_close("o", &o, &exact.0, 1e-13);
+                assert_close("lse", &lse, &exact.1, 1e-13);
+                let (o, lse) = run(&a, &narrow(&qkv));
+                assert_close("f32 o", &widen(&o), &exact.0, 1e-5);
+                assert_close("f32 lse", &widen(&lse), &exact.1, 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_in_one_tile_and_across_tiles() {
+        for (sequence, window) in [(5, None), (6, Some(2)), (67, None), (67, Some(3))] {
+            let mut a = attention(sequence, window);
+            if sequence > 64 {
+                // Few elements: every one of them costs two forward passes.
+                a.sequences = 1;
+                a.heads.head_dim = 1;
+                a.heads.heads = 2;
+                a.heads.kv_heads = 1;
+            }
+            let qkv = input(&a);
+            let (o, lse) = run(&a, &qkv);
+            let weights = noise(8, o.len());
+            let mut d_qkv = vec![f64::NAN; qkv.len()];
+            a.backward((&qkv, &o, &lse, &weights), &mut d_qkv);
+            let loss = |qkv: &[f64]| weighted(&run(&a, qkv).0, &weights);
+            assert_gradient(&format!("{sequence} {window:?}"), &qkv, &d_qkv, loss);
+        }
+    }
+
+    /// A group's rows: its q, k and v heads.
+    fn group_of(a: &Attention, qkv: &[f32], group: usize) -> Vec<f32> {
+        let d = a.heads.head_dim;
+        let rows = qkv.chunks(a.heads.width());
+        rows.flat_map(|row| {
+            let q = &row[group * 2 * d..][..2 * d];
+            let k = &row[(4 + group) * d..][..d];
+            let v = &row[(6 + group) * d..][..d];
+            [q, k, v].concat()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn head_groups_give_the_bits_of_the_whole() {
+        let whole = attention(130, Some(100));
+        let mut part = whole;
+        (part.heads.heads, part.heads.kv_heads) = (2, 1);
+        let qkv = narrow(&input(&whole));
+        let (o, lse) = run(&whole, &qkv);
+        let d_o = narrow(&noise(9, o.len()));
+        let mut d_qkv = vec![0.0; qkv.len()];
+        whole.backward((&qkv, &o, &lse, &d_o), &mut d_qkv);
+        let columns = |all: &[f32], width: usize, group: usize| -> Vec<f32> {
+            let rows = all.chunks(2 * width);
+            rows.flat_map(|row| row[group * width..][..width].to_vec())
+                .collect()
+        };
+        for group in 0..2 {
+            let of_group = group_of(&whole, &qkv, group);
+            let (group_o, group_lse) = run(&part, &of_group);
+            assert_eq!(group_o, columns(&o, 6, group));
+            assert_eq!(group_lse, columns(&lse, 2, group));
+            let group_d_o = columns(&d_o, 6, group);
+            let mut group_d = vec![0.0; of_group.len()];
+            part.backward((&of_group, &group_o, &group_lse, &group_d_o), &mut group_d);
+            assert_eq!(group_d, group_of(&whole, &d_qkv, group));
+        }
+    }
+
+    #[test]
+    fn sequences_do_not_see_each_other() {
+        let a = attention(70, None);
+        let mut qkv = input(&a);
+        let (o, _) = run(&a, &qkv);
+        let half = qkv.len() / 2;
+        qkv[..half].fill(f64::NAN);
+        let (changed, _) = run(&a, &qkv);
+        assert_eq!(o[o.len() / 2..], changed[o.len() / 2..]);
+    }
+}

@@ -96,3 +96,87 @@ impl<T: Real> Norm<T> {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    const KINDS: [NormKind; 3] = [NormKind::Rms, NormKind::RmsPlusOne, NormKind::Layer];
+
+    fn plain(norm: &Norm<f64>, x: &[f64], scale: &[f64], shift: &[f64]) -> Vec<f64> {
+        let mut y = Vec::new();
+        for x in x.chunks(norm.width) {
+            let n = norm.width as f64;
+            let mean = match norm.kind {
+                NormKind::Layer => x.iter().sum::<f64>() / n,
+                _ => 0.0,
+            };
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n;
+            let one = if norm.kind == NormKind::RmsPlusOne {
+                1.0
+            } else {
+                0.0
+            };
+            let row = x.iter().zip(scale).zip(shift);
+            y.extend(
+                row.map(|((x, w), b)| {
+                    (one + w) * (x - mean) / (variance + norm.epsilon).sqrt() + b
+                }),
+            );
+        }
+        y
+    }
+
+    #[test]
+    fn norms_and_their_gradients() {
+        for (kind, width) in KINDS.into_iter().flat_map(|k| [(k, 5), (k, 37)]) {
+            let norm = Norm {
+                kind,
+                width,
+                epsilon: 1e-3,
+            };
+            let rows = 3;
+            let (x, scale) = (noise(1, rows * width), noise(2, width));
+            let layer = kind == NormKind::Layer;
+            let shift = if layer {
+                noise(3, width)
+            } else {
+                vec![0.0; width]
+            };
+            let weights = noise(4, rows * width);
+            let y = |x: &[f64], scale: &[f64], shift: &[f64]| {
+                let mut y = vec![0.0; x.len()];
+                norm.forward(x, scale, layer.then_some(shift), &mut y);
+                y
+            };
+            let exact = plain(&norm, &x, &scale, &shift);
+            assert_close("y", &y(&x, &scale, &shift), &exact, 1e-13);
+            let mut d_x = vec![0.0; x.len()];
+            let (mut d_scale, mut d_shift) = (vec![0.0; width], vec![0.0; width]);
+            let given = (&x[..], &scale[..], &weights[..]);
+            norm.backward(
+                given,
+                &mut d_x,
+                &mut d_scale,
+                layer.then_some(&mut d_shift[..]),
+            );
+            let loss = |y: Vec<f64>| weighted(&y, &weights);
+            assert_gradient("dx", &x, &d_x, |x| loss(y(x, &scale, &shift)));
+            assert_gradient("dw", &scale, &d_scale, |scale| loss(y(&x, scale, &shift)));
+            if layer {
+                assert_gradient("db", &shift, &d_shift, |shift| loss(y(&x, &scale, shift)));
+            }
+            let single = Norm {
+                kind,
+                width,
+                epsilon: 1e-3f32,
+            };
+            let mut narrow_y = vec![0.0; x.len()];
+            let narrow_shift = narrow(&shift);
+            let shift = layer.then_some(&narrow_shift[..]);
+            single.forward(&narrow(&x), &narrow(&scale), shift, &mut narrow_y);
+            assert_close("f32 y", &widen(&narrow_y), &exact, 2e-6);
+        }
+    }
+}

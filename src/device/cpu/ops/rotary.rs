@@ -150,3 +150,70 @@ fn each_turned<T>(heads: Heads, row: &mut [T]) -> impl Iterator<Item = (usize, &
     let turned = heads.turned() * heads.head_dim;
     row[..turned].chunks_exact_mut(heads.head_dim).enumerate()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+    use crate::model::NormKind;
+
+    const HEADS: Heads = Heads {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 6,
+    };
+    const COS: [f32; 3] = [0.9, 0.5, -0.3];
+    const SIN: [f32; 3] = [-0.6, 0.7, 0.4];
+
+    #[test]
+    fn pairs_lie_half_a_head_apart_and_v_stays() {
+        let row = noise(1, HEADS.width());
+        let mut turned = row.clone();
+        rotate(HEADS, &mut turned, (&COS, &SIN));
+        for head in 0..6 {
+            for i in 0..3 {
+                let (a, b) = (row[head * 6 + i], row[head * 6 + i + 3]);
+                let (c, s) = (f64::from(COS[i]), f64::from(SIN[i]));
+                assert_eq!(turned[head * 6 + i], a * c - b * s);
+                assert_eq!(turned[head * 6 + i + 3], b * c + a * s);
+            }
+        }
+        assert_eq!(turned[36..], row[36..]);
+    }
+
+    /// The rotations here are no pure turns: like YaRN's they scale, each pair differently.
+    #[test]
+    fn gradients_of_norm_and_rotation() {
+        for kind in [NormKind::Rms, NormKind::RmsPlusOne] {
+            let norm = Norm {
+                kind,
+                width: 6,
+                epsilon: 1e-3,
+            };
+            let (row, weights) = (noise(1, HEADS.width()), noise(2, HEADS.width()));
+            let (q, k) = (noise(3, 6), noise(4, 6));
+            let forward = |row: &[f64], q: &[f64], k: &[f64]| {
+                let mut row = row.to_vec();
+                let mut inverses = vec![0.0; HEADS.turned()];
+                norm_heads(HEADS, &mut row, &Scales { norm, q, k }, &mut inverses);
+                rotate(HEADS, &mut row, (&COS, &SIN));
+                (row, inverses)
+            };
+            let (y, inverses) = forward(&row, &q, &k);
+            let mut d = weights.clone();
+            rotate_back(HEADS, &mut d, (&COS, &SIN));
+            let (mut d_q, mut d_k) = (vec![0.0; 12], vec![0.0; 12]);
+            let scales = Scales { norm, q: &q, k: &k };
+            let by = Some((&COS[..], &SIN[..]));
+            let sums = (&mut d_q[..], &mut d_k[..]);
+            norm_heads_backward(HEADS, (&y, &inverses), &mut d, by, &scales, sums);
+            let loss = |y: (Vec<f64>, Vec<f64>)| weighted(&y.0, &weights);
+            assert_gradient("dz", &row, &d, |row| loss(forward(row, &q, &k)));
+            let both = |copies: &[f64]| -> Vec<f64> {
+                (0..6).map(|i| copies[i] + copies[6 + i]).collect()
+            };
+            assert_gradient("dq", &q, &both(&d_q), |q| loss(forward(&row, q, &k)));
+            assert_gradient("dk", &k, &both(&d_k), |k| loss(forward(&row, &q, k)));
+        }
+    }
+}

@@ -96,3 +96,58 @@ pub fn add_squares(sum: f64, gradients: &[f32]) -> f64 {
     );
     sum + lanes.into_iter().sum::<f64>()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    fn parameters(step: u64) -> StepParameters {
+        StepParameters {
+            step,
+            learning_rate: 0.01,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            loss_scale: 1.0,
+            clip: None,
+        }
+    }
+
+    #[test]
+    fn adamw_is_the_published_rule() {
+        let (mut w, g) = (narrow(&noise(1, 40)), narrow(&noise(2, 40)));
+        let (mut m, mut v) = (vec![0.0f32; 40], vec![0.0f32; 40]);
+        let mut exact: Vec<(f64, f64, f64)> = w.iter().map(|&w| (f64::from(w), 0.0, 0.0)).collect();
+        for step in 1..=3 {
+            let constants = Constants::new(&parameters(step), 0.5);
+            adamw(&constants, &mut w, &mut m, &mut v, &g);
+            for ((w, m, v), g) in exact.iter_mut().zip(&g) {
+                let g = 0.5 * f64::from(*g);
+                *w -= 0.01 * 0.1 * *w;
+                *m = 0.9 * *m + 0.1 * g;
+                *v = 0.95 * *v + 0.05 * g * g;
+                let (m, v) = (
+                    *m / (1.0 - 0.9f64.powi(step as i32)),
+                    *v / (1.0 - 0.95f64.powi(step as i32)),
+                );
+                *w -= 0.01 * m / (v.sqrt() + 1e-8);
+            }
+        }
+        let of = |f: fn(&(f64, f64, f64)) -> f64| exact.iter().map(f).collect::<Vec<_>>();
+        assert_close("w", &widen(&w), &of(|e| e.0), 1e-6);
+        assert_close("m", &widen(&m), &of(|e| e.1), 1e-6);
+        assert_close("v", &widen(&v), &of(|e| e.2), 1e-6);
+    }
+
+    #[test]
+    fn descent_decays_and_clips() {
+        let mut w = [1.0f32, -2.0];
+        sgd(&Constants::new(&parameters(1), 0.5), &mut w, &[0.2, 0.4]);
+        let exact = [1.0 - 0.01 * (0.1 + 0.1), -2.0 - 0.01 * (0.2 - 0.2)];
+        assert_close("w", &widen(&w), &exact, 1e-7);
+        let g: Vec<f32> = (1..=11).map(|i| i as f32).collect();
+        assert_eq!(add_squares(1.0, &g), 507.0);
+    }
+}
