@@ -423,16 +423,11 @@ fn parts(expected: &Timing, measured: &Timing) -> Vec<Part> {
         predicted,
         measured,
     };
-    let totals: [(&str, fn(&Timing) -> Nanos); 5] = [
-        ("step", |t| t.step),
-        ("compute", |t| t.compute),
-        ("recompute", |t| t.recompute),
-        ("stall", |t| t.stall),
-        ("optimizer tail", |t| t.tail),
-    ];
-    let mut parts: Vec<Part> = totals
-        .into_iter()
-        .map(|(name, of)| part(Kind::Total, name, of(expected), of(measured)))
+    let totals = |t: &Timing| [t.step, t.compute, t.recompute, t.stall, t.tail];
+    let names = ["step", "compute", "recompute", "stall", "optimizer tail"];
+    let both = totals(expected).into_iter().zip(totals(measured));
+    let mut parts: Vec<Part> = (names.into_iter().zip(both))
+        .map(|(name, (predicted, measured))| part(Kind::Total, name, predicted, measured))
         .collect();
     parts.extend(Stream::ALL.map(|stream| {
         let of = |t: &Timing| t.busy[stream as usize];

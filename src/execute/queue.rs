@@ -29,7 +29,7 @@ use crate::memory;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
     /// Run an operator.
-    Launch(Stream, u32, Operator),
+    Launch(Stream, u32, Box<Operator>),
     /// Copy from the first region to the second.
     Copy(Stream, u32, Region, Region),
     /// Signal an event.
@@ -266,7 +266,7 @@ impl Merging<'_, '_> {
                 }
                 _ => {}
             }
-            let launch = Command::Launch(stream, number, operator);
+            let launch = Command::Launch(stream, number, Box::new(operator));
             self.queue.commands.push(launch);
         }
         Ok(())
@@ -315,7 +315,7 @@ impl Merging<'_, '_> {
                     slot: self.queue.norm_slots,
                 };
                 self.queue.norm_slots += 1;
-                let launch = Command::Launch(Stream::Compute, instruction, operator);
+                let launch = Command::Launch(Stream::Compute, instruction, Box::new(operator));
                 self.queue.commands.push(launch);
             }
         }

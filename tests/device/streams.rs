@@ -164,13 +164,13 @@ fn memory_is_nan_until_written_and_after_release() {
     device
         .launch(Stream::Compute, 0, &Operator::Zero { region })
         .unwrap();
-    device.release(region).unwrap();
+    device.release(region, true).unwrap();
     device.hold(arena(8192, 32)).unwrap();
     device.finish().unwrap();
     assert!(floats(&mut device, region).iter().all(|v| v.is_nan()));
     assert_eq!(device.arena_use().peak_live_bytes, 1088);
     assert_eq!(device.arena_use().high_water_bytes, 8224);
-    assert!(device.release(arena(0, 1 << 20)).is_err());
+    assert!(device.release(arena(0, 1 << 20), true).is_err());
 }
 
 /// Queues three clears and an event that everybody waits for; gives the end of the step.
