@@ -189,6 +189,8 @@ fn weights_and_tokens_come_from_files() {
     std::fs::write(place.at("tokenizer.json"), tokenizer).unwrap();
     let text: String = (0..200).map(|i| format!("w{} ", i * 7 % 100)).collect();
     std::fs::write(place.at("text.txt"), text).unwrap();
+    std::fs::write(place.at("odd.bin"), [0; 7]).unwrap();
+    let odd = place.at("odd.bin");
     let (text, tokenizer) = (place.at("text.txt"), place.at("tokenizer.json"));
     let by_text = ["--tokens", &text, "--tokenizer", &tokenizer];
     report(&schedule, &[&weights[..], &by_text].concat());
@@ -196,7 +198,7 @@ fn weights_and_tokens_come_from_files() {
     for (args, says) in [
         (vec!["--tokens", &text], "cannot tell from .txt"),
         (
-            vec!["--tokens", &text, "--token-type", "u32"],
+            vec!["--tokens", &odd, "--token-type", "u32"],
             "whole number of ids",
         ),
         (vec!["--tokens", &text, "--token-type", "u16"], "vocabulary"),

@@ -305,7 +305,7 @@ const NOT_SHOWN: &[(&str, &str)] = &[
 
 fn slow(seed: u64) -> CpuOptions {
     let link = LinkSpeed {
-        latency: Nanos::new(1_000_000),
+        latency: Nanos::new(300_000),
         rate: BytesPerSec::new(1_000_000_000).unwrap(),
     };
     CpuOptions {
