@@ -257,6 +257,21 @@ fn clipping_is_done_or_refused_with_the_reason() {
     assert!(stderr(&out).contains("inside backward"), "{}", stderr(&out));
 }
 
+#[test]
+fn a_run_that_diverges_saves_nothing() {
+    let place = Place::new("diverges");
+    let schedule = place.plan("tiny", LEAN);
+    let saved = place.at("saved");
+    let out = run(&schedule, &["--lr", "1e38", "--save", &saved]);
+    assert_eq!(code(&out), 2);
+    let said = stderr(&out);
+    assert!(
+        said.contains("the loss of step") && said.contains("--lr"),
+        "{said}"
+    );
+    assert!(!Path::new(&saved).exists());
+}
+
 /// A disk that fills up while weights are saved.
 #[cfg(unix)]
 #[test]

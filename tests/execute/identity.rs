@@ -13,9 +13,10 @@ use ebbtide_solver::check::check;
 use ebbtide_solver::schedule::{Action, Schedule, Stream};
 
 use super::models::{self, model};
-use super::plans::{by_strategies, file_of, mixed, problem, segments, with_budget, Cut};
+use super::plans::*;
 use super::runs::run;
 use super::straight::straight;
+use super::support::tiny::random::Random;
 
 fn delays(seed: u64) -> CpuOptions {
     CpuOptions {
@@ -130,6 +131,36 @@ fn sliding_windows() {
 #[test]
 fn layer_norms_and_learned_positions() {
     all_plans("gpt2");
+}
+
+/// Random plans of random cuts: what no strategy would choose is as right.
+#[test]
+fn random_plans() {
+    for (seed, name) in (1..).zip(models::names()) {
+        let model = model(name);
+        let mut random = Random::new(seed);
+        for nth in 0..12 {
+            let method = Method::ALL[nth % 3];
+            let cut = random_cut(method, model.kv_heads, &mut random);
+            let problem = problem(&model, &cut);
+            let plan = random_plan(&problem, &mut random);
+            let what = format!("{name} {method}, random plan {nth} of seed {seed}");
+            compare(&what, &model, &cut, schedule(&problem, &plan), seed);
+        }
+    }
+}
+
+#[test]
+fn the_exhaustive_strategy() {
+    let mut model = model("gqa");
+    model.layers = 1;
+    for method in Method::ALL {
+        let mut cut = Cut::new(method, 1);
+        (cut.granule, cut.workload.accumulate) = (40, 1);
+        let problem = with_budget(&problem(&model, &cut), 100);
+        let what = format!("exhaustive {method}");
+        compare(&what, &model, &cut, exhaustive(&problem), 4);
+    }
 }
 
 #[test]

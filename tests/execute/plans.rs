@@ -1,6 +1,8 @@
 //! From a model and a cut to schedules: with tiles far smaller than a planner would choose, so that
 //! tiny models have many.
 
+use std::time::{Duration, Instant};
+
 use ebbtide::format::schedule as file;
 use ebbtide::format::schedule::ScheduleFile;
 use ebbtide::lower::{lower, Tiling, Workload};
@@ -14,6 +16,7 @@ use ebbtide_solver::schedule::Schedule;
 use ebbtide_solver::search::{contexts, solve, Options, Strategy};
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 
+use super::support::tiny::random::Random;
 use super::support::tiny_file;
 
 /// What is trained, and how its operators are cut.
@@ -152,6 +155,61 @@ pub fn mixed(problem: &Problem) -> Schedule {
     plan.placements = chosen.take(problem.states.len()).collect();
     plan.weight_gap = 0;
     schedule(problem, &plan)
+}
+
+/// A cut at random: long and short tiles, ragged granules, one sequence or several.
+pub fn random_cut(method: Method, kv_heads: u64, random: &mut Random) -> Cut {
+    let mut cut = Cut::new(method, 1);
+    cut.groups = random.pick(&[1, kv_heads as u32]);
+    cut.workload.seq = 4 + random.below(20) as u64;
+    cut.workload.batch = 1 + random.below(3) as u64;
+    if method != Method::Lomo {
+        cut.workload.accumulate = 1 + random.below(3) as u32;
+    }
+    cut.tile = 1 + random.below(40) as u64;
+    cut.head_tile = 1 + random.below(40) as u64;
+    cut.granule = 1 + random.below(30) as u64;
+    cut
+}
+
+/// Any plan at all.
+pub fn random_plan(problem: &Problem, random: &mut Random) -> Plan {
+    let mut plan = Plan::keep_all(problem);
+    for (tensor, fate) in problem.tensors.values().zip(plan.fates.values_mut()) {
+        let pieces = tensor.pieces as usize;
+        let keep = random.below(pieces + 1);
+        let swap = random.below(pieces - keep + 1);
+        *fate = Fate {
+            keep: keep as u32,
+            swap: swap as u32,
+        };
+    }
+    for (placement, group) in plan.placements.iter_mut().zip(&problem.states) {
+        let all = [
+            Placement::Resident,
+            Placement::Streamed,
+            Placement::HostOptimizer,
+        ];
+        *placement = random.pick(if group.host.is_some() {
+            &all
+        } else {
+            &all[..2]
+        });
+    }
+    plan.hold = random.pick(&Hold::CHOICES);
+    plan.weight_gap = random.below(4) as u32;
+    plan
+}
+
+/// The best of all plans of a problem, as far as there is time to try them.
+pub fn exhaustive(problem: &Problem) -> Schedule {
+    let options = Options {
+        deadline: Some(Instant::now() + Duration::from_millis(300)),
+        ..Options::default()
+    };
+    let contexts = contexts(std::slice::from_ref(problem), &options);
+    let solution = solve(&contexts, Strategy::Exhaustive, &options);
+    with_addresses(solution.expect("something fits").candidate.built)
 }
 
 /// The schedule of a plan that fits.
