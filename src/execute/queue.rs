@@ -7,10 +7,10 @@
 //!
 //! Where buffers begin and end is said to the device on the compute stream, whose positions are the
 //! clock of all memory. What no copy sends away ends right behind the instruction that used it
-//! last, before that instruction signals anything: a copy into the same bytes may wait for just that
-//! signal. What a copy sends away ends where compute waits for that copy. A fetch that is issued at
-//! that very place waits for the copy itself and not for compute, so such bytes are not filled with
-//! NaNs, which could come after what was fetched.
+//! last, before that instruction signals anything: a copy into the same bytes may wait for just
+//! that signal. What a copy sends away ends where compute waits for that copy. A fetch that is
+//! issued at that very place waits for the copy itself and not for compute, so such bytes are not
+//! filled with NaNs, which could come after what was fetched.
 
 use std::collections::{BTreeMap, BTreeSet};
 

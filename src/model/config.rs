@@ -192,7 +192,8 @@ impl ModelConfig {
     }
 }
 
-/// The model that these fields state, but for its name, its source and a `tie_word_embeddings` outside them.
+/// The model that these fields state, but for its name, its source and a `tie_word_embeddings`
+/// outside them.
 fn read_fields(fields: Fields) -> Result<ModelConfig> {
     let traits = family_of(fields)?;
     let keys = traits.keys;

@@ -2,7 +2,8 @@
 //!
 //! A file is one long stream that is cut into whole sequences, taken in order and from the start
 //! again at its end; a rest shorter than a sequence is not used. Labels are the tokens shifted by
-//! one within each sequence, so a sequence's last token has none, as in HF's causal language models.
+//! one within each sequence, so a sequence's last token has none, as in HF's causal language
+//! models.
 
 use std::path::Path;
 
@@ -168,8 +169,8 @@ fn binary<const N: usize>(bytes: &[u8], id: fn([u8; N]) -> u32) -> Result<Tokens
     })
 }
 
-/// Each line `[id, …]`, or `{"input_ids": [id, …], "labels": [id or -100, …]}` with labels as HF has
-/// them: each token's own.
+/// Each line `[id, …]`, or `{"input_ids": [id, …], "labels": [id or -100, …]}` with labels as HF
+/// has them: each token's own.
 fn lines(bytes: &[u8]) -> Result<Tokens> {
     let text = std::str::from_utf8(bytes).map_err(|_| Error::bad_input("is not UTF-8 text"))?;
     let (mut ids, mut ignored) = (Vec::new(), Vec::new());

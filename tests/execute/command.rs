@@ -183,8 +183,8 @@ fn weights_and_tokens_come_from_files() {
 
     let vocabulary: String = (0..100).map(|i| format!("\"w{i}\": {i}, ")).collect();
     let tokenizer = format!(
-        "{{\"version\": \"1.0\", \"pre_tokenizer\": {{\"type\": \"Whitespace\"}}, \"model\": \
-         {{\"type\": \"WordLevel\", \"unk_token\": \"?\", \"vocab\": {{{vocabulary} \"?\": 100}}}}}}"
+        r#"{{"version": "1.0", "pre_tokenizer": {{"type": "Whitespace"}},
+        "model": {{"type": "WordLevel", "unk_token": "?", "vocab": {{{vocabulary} "?": 100}}}}}}"#
     );
     std::fs::write(place.at("tokenizer.json"), tokenizer).unwrap();
     let text: String = (0..200).map(|i| format!("w{} ", i * 7 % 100)).collect();
@@ -195,6 +195,8 @@ fn weights_and_tokens_come_from_files() {
     let by_text = ["--tokens", &text, "--tokenizer", &tokenizer];
     report(&schedule, &[&weights[..], &by_text].concat());
 
+    let out = run(&schedule, &["--device", "cuda:0"]);
+    assert_eq!(code(&out), 4, "{}", stderr(&out));
     for (args, says) in [
         (vec!["--tokens", &text], "cannot tell from .txt"),
         (

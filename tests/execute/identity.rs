@@ -176,8 +176,8 @@ fn bf16_with_masters() {
     }
 }
 
-/// Where all tiles end at multiples of the granule, a plan and the planner's own `keep` have the same
-/// tiles, and so the same bits.
+/// Where all tiles end at multiples of the granule, a plan and the planner's own `keep` have the
+/// same tiles, and so the same bits.
 #[test]
 fn plans_agree_with_the_planners_own_keep() {
     let model = model("gqa");

@@ -1,6 +1,6 @@
 //! What the checker refuses goes wrong when it is executed all the same: for every fault of
-//! `tests/refused/` the same change to the schedule of a real model. Most end with an error or other
-//! bits whatever the timing; races show with slow links and random delays.
+//! `tests/refused/` the same change to the schedule of a real model. Most end with an error or
+//! other bits whatever the timing; races show with slow links and random delays.
 
 use std::time::Duration;
 

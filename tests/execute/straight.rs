@@ -1,5 +1,6 @@
 //! The same step without a plan: every operator of a schedule once, in order, on buffers that hold
-//! whole values side by side. What a plan keeps, moves, frees and makes again must not change a bit.
+//! whole values side by side. What a plan keeps, moves, frees and makes again must not change a
+//! bit.
 
 use std::collections::BTreeMap;
 
