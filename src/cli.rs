@@ -5,7 +5,7 @@
 
 pub mod parse;
 
-use crate::commands::{arena, chain, check, fit, list, plan, simulate};
+use crate::commands::{arena, chain, check, fit, list, plan, run, simulate};
 use crate::error::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -51,6 +51,13 @@ Examples:
   ebbtide check schedule.json
   ebbtide check schedule.json --json")]
     Check(check::Args),
+    /// Train by a schedule on a device, and compare predicted with measured
+    #[command(after_help = "\
+Examples:
+  ebbtide run schedule.json --steps 5
+  ebbtide run schedule.json --weights ./my-model --tokens data.u16 --save ./trained
+  ebbtide run schedule.json --link 2GB/s --lr 1e-4 --schedule cosine --warmup 10 -o run.json")]
+    Run(run::Args),
     /// List what is built in: models, profiles, strategies or methods
     #[command(after_help = "\
 Examples:
@@ -89,6 +96,7 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
         Command::Fit(args) => fit::run(args, out),
         Command::Simulate(args) => simulate::run(args, out),
         Command::Check(args) => check::run(args, out),
+        Command::Run(args) => run::run(args, out),
         Command::List(args) => list::run(args, out),
         Command::Arena(args) => arena::run(args, out),
         Command::Chain(args) => chain::run(args, out),

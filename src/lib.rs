@@ -2,7 +2,9 @@
 
 pub mod cli;
 pub mod commands;
+pub mod device;
 pub mod error;
+pub mod execute;
 pub mod format;
 pub mod lower;
 pub mod memory;
@@ -11,3 +13,4 @@ pub mod model;
 pub mod planning;
 pub mod profile;
 pub mod report;
+pub mod training;

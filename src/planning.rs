@@ -221,6 +221,7 @@ fn describe_model(model: &ModelConfig) -> file::Model {
         kv_heads: small(model.kv_heads),
         head_dim: small(model.head_dim),
         vocab: model.vocab,
+        config: model.source.as_object().cloned(),
     }
 }
 

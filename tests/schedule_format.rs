@@ -40,6 +40,10 @@ fn text(random: &mut Random) -> String {
 fn arbitrary(random: &mut Random) -> ScheduleFile {
     let mut file = tiny_file();
     file.model.name = text(random);
+    file.model.config = (random.below(2) > 0).then(|| {
+        let value = serde_json::json!([number(random), null, {text(random): text(random)}]);
+        [(text(random), value)].into_iter().collect()
+    });
     file.method = text(random);
     file.model.parameters = number(random);
     file.hardware.overhead = Bytes::new(number(random));

@@ -2,9 +2,11 @@
 
 use crate::methods::Method;
 use crate::profile::Dtype;
+use crate::training::learning_rate::Shape;
+use crate::training::tokens::IdType;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use ebbtide_solver::search::Strategy;
-use ebbtide_solver::units::Bytes;
+use ebbtide_solver::units::{Bytes, BytesPerSec};
 use std::time::Duration;
 
 /// What clap wants to know of a text that is refused.
@@ -121,6 +123,37 @@ pub fn gap(text: &str) -> Parsed<f64> {
     }
 }
 
+/// `2GB/s`: a size and `/s`, not zero.
+///
+/// # Errors
+/// Anything else.
+pub fn rate(text: &str) -> Parsed<BytesPerSec> {
+    let wrong = || format!("`{text}` is no rate such as 2GB/s");
+    let size = bytes(text.strip_suffix("/s").ok_or_else(wrong)?)?;
+    BytesPerSec::new(size.get()).ok_or_else(wrong)
+}
+
+/// A number from 0 on.
+///
+/// # Errors
+/// Anything else.
+pub fn not_negative(text: &str) -> Parsed<f64> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|n: &f64| n.is_finite() && *n >= 0.0);
+    number.ok_or_else(|| format!("`{text}` is no number from 0 on, such as 0.01 or 1e-4"))
+}
+
+/// A number above 0.
+///
+/// # Errors
+/// Anything else.
+pub fn positive(text: &str) -> Parsed<f64> {
+    let number = not_negative(text).ok().filter(|n| *n > 0.0);
+    number.ok_or_else(|| format!("`{text}` is no number above 0, such as 1.0"))
+}
+
 /// Digits only: `parse` alone would take a sign.
 fn whole(digits: &str) -> Option<u64> {
     let only = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
@@ -157,6 +190,19 @@ pub fn dtype() -> impl TypedValueParser<Value = Dtype> {
         Dtype::F32 => "f32",
         Dtype::Bf16 => "bf16",
         Dtype::Fp8 => "fp8",
+    })
+}
+
+/// A course of the learning rate.
+pub fn learning_rate() -> impl TypedValueParser<Value = Shape> {
+    named(&Shape::ALL, Shape::name)
+}
+
+/// How token ids are stored.
+pub fn id_type() -> impl TypedValueParser<Value = IdType> {
+    named(&[IdType::U16, IdType::U32], |id| match id {
+        IdType::U16 => "u16",
+        IdType::U32 => "u32",
     })
 }
 
@@ -204,6 +250,23 @@ mod tests {
         for wrong in ["", "60", "s", "-1s", "1h", "1.5s", "99999999999999999999s"] {
             assert!(time(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn rates_and_numbers_are_in_their_ranges() {
+        assert_eq!(rate("2GB/s"), Ok(BytesPerSec::new(2_000_000_000).unwrap()));
+        for wrong in ["2GB", "0GB/s", "2/s", "-1GB/s", "fast"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(not_negative("1e-4"), Ok(1e-4));
+        assert_eq!(positive("0.5"), Ok(0.5));
+        for wrong in ["-1", "NaN", "inf", ""] {
+            assert!(
+                not_negative(wrong).is_err() && positive(wrong).is_err(),
+                "{wrong}"
+            );
+        }
+        assert!(positive("0").is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod check;
 pub mod fit;
 pub mod list;
 pub mod plan;
+pub mod run;
 pub mod setting;
 pub mod simulate;
 

@@ -8,9 +8,11 @@ pub mod chain;
 pub mod number;
 pub mod pickle;
 pub mod profile;
+pub mod run;
 pub mod schedule;
 pub mod snapshot;
 pub mod trace;
+pub mod training;
 
 use crate::error::{Error, Result};
 use serde::de::DeserializeOwned;

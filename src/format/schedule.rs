@@ -73,6 +73,8 @@ pub struct Model {
     pub head_dim: u32,
     /// Size of the vocabulary.
     pub vocab: u64,
+    /// Its HF `config.json` object, which says how to compute it: what an executor needs.
+    pub config: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// What one step trains on; its tokens and micro-batches are the schedule's.
@@ -201,6 +203,11 @@ pub fn write(file: &ScheduleFile) -> String {
 pub fn write_summary(file: &ScheduleFile) -> String {
     assert_states(file);
     encode::to_summary(file)
+}
+
+/// What is predicted of a step, or measured in the same terms, as JSON.
+pub(super) fn prediction(predicted: &Predicted) -> serde_json::Value {
+    encode::to_value(predicted)
 }
 
 fn assert_states(file: &ScheduleFile) {

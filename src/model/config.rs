@@ -5,6 +5,8 @@
 //! count of weights, gradients and optimizer states within 64 bits. They do not bound FLOPs of a
 //! step, which also grow with tokens: count those in 128 bits.
 
+use serde_json::Value;
+
 use super::families::{family_of, Bias, Family, Traits};
 use super::fields::{parse, Fields};
 use super::positions::{read_rope, Positions, MAX_POSITIONS};
@@ -121,6 +123,8 @@ pub struct ModelConfig {
     pub stored_dtype: Option<StoredDtype>,
     /// What the config says and a step leaves out or reads otherwise, for people.
     pub notes: Vec<String>,
+    /// The JSON object that it was read from: whoever keeps it can read the model again.
+    pub source: Value,
 }
 
 impl ModelConfig {
@@ -130,8 +134,21 @@ impl ModelConfig {
     /// Text that is not a JSON object, a model that is not served or asks for something that is
     /// not modelled, and sizes that are missing, contradict each other or are out of range.
     pub fn read(name: impl Into<String>, text: &str) -> Result<Self> {
-        let value = parse(text)?;
-        let file = Fields::of(&value, "")?;
+        Self::of_json(name, parse(text)?)
+    }
+
+    /// The same from JSON that has been parsed.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::read`], but for text that is not JSON.
+    pub fn of_json(name: impl Into<String>, source: Value) -> Result<Self> {
+        let mut config = Self::of_file(Fields::of(&source, "")?)?;
+        config.name = name.into();
+        config.source = source;
+        Ok(config)
+    }
+
+    fn of_file(file: Fields) -> Result<Self> {
         refuse_unmodelled(file)?;
         let text_model = file.object("text_config")?;
         let fields = text_model.unwrap_or(file);
@@ -142,7 +159,6 @@ impl ModelConfig {
                 read_fields(file)?
             }
         };
-        config.name = name.into();
         config.tied = read_tied(file, fields)?.unwrap_or(config.tied);
         if text_model.is_some() {
             config
@@ -176,7 +192,8 @@ impl ModelConfig {
     }
 }
 
-/// The model that these fields state, but for its name and a `tie_word_embeddings` outside them.
+/// The model that these fields state, but for its name, its source and a `tie_word_embeddings`
+/// outside them.
 fn read_fields(fields: Fields) -> Result<ModelConfig> {
     let traits = family_of(fields)?;
     let keys = traits.keys;
@@ -231,6 +248,7 @@ fn read_fields(fields: Fields) -> Result<ModelConfig> {
         windows: read_windows(fields, traits, layers)?,
         stored_dtype: read_dtype(fields)?,
         notes,
+        source: Value::Null,
     })
 }
 

@@ -597,7 +597,11 @@ impl Builder<'_> {
         );
         let rotated = self.version(d_qkv);
         let rotate = [traffic(2 * (q + m.kv_width()))];
-        let norms: &[NodeIndex] = if m.qk_norm { &[b.saved_qkv] } else { &[] };
+        // The norms' backward needs their outputs and scales.
+        let norms: &[NodeIndex] = match m.qk_norm {
+            true => &[b.saved_qkv, b.qkv],
+            false => &[],
+        };
         let reads = [&[d_qkv][..], norms].concat();
         // With norms of q and k, their gradients too.
         let makes: &[NodeIndex] = if m.qk_norm {

@@ -2,6 +2,7 @@
 
 pub mod infeasible;
 pub mod plan;
+pub mod run;
 pub mod timeline;
 
 use std::collections::BTreeMap;

@@ -23,6 +23,7 @@ pub fn tiny_file() -> ScheduleFile {
             kv_heads: 2,
             head_dim: 32,
             vocab: 4,
+            config: None,
         },
         workload: Workload {
             seq: 8,

@@ -157,6 +157,7 @@ fn model(model: WireModel) -> Model {
         kv_heads: model.kv_heads,
         head_dim: model.head_dim,
         vocab: model.vocab,
+        config: model.config,
     }
 }
 

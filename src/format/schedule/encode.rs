@@ -118,6 +118,7 @@ fn model(file: &ScheduleFile) -> WireModel {
         kv_heads: model.kv_heads,
         head_dim: model.head_dim,
         vocab: model.vocab,
+        config: model.config.clone(),
     }
 }
 
@@ -262,6 +263,11 @@ fn solver(file: &ScheduleFile) -> WireSolver {
         gap: file.solver.gap.map(finite),
         solve_ms: file.solver.solve_ms,
     }
+}
+
+/// The object of `predicted`.
+pub(super) fn to_value(numbers: &Predicted) -> serde_json::Value {
+    serde_json::to_value(predicted(numbers)).expect("plain data with text keys")
 }
 
 fn predicted(predicted: &Predicted) -> WirePredicted {

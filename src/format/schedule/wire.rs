@@ -104,6 +104,8 @@ wire!(
         kv_heads: u32,
         head_dim: u32,
         vocab: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        config: Option<serde_json::Map<String, serde_json::Value>>,
     }
 );
 wire!(

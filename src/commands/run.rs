@@ -1,0 +1,333 @@
+//! `ebbtide run S.json`: train by a schedule, and compare what was predicted with what was
+//! measured.
+//!
+//! ```text
+//! schedule ─ check ─► Session ◄─ weights (HF directory, seed, or a saved run)
+//!                        │    ◄─ batches (tokens, or one synthetic batch)
+//!                        ▼
+//!            losses, timings ─► table, R.json, --save directory
+//! ```
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+
+use ebbtide_solver::check;
+use ebbtide_solver::units::{BytesPerSec, Nanos};
+
+use super::{read_schedule, write_atomically};
+use crate::cli::{parse, print};
+use crate::device::cpu::{CpuDevice, CpuOptions, LinkSpeed};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::execute::{self, Session};
+use crate::format::run as file;
+use crate::format::schedule::ScheduleFile;
+use crate::format::training::Progress;
+use crate::model::ModelConfig;
+use crate::report;
+use crate::training::checkpoint::{self, Checkpoint};
+use crate::training::directory::{check_free, Unfinished};
+use crate::training::learning_rate::Shape;
+use crate::training::resume::{self, Saved};
+use crate::training::tokens::{self, IdType, Tokens};
+use crate::training::{initial, text};
+
+mod progress;
+mod training;
+
+use training::Training;
+
+/// What `ebbtide run` is asked.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// A schedule that `ebbtide plan -o` wrote
+    pub schedule: PathBuf,
+    /// Where to run it: cpu
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// HF safetensors to start from [default: random weights by --seed]
+    #[arg(long, value_name = "DIR")]
+    pub weights: Option<PathBuf>,
+    /// Token ids (.u16, .u32, .jsonl) or, with --tokenizer, text [default: one synthetic batch by
+    /// --seed, repeated]
+    #[arg(long, value_name = "FILE")]
+    pub tokens: Option<PathBuf>,
+    /// How ids are stored in a file whose name does not say
+    #[arg(long, value_name = "TYPE", value_parser = parse::id_type(), requires = "tokens")]
+    pub token_type: Option<IdType>,
+    /// A tokenizer.json that makes ids of the text in --tokens
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "tokens",
+        conflicts_with = "token_type"
+    )]
+    pub tokenizer: Option<PathBuf>,
+    /// Optimizer steps in all, those before a resumed run included
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub steps: u64,
+    /// Of random weights and synthetic tokens [default: 0, or that of the resumed run]
+    #[arg(long, value_name = "K")]
+    pub seed: Option<u64>,
+    /// Highest learning rate
+    #[arg(long, value_name = "X", default_value = "1e-3", value_parser = parse::not_negative)]
+    pub lr: f64,
+    /// How the learning rate goes on after the warm-up
+    #[arg(long = "schedule", value_name = "SHAPE", default_value = "constant")]
+    #[arg(id = "lr_schedule", value_parser = parse::learning_rate())]
+    pub shape: Shape,
+    /// Steps in which the learning rate rises from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub warmup: u64,
+    /// AdamW's decoupled decay, SGD's L2 term
+    #[arg(long, value_name = "X", default_value = "0", value_parser = parse::not_negative)]
+    pub weight_decay: f64,
+    /// Largest global norm of the gradients [default: not clipped]
+    #[arg(long, value_name = "X", value_parser = parse::positive)]
+    pub clip: Option<f64>,
+    /// Speed of copies in each direction on the cpu device, such as 2GB/s [default: that of memory]
+    #[arg(long, value_name = "RATE", value_parser = parse::rate)]
+    pub link: Option<BytesPerSec>,
+    /// The same bits in every run, whatever it costs (the cpu device always does that)
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Write the weights as HF loads them, and what a resumed run needs, to this new directory
+    #[arg(long, value_name = "DIR")]
+    pub save: Option<PathBuf>,
+    /// Go on from a directory that --save wrote
+    #[arg(long, value_name = "DIR", conflicts_with = "weights")]
+    pub resume: Option<PathBuf>,
+    /// Write predicted and measured to this file
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Checks, runs, saves and reports.
+///
+/// # Errors
+/// `Refused` for a schedule with violations, `NoDevice` when the device fails, `BadInput` for
+/// everything that cannot be read or written, and for a loss that is not a number.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    let schedule = read_schedule(&args.schedule)?;
+    let named = |error: Error| error.within(args.schedule.display());
+    let violations = check::check(&schedule.schedule);
+    if let Some(first) = violations.first() {
+        return Err(named(
+            Error::refused(format!("the checker refuses it: {first}")).hint(format!(
+                "`ebbtide check {}` lists all violations",
+                args.schedule.display()
+            )),
+        ));
+    }
+    let model = execute::model(&schedule).map_err(named)?;
+    if let Some(directory) = &args.save {
+        check_free(directory).map_err(|error| error.within("--save"))?;
+    }
+    let resumed = args.resume.as_deref().map(resume::read).transpose()?;
+    let progress = begin(args, &schedule, resumed.as_ref())?;
+    let tokens = read_tokens(args, &schedule, &model, progress.seed)?;
+    let device = open(args)?;
+    let mut session =
+        Session::begin(&schedule, &model, device, args.clip.is_some()).map_err(named)?;
+    let mut remarks = load(
+        args,
+        &model,
+        &schedule,
+        resumed,
+        progress.seed,
+        &mut session,
+    )?;
+    let stop = interrupts()?;
+    let mut trained = Training {
+        args,
+        schedule: &schedule,
+        tokens: &tokens,
+        progress,
+        timings: Vec::new(),
+        gradient_norms: Vec::new(),
+    };
+    let interrupted = trained.steps(&mut session, &stop)?;
+    if interrupted {
+        let done = trained.progress.step;
+        remarks.push(format!("interrupted after step {done} of {}", args.steps));
+    }
+    if let Some(directory) = &args.save {
+        save(
+            directory,
+            &model,
+            &schedule,
+            &mut session,
+            &trained.progress,
+        )?;
+        remarks.push(format!("weights and states in {}", directory.display()));
+    }
+    let file = trained.file(&session)?;
+    if let Some(path) = &args.output {
+        write_atomically(path, file::write(&file))?;
+        remarks.push(format!("predicted and measured in {}", path.display()));
+    }
+    match args.json {
+        true => print(out, file::write(&file)),
+        false => print(out, report::run::table(&file, &remarks)),
+    }
+}
+
+fn open(args: &Args) -> Result<Box<dyn Device>> {
+    if args.device != "cpu" {
+        return Err(
+            Error::no_device(format!("there is no device `{}`", args.device))
+                .hint("this build runs on cpu"),
+        );
+    }
+    let link = args.link.map(|rate| LinkSpeed {
+        latency: Nanos::ZERO,
+        rate,
+    });
+    Ok(Box::new(CpuDevice::new(CpuOptions {
+        d2h: link,
+        h2d: link,
+        // The schedule has been checked; filling memory with NaNs would count as its time.
+        poison: false,
+        ..CpuOptions::default()
+    })))
+}
+
+/// Where the run stands before its first step.
+fn begin(args: &Args, schedule: &ScheduleFile, resumed: Option<&Saved>) -> Result<Progress> {
+    let Some(saved) = resumed else {
+        return Ok(Progress {
+            step: 0,
+            sequences: 0,
+            seed: args.seed.unwrap_or(0),
+            method: schedule.method.clone(),
+            dtype: schedule.workload.dtype.clone(),
+            losses: Vec::new(),
+        });
+    };
+    let progress = &saved.progress;
+    let differs = |what: &str, was: &str, is: &str| {
+        Err(
+            Error::bad_input(format!("the saved run has {what} {was}, this one {is}"))
+                .within("--resume"),
+        )
+    };
+    if progress.method != schedule.method {
+        return differs("method", &progress.method, &schedule.method);
+    }
+    if progress.dtype != schedule.workload.dtype {
+        return differs("type", &progress.dtype, &schedule.workload.dtype);
+    }
+    if let Some(seed) = args.seed.filter(|&seed| seed != progress.seed) {
+        return differs("seed", &progress.seed.to_string(), &seed.to_string());
+    }
+    if progress.step >= args.steps {
+        return Err(Error::bad_input(format!(
+            "the saved run has done {} steps of {}",
+            progress.step, args.steps
+        ))
+        .hint("--steps counts from the beginning of the first run"));
+    }
+    Ok(progress.clone())
+}
+
+fn read_tokens(
+    args: &Args,
+    schedule: &ScheduleFile,
+    model: &ModelConfig,
+    seed: u64,
+) -> Result<Tokens> {
+    let Some(path) = &args.tokens else {
+        let vocab = model.vocab;
+        return Ok(Tokens::Synthetic { vocab, seed });
+    };
+    let tokens = match &args.tokenizer {
+        Some(tokenizer) => text::read(path, tokenizer)?,
+        None => tokens::read(path, args.token_type).map_err(|e| e.within(path.display()))?,
+    };
+    let checked = tokens.check(schedule.workload.seq, model.vocab);
+    checked.map_err(|error| error.within(path.display()))?;
+    Ok(tokens)
+}
+
+/// Fills the session with weights and states; says what a person should know.
+fn load(
+    args: &Args,
+    model: &ModelConfig,
+    schedule: &ScheduleFile,
+    resumed: Option<Saved>,
+    seed: u64,
+    session: &mut Session<'_>,
+) -> Result<Vec<String>> {
+    let mut remarks = model.notes.clone();
+    let device = session.device_name();
+    if device != schedule.hardware.name {
+        remarks.push(format!(
+            "planned for {}, run on {device}: times are of different machines",
+            schedule.hardware.name
+        ));
+    }
+    let directory = args.resume.as_deref().or(args.weights.as_deref());
+    let Some(directory) = directory else {
+        session.load(|place| initial::values(model, place, seed))?;
+        return Ok(remarks);
+    };
+    let checkpoint = Checkpoint::open(directory, model)?;
+    let unused = checkpoint.unused();
+    if let Some(first) = unused.first() {
+        remarks.push(format!(
+            "{} of {} are no weights of the model and were left out, such as {first}",
+            report::count(unused.len(), "tensor"),
+            directory.display()
+        ));
+    }
+    session.load(|place| checkpoint.read(place))?;
+    if let Some(saved) = resumed {
+        session.restore(&saved.states)?;
+    }
+    Ok(remarks)
+}
+
+/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once. A file that grows beyond its
+/// limit is an error to report, not a signal to die of.
+fn interrupts() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    {
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+        use signal_hook::flag::{register, register_conditional_default};
+        let registered = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
+            // In this order: the first signal only sets the flag.
+            register_conditional_default(signal, Arc::clone(&stop))?;
+            register(signal, Arc::clone(&stop)).map(|_| ())
+        });
+        let ignored = Arc::new(AtomicBool::new(false));
+        let registered = registered.and(register(SIGXFSZ, ignored).map(|_| ()));
+        registered.map_err(|cause| Error::bad_input(format!("cannot handle signals: {cause}")))?;
+    }
+    Ok(stop)
+}
+
+/// Writes what HF loads and what a resumed run needs, all or nothing.
+fn save(
+    path: &Path,
+    model: &ModelConfig,
+    schedule: &ScheduleFile,
+    session: &mut Session<'_>,
+    progress: &Progress,
+) -> Result<()> {
+    let directory = Unfinished::begin(path)?;
+    let dtype = execute::dtype(schedule)?;
+    checkpoint::write(&directory, model, dtype, |place| session.weight(place))?;
+    let saved = Saved {
+        progress: progress.clone(),
+        states: session.states()?,
+    };
+    resume::write(&directory, &saved)?;
+    directory.finish()
+}

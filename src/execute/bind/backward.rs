@@ -1,0 +1,248 @@
+//! The operators of backward, updates included.
+
+use ebbtide_solver::problem::Category;
+
+use super::super::update;
+use super::{cleared, Bound, NORMS, RESIDUAL};
+use crate::device::layout::WeightValue;
+use crate::device::{HeadNormsBackward, Operator};
+use crate::error::{Error, Result};
+use crate::model::Part;
+
+impl Bound<'_, '_> {
+    pub(super) fn norm_backward(&mut self) -> Result<Vec<Operator>> {
+        let x = self.take(&["x", "x2", "final_x"])?.region;
+        let d_y = self
+            .take(&["n1.gradient", "n2.gradient", "final_n.gradient"])?
+            .region;
+        let norm = self.fixed(Category::Weights, &NORMS)?;
+        // Within blocks the residual's gradient is added to; at the head it is made.
+        let in_block = norm.weight != WeightValue::FinalNorm;
+        let updated = match in_block {
+            true => Some(self.take(&[RESIDUAL])?),
+            false => None,
+        };
+        let gradient = self.gradient(norm.weight)?;
+        let residual = match updated {
+            Some(residual) => residual,
+            None => self.take(&[RESIDUAL])?,
+        };
+        let (scale, _) = self.norm_parts(norm.weight, norm.taken.region);
+        let (d_scale, d_shift) = self.norm_parts(norm.weight, gradient.region);
+        Ok(vec![Operator::NormBackward {
+            norm: self.norm_shape(self.program.layout.model.hidden),
+            rows: self.tile().count,
+            x,
+            scale,
+            d_y,
+            d_x: residual.region,
+            accumulate_x: in_block,
+            d_scale,
+            d_shift,
+            accumulate_weight: gradient.adds(),
+        }])
+    }
+
+    pub(super) fn input_gradient(
+        &mut self,
+        d_y: &str,
+        weight: WeightValue,
+        d_x: &str,
+    ) -> Result<Vec<Operator>> {
+        let d_y = self.rows(d_y)?;
+        let region = self.weight(weight)?;
+        let d_x = self.rows(d_x)?;
+        Ok(vec![Operator::LinearInputGradient {
+            rows: self.tile().count,
+            d_y,
+            weight: vec![self.program.layout.matrix(weight, region)],
+            d_x,
+            accumulate: false,
+        }])
+    }
+
+    pub(super) fn weight_gradient(
+        &mut self,
+        x: &str,
+        d_y: &str,
+        weight: WeightValue,
+    ) -> Result<Vec<Operator>> {
+        let x = self.rows(x)?;
+        let d_y = self.rows(d_y)?;
+        let gradient = self.gradient(weight)?;
+        let matrix = self.program.layout.matrix(weight, gradient.region);
+        Ok(vec![Operator::LinearWeightGradient {
+            rows: self.tile().count,
+            x,
+            inputs: matrix.columns,
+            d_y,
+            outputs: matrix.rows,
+            d_weight: matrix.region,
+            d_bias: self.bias(weight, gradient.region),
+            accumulate: gradient.adds(),
+        }])
+    }
+
+    pub(super) fn activation_backward(&mut self) -> Result<Vec<Operator>> {
+        let x = self.rows("gate_up")?;
+        let d_h = self.rows("h.gradient")?;
+        let d_x = self.rows("gate_up.gradient")?;
+        let model = self.program.layout.model;
+        Ok(vec![Operator::ActivationBackward {
+            kind: model.activation,
+            gated: model.gated,
+            rows: self.tile().count,
+            width: model.intermediate,
+            x,
+            d_h,
+            d_x,
+        }])
+    }
+
+    pub(super) fn output_input_gradient(&mut self) -> Result<Vec<Operator>> {
+        let d_y = self.rows(RESIDUAL)?;
+        let weight = self.weight(WeightValue::O)?;
+        let d_x = self.rows("o.gradient")?;
+        Ok(vec![Operator::LinearInputGradient {
+            rows: self.tile().count,
+            d_y,
+            weight: vec![self.program.layout.o_weight(weight, self.group()?)],
+            d_x,
+            accumulate: false,
+        }])
+    }
+
+    pub(super) fn output_weight_gradient(&mut self) -> Result<Vec<Operator>> {
+        let x = self.rows("o")?;
+        let d_y = self.rows(RESIDUAL)?;
+        let gradient = self.gradient(WeightValue::O)?;
+        let layout = &self.program.layout;
+        let part = |part| layout.gradient_part(WeightValue::O, gradient.region, part);
+        // The bias' gradient is the same for all head groups: the first one's first copy counts.
+        let bias = part(Part::OBias).filter(|_| self.instruction.groups.start == 0);
+        let bias = bias.map(|copies| copies.part(0, layout.model.hidden * layout.dtype.bytes()));
+        Ok(vec![Operator::LinearWeightGradient {
+            rows: self.tile().count,
+            x,
+            inputs: layout.heads().query_width(),
+            d_y,
+            outputs: layout.model.hidden,
+            d_weight: part(Part::O).expect("every model has one"),
+            d_bias: bias,
+            accumulate: gradient.adds(),
+        }])
+    }
+
+    pub(super) fn attention_backward(&mut self) -> Result<Vec<Operator>> {
+        let qkv = self.rows("qkv")?;
+        let o = self.take(&["o"])?;
+        let d_o = self.rows("o.gradient")?;
+        let d_qkv = self.rows("qkv.gradient")?;
+        Ok(vec![Operator::AttentionBackward {
+            shape: self.attention_shape()?,
+            qkv,
+            o: o.region,
+            lse: o.extras,
+            d_o,
+            d_qkv,
+            workspace: self.workspace()?,
+        }])
+    }
+
+    pub(super) fn rotary_backward(&mut self) -> Result<Vec<Operator>> {
+        let saved = match self.program.layout.model.qk_norm {
+            true => Some((self.take(&["qkv"])?, self.weight(WeightValue::Qkv)?)),
+            false => None,
+        };
+        let d_qkv = self.rows("qkv.gradient")?;
+        let mut operators = Vec::new();
+        let mut norms = None;
+        if let Some((qkv, weight)) = saved {
+            let gradient = self.gradient(WeightValue::Qkv)?;
+            let (clear, accumulate) = cleared(&gradient, true);
+            operators = clear;
+            let layout = &self.program.layout;
+            let part = |part| {
+                let part = layout.gradient_part(WeightValue::Qkv, gradient.region, part);
+                part.ok_or_else(|| Error::bad_input("the model has no norms of q and k"))
+            };
+            let shape = self.head_norms(weight, qkv.extras);
+            norms = Some(HeadNormsBackward {
+                norms: shape
+                    .ok_or_else(|| Error::bad_input("the model has no norms of q and k"))?,
+                qkv: qkv.region,
+                d_q_scale: part(Part::QNorm)?,
+                d_k_scale: part(Part::KNorm)?,
+                accumulate,
+            });
+        }
+        operators.push(Operator::RotaryBackward {
+            rows: self.tile(),
+            heads: self.program.layout.heads(),
+            rotate: self.rotates(),
+            norms,
+            d_qkv,
+        });
+        Ok(operators)
+    }
+
+    pub(super) fn qkv_input_gradient(&mut self) -> Result<Vec<Operator>> {
+        let d_y = self.rows("qkv.gradient")?;
+        let weight = self.weight(WeightValue::Qkv)?;
+        let d_x = self.take(&["n1.gradient"])?;
+        Ok(vec![Operator::LinearInputGradient {
+            rows: self.tile().count,
+            d_y,
+            weight: self.program.layout.qkv_weight(weight, self.group()?),
+            d_x: d_x.region,
+            accumulate: d_x.adds(),
+        }])
+    }
+
+    pub(super) fn qkv_weight_gradient(&mut self) -> Result<Vec<Operator>> {
+        let x = self.rows("n1")?;
+        let d_y = self.rows("qkv.gradient")?;
+        let gradient = self.gradient(WeightValue::Qkv)?;
+        let layout = &self.program.layout;
+        let part = |part| layout.gradient_part(WeightValue::Qkv, gradient.region, part);
+        Ok(vec![Operator::LinearWeightGradient {
+            rows: self.tile().count,
+            x,
+            inputs: layout.model.hidden,
+            d_y,
+            outputs: layout.heads().qkv_width(),
+            d_weight: part(Part::Qkv).expect("every model has one"),
+            d_bias: part(Part::QkvBias),
+            accumulate: gradient.adds(),
+        }])
+    }
+
+    pub(super) fn embedding_backward(&mut self) -> Result<Vec<Operator>> {
+        let d_x = self.rows(RESIDUAL)?;
+        let gradient = self.gradient(WeightValue::Embedding)?;
+        let (mut operators, _) = cleared(&gradient, true);
+        let layout = &self.program.layout;
+        let part = |part| layout.part(WeightValue::Embedding, gradient.region, part);
+        operators.push(Operator::EmbeddingBackward {
+            rows: self.tile(),
+            micro_batch: self.instruction.micro_batch,
+            d_x,
+            width: layout.model.hidden,
+            scale: layout.model.embedding_scale,
+            d_weight: part(Part::Embedding).expect("every model has one"),
+            vocab: layout.model.vocab,
+            d_positions: part(Part::PositionEmbedding),
+        });
+        Ok(operators)
+    }
+
+    pub(super) fn update(&mut self) -> Result<Vec<Operator>> {
+        let gradient = self.any()?;
+        let weight = self.any()?;
+        let states = match self.instruction.operands.get(self.next) {
+            Some(_) => Some(self.any()?),
+            None => None,
+        };
+        update::on_device(self.program, self.instruction, gradient, weight, states)
+    }
+}

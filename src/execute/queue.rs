@@ -1,0 +1,328 @@
+//! The commands of a step in an order in which a device can queue them.
+//!
+//! Streams run side by side, but commands are queued one after the other, and a wait can only be
+//! queued behind the signal that it waits for. So streams are merged: each goes on until it waits
+//! for something that has not been queued yet. If none can go on, the schedule would hang: an error
+//! here, before anything runs.
+//!
+//! Where buffers begin and end is said to the device on the compute stream, whose positions are the
+//! clock of all memory. What no copy sends away ends right behind the instruction that used it
+//! last, before that instruction signals anything: a copy into the same bytes may wait for just
+//! that signal. What a copy sends away ends where compute waits for that copy. A fetch that is
+//! issued at that very place waits for the copy itself and not for compute, so such bytes are not
+//! filled with NaNs, which could come after what was fetched.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebbtide_solver::ids::{BufferId, Id};
+use ebbtide_solver::schedule::{Access, Action, Buffer, Instruction, Schedule, Space, Stream};
+use ebbtide_solver::units::Span;
+
+use super::bind::{copied, operators};
+use super::program::Program;
+use crate::device::layout::WeightValue;
+use crate::device::{Event, Operator, Region};
+use crate::error::{Error, Result};
+use crate::memory;
+
+/// One call to a device.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Run an operator.
+    Launch(Stream, u32, Box<Operator>),
+    /// Copy from the first region to the second.
+    Copy(Stream, u32, Region, Region),
+    /// Signal an event.
+    Record(Stream, Event),
+    /// Wait for an event.
+    Wait(Stream, Event),
+    /// A buffer begins.
+    Hold(Region),
+    /// A buffer ends; with NaNs or not.
+    Release(Region, bool),
+}
+
+/// The commands of a step, and what a device must have for them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    /// In an order in which they can be queued.
+    pub commands: Vec<Command>,
+    /// Buffers that are held from before the first step on.
+    pub persistent: Vec<Region>,
+    /// Partial losses.
+    pub loss_slots: u32,
+    /// Partial sums of squares of gradients.
+    pub norm_slots: u32,
+}
+
+/// Queues a step.
+///
+/// # Errors
+/// Instructions that cannot be bound, and schedules that would hang. Clipping where an update comes
+/// before the last gradient.
+pub fn queue(program: &Program<'_>, clip: bool) -> Result<Queue> {
+    let schedule = program.schedule;
+    let mut merged = Merging {
+        program,
+        lives: Lives::of(schedule),
+        queue: Queue {
+            commands: Vec::new(),
+            persistent: Vec::new(),
+            loss_slots: 0,
+            norm_slots: 0,
+        },
+        signalled: BTreeSet::new(),
+        next: [0; 4],
+    };
+    let persistent = device_buffers(schedule).filter(|(_, b)| b.persistent);
+    merged.queue.persistent = persistent.map(|(_, b)| program.placed(b)).collect();
+    if clip {
+        merged.clip()?;
+    }
+    loop {
+        let before = merged.next;
+        for stream in Stream::ALL {
+            merged.advance(stream, clip)?;
+        }
+        if merged.next == before {
+            break;
+        }
+    }
+    for stream in Stream::ALL {
+        let at = merged.next[stream as usize];
+        if let Some(instruction) = schedule.stream(stream).get(at) {
+            return Err(Error::bad_input(format!(
+                "the step would hang: {} (instruction {at} of stream {}) waits for an event that \
+                 nothing signals before",
+                memory::doing(schedule, instruction),
+                stream.name()
+            )));
+        }
+    }
+    merged.end();
+    Ok(merged.queue)
+}
+
+fn device_buffers(schedule: &Schedule) -> impl Iterator<Item = (BufferId, &Buffer)> {
+    let all = schedule.buffers.iter();
+    all.filter(|(_, b)| b.space == Space::Device)
+}
+
+/// What begins and ends at each position of the compute stream.
+struct Lives {
+    begin: BTreeMap<u64, Vec<BufferId>>,
+    /// Behind the instruction before the position.
+    end_used: BTreeMap<u64, Vec<BufferId>>,
+    /// Behind the waits of the instruction at the position.
+    end_sent: BTreeMap<u64, Vec<BufferId>>,
+    /// What is fetched into, by the position at which it begins.
+    landing: BTreeMap<u64, Vec<BufferId>>,
+}
+
+impl Lives {
+    fn of(schedule: &Schedule) -> Self {
+        let copies = |stream: Stream, access: Access| -> BTreeSet<BufferId> {
+            let operands = schedule.stream(stream).iter().flat_map(|i| &i.operands);
+            let chosen = operands.filter(|o| o.access == access);
+            chosen.map(|o| o.buffer).collect()
+        };
+        let sent = copies(Stream::D2h, Access::Read);
+        let landed = copies(Stream::H2d, Access::Write);
+        let mut lives = Self {
+            begin: BTreeMap::new(),
+            end_used: BTreeMap::new(),
+            end_sent: BTreeMap::new(),
+            landing: BTreeMap::new(),
+        };
+        for (id, buffer) in device_buffers(schedule) {
+            let Span { start, end } = buffer.lifetime;
+            if buffer.persistent || start >= end {
+                continue;
+            }
+            lives.begin.entry(start).or_default().push(id);
+            let ends = match sent.contains(&id) {
+                true => &mut lives.end_sent,
+                false => &mut lives.end_used,
+            };
+            ends.entry(end).or_default().push(id);
+            if landed.contains(&id) {
+                lives.landing.entry(start).or_default().push(id);
+            }
+        }
+        lives
+    }
+}
+
+struct Merging<'a, 'b> {
+    program: &'b Program<'a>,
+    lives: Lives,
+    queue: Queue,
+    signalled: BTreeSet<Event>,
+    next: [usize; 4],
+}
+
+impl Merging<'_, '_> {
+    /// Queues instructions of a stream until one waits for what is not there yet.
+    fn advance(&mut self, stream: Stream, clip: bool) -> Result<()> {
+        let schedule = self.program.schedule;
+        while let Some(instruction) = schedule.stream(stream).get(self.next[stream as usize]) {
+            let waits = instruction.waits.iter().map(|&e| number(e));
+            let waits: Vec<Event> = waits.collect();
+            if !waits.iter().all(|event| self.signalled.contains(event)) {
+                return Ok(());
+            }
+            let at = self.next[stream as usize];
+            let commands = &mut self.queue.commands;
+            commands.extend(waits.into_iter().map(|event| Command::Wait(stream, event)));
+            if stream == Stream::Compute {
+                self.begin(at as u64);
+            }
+            self.body(stream, at, instruction, clip)
+                .map_err(|error| self.named(error, stream, at))?;
+            if stream == Stream::Compute {
+                let ended = self.lives.end_used.remove(&(at as u64 + 1));
+                self.release(ended.unwrap_or_default(), &[]);
+            }
+            if let Some(event) = instruction.signals.map(number) {
+                if u64::from(event) >= u64::from(schedule.events) {
+                    let error = Error::bad_input(format!("there is no event {event}"));
+                    return Err(self.named(error, stream, at));
+                }
+                self.queue.commands.push(Command::Record(stream, event));
+                self.signalled.insert(event);
+            }
+            self.next[stream as usize] += 1;
+        }
+        Ok(())
+    }
+
+    /// What no position ends, the step does.
+    fn end(&mut self) {
+        let Lives {
+            end_used, end_sent, ..
+        } = &mut self.lives;
+        let left = [std::mem::take(end_used), std::mem::take(end_sent)];
+        for ended in left.into_iter().flat_map(BTreeMap::into_values) {
+            self.release(ended, &[]);
+        }
+    }
+
+    fn named(&self, error: Error, stream: Stream, at: usize) -> Error {
+        error.within(format!("instruction {at} of stream {}", stream.name()))
+    }
+
+    /// What ends where compute has waited for its copy, then what begins.
+    fn begin(&mut self, position: u64) {
+        let sent = self.lives.end_sent.remove(&position).unwrap_or_default();
+        let landing = self.lives.landing.remove(&position).unwrap_or_default();
+        self.release(sent, &landing);
+        for id in self.lives.begin.remove(&position).unwrap_or_default() {
+            let region = self.program.placed(&self.program.schedule.buffers[id]);
+            self.queue.commands.push(Command::Hold(region));
+        }
+    }
+
+    fn release(&mut self, ended: Vec<BufferId>, landing: &[BufferId]) {
+        let buffers = &self.program.schedule.buffers;
+        let landing: Vec<Region> = landing
+            .iter()
+            .map(|&id| self.program.placed(&buffers[id]))
+            .collect();
+        for id in ended {
+            let region = self.program.placed(&buffers[id]);
+            let apart = |other: &Region| {
+                other.end() <= region.offset_bytes || region.end() <= other.offset_bytes
+            };
+            let poison = landing.iter().all(apart);
+            self.queue.commands.push(Command::Release(region, poison));
+        }
+    }
+
+    fn body(
+        &mut self,
+        stream: Stream,
+        at: usize,
+        instruction: &Instruction,
+        clip: bool,
+    ) -> Result<()> {
+        let number = u32::try_from(at).expect("ids have 32 bits");
+        if instruction.action == Action::Copy {
+            let (from, to) = copied(self.program, instruction)?;
+            let copy = Command::Copy(stream, number, from, to);
+            self.queue.commands.push(copy);
+            return Ok(());
+        }
+        if instruction.micro_batch >= self.program.schedule.micro_batches {
+            return Err(Error::bad_input("is of no micro-batch"));
+        }
+        for mut operator in operators(self.program, instruction)? {
+            match &mut operator {
+                Operator::CrossEntropy { slot, .. } => {
+                    *slot = self.queue.loss_slots;
+                    self.queue.loss_slots += 1;
+                }
+                Operator::Update { .. } if clip && self.queue.norm_slots == 0 => {
+                    self.gradient_norms(number)?;
+                }
+                _ => {}
+            }
+            let launch = Command::Launch(stream, number, Box::new(operator));
+            self.queue.commands.push(launch);
+        }
+        Ok(())
+    }
+
+    // ---- clipping -----------------------------------------------------------------------------
+
+    /// Refuses to clip where some weight is updated before the last gradient is there.
+    fn clip(&self) -> Result<()> {
+        let schedule = self.program.schedule;
+        if self.program.fused {
+            return Err(Error::bad_input(
+                "gradients cannot be clipped by their global norm: the method updates weights \
+                 inside backward, before all gradients are there",
+            )
+            .hint("leave out --clip, or plan with --method adamw or sgd"));
+        }
+        if let Some(group) = schedule.state_groups.iter().find(|g| g.on_host) {
+            return Err(Error::bad_input(format!(
+                "gradients cannot be clipped by their global norm: the host updates {} while \
+                 others' gradients are still on the device",
+                group.name
+            ))
+            .hint("leave out --clip, or plan with more device memory so that no update is there"));
+        }
+        Ok(())
+    }
+
+    /// Before the first update: the sums of squares of all gradients.
+    fn gradient_norms(&mut self, instruction: u32) -> Result<()> {
+        let schedule = self.program.schedule;
+        for group in &schedule.state_groups {
+            for &gradient in &group.gradients {
+                let mut pieces: Vec<&Buffer> = device_buffers(schedule)
+                    .map(|(_, b)| b)
+                    .filter(|b| b.value == Some(gradient))
+                    .collect();
+                pieces.sort_by_key(|b| b.groups.start);
+                let regions: Vec<Region> = pieces.iter().map(|b| self.program.region(b)).collect();
+                let Some(first) = pieces.first() else {
+                    return Err(Error::bad_input("a gradient has no buffer"));
+                };
+                let value: WeightValue = self.program.weight_value(self.program.value(first)?)?;
+                let operator = Operator::GradientNorm {
+                    gradients: self.program.layout.gradients(value, &regions),
+                    slot: self.queue.norm_slots,
+                };
+                self.queue.norm_slots += 1;
+                let launch = Command::Launch(Stream::Compute, instruction, Box::new(operator));
+                self.queue.commands.push(launch);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number(event: impl Id) -> Event {
+    u32::try_from(event.index()).expect("ids have 32 bits")
+}

@@ -1,0 +1,331 @@
+//! `ebbtide run` as a person calls it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+const EBBTIDE: &str = env!("CARGO_BIN_EXE_ebbtide");
+
+/// A directory of its own for each test, gone when it ends.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Self {
+        let name = format!("ebbtide-run-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+    fn at(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+    fn bytes(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.0.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+    }
+    /// Plans a model; swaps, recomputes and updates on the host to stay within the memory.
+    fn plan(&self, model: &str, more: &[&str]) -> String {
+        let schedule = self.at("s.json");
+        let model = ["plan", "--model", model, "--profile", "unit"];
+        let out = ebbtide(&[&model[..], more, &["-o", &schedule]].concat());
+        assert_eq!(code(&out), 0, "{}", stderr(&out));
+        schedule
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn ebbtide(args: &[&str]) -> Output {
+    Command::new(EBBTIDE).args(args).output().unwrap()
+}
+fn code(out: &Output) -> i32 {
+    out.status.code().expect("ended by itself")
+}
+fn stderr(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+fn run(schedule: &str, more: &[&str]) -> Output {
+    ebbtide(&[&["run", schedule], more].concat())
+}
+/// What a run that ends well prints with `--json`.
+fn report(schedule: &str, more: &[&str]) -> Value {
+    let out = run(schedule, &[more, &["--json"]].concat());
+    assert_eq!(code(&out), 0, "{more:?}: {}", stderr(&out));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+fn data(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(name);
+    path.to_str().unwrap().to_owned()
+}
+
+const LEAN: &[&str] = &["--seq", "48", "--batch", "2", "--device-memory", "3MiB"];
+
+#[test]
+fn the_loss_of_a_repeated_batch_falls_and_the_report_is_valid() {
+    let place = Place::new("report");
+    let schedule = place.plan("tiny", LEAN);
+    let file = place.at("r.json");
+    let report = report(&schedule, &["--steps", "12", "--lr", "3e-3", "-o", &file]);
+    let schema = include_str!("../../schemas/run.schema.json");
+    let schema = serde_json::from_str(schema).unwrap();
+    let validator = jsonschema::draft202012::new(&schema).unwrap();
+    let errors: Vec<String> = validator
+        .iter_errors(&report)
+        .map(|e| e.to_string())
+        .collect();
+    assert_eq!(errors, [""; 0]);
+    assert_eq!(
+        serde_json::from_slice::<Value>(&place.bytes("r.json")).unwrap(),
+        report
+    );
+    let losses: Vec<f64> = report["losses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|l| l.as_f64().unwrap())
+        .collect();
+    assert_eq!(losses.len(), 12);
+    assert!(losses[11] < losses[0] - 0.5, "{losses:?}");
+    assert_eq!(report["loss"], losses[11]);
+    let (predicted, measured) = (&report["predicted"], &report["measured"]);
+    for key in [
+        "arena_bytes",
+        "peak_live_bytes",
+        "d2h_bytes",
+        "h2d_bytes",
+        "host_bytes",
+    ] {
+        assert_eq!(predicted[key], measured[key], "{key}");
+    }
+    assert!(measured["step_ns"].as_u64().unwrap() > 0);
+    let keys = |v: &Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(predicted), keys(measured));
+    let table = run(&schedule, &["--steps", "2"]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    for part in [
+        "predicted",
+        "measured",
+        "d2h",
+        "block 3",
+        "attention_backward",
+        "peak alive",
+    ] {
+        assert!(table.contains(part), "{part} is not in\n{table}");
+    }
+}
+
+/// A run that stopped and was resumed leaves the same bytes as one that did not.
+#[test]
+fn a_resumed_run_is_the_same_bit_by_bit() {
+    for (dtype, method) in [("f32", "adamw"), ("bf16", "adamw"), ("f32", "lomo")] {
+        let place = Place::new(&format!("resume-{dtype}-{method}"));
+        let plan = [LEAN, &["--dtype", dtype, "--method", method]].concat();
+        let schedule = place.plan("tiny", &plan);
+        let ids: Vec<u8> = (0..5000u32).map(|i| (i * i % 251) as u8).collect();
+        let tokens: Vec<u8> = ids.iter().flat_map(|&id| [id, 0]).collect();
+        std::fs::write(place.at("t.u16"), tokens).unwrap();
+        let tokens = place.at("t.u16");
+        let [half, whole, resumed] = ["half", "whole", "resumed"].map(|name| place.at(name));
+        let with = ["--tokens", &tokens, "--seed", "5", "--warmup", "2"];
+        let with = |more: &[&str]| report(&schedule, &[&with[..], more].concat());
+        with(&["--steps", "3", "--save", &half]);
+        let b = with(&["--steps", "6", "--save", &whole]);
+        let a = with(&["--steps", "6", "--resume", &half, "--save", &resumed]);
+        assert_eq!(a["losses"], b["losses"], "{dtype} {method}");
+        for file in [
+            "model.safetensors",
+            "optimizer.safetensors",
+            "config.json",
+            "training.json",
+        ] {
+            let [a, b] = ["resumed", "whole"].map(|run| place.bytes(&format!("{run}/{file}")));
+            assert!(a == b, "{dtype} {method}: {file} differs");
+        }
+        let out = run(&schedule, &["--steps", "6", "--resume", &whole]);
+        assert_eq!(code(&out), 2);
+        assert!(
+            stderr(&out).contains("has done 6 steps of 6"),
+            "{}",
+            stderr(&out)
+        );
+        let out = run(
+            &schedule,
+            &["--steps", "9", "--resume", &whole, "--seed", "6"],
+        );
+        assert!(stderr(&out).contains("seed 5"), "{}", stderr(&out));
+    }
+}
+
+#[test]
+fn weights_and_tokens_come_from_files() {
+    let place = Place::new("files");
+    let llama = data("hf/llama");
+    let schedule = place.plan(&llama, &["--seq", "16", "--batch", "2"]);
+    let lines = "[1, 2, 3, 4, 5, 6, 7, 8]\n{\"input_ids\": [9, 9], \"labels\": [-100, 9]}\n";
+    std::fs::write(place.at("t.jsonl"), lines.repeat(10)).unwrap();
+    let weights = ["--weights", &llama, "--steps", "2", "--lr", "1e-3"];
+    let saved = place.at("saved");
+    let jsonl = place.at("t.jsonl");
+    let first = report(
+        &schedule,
+        &[&weights[..], &["--tokens", &jsonl, "--save", &saved]].concat(),
+    );
+    assert!(first["losses"][0].as_f64().unwrap() > 1.0);
+    // What was saved is a checkpoint like any other.
+    let again = report(&schedule, &["--weights", &saved, "--steps", "1"]);
+    assert_eq!(again["steps"], 1);
+
+    let vocabulary: String = (0..100).map(|i| format!("\"w{i}\": {i}, ")).collect();
+    let tokenizer = format!(
+        r#"{{"version": "1.0", "pre_tokenizer": {{"type": "Whitespace"}},
+        "model": {{"type": "WordLevel", "unk_token": "?", "vocab": {{{vocabulary} "?": 100}}}}}}"#
+    );
+    std::fs::write(place.at("tokenizer.json"), tokenizer).unwrap();
+    let text: String = (0..200).map(|i| format!("w{} ", i * 7 % 100)).collect();
+    std::fs::write(place.at("text.txt"), text).unwrap();
+    std::fs::write(place.at("odd.bin"), [0; 7]).unwrap();
+    let odd = place.at("odd.bin");
+    let (text, tokenizer) = (place.at("text.txt"), place.at("tokenizer.json"));
+    let by_text = ["--tokens", &text, "--tokenizer", &tokenizer];
+    report(&schedule, &[&weights[..], &by_text].concat());
+
+    let out = run(&schedule, &["--device", "cuda:0"]);
+    assert_eq!(code(&out), 4, "{}", stderr(&out));
+    for (args, says) in [
+        (vec!["--tokens", &text], "cannot tell from .txt"),
+        (
+            vec!["--tokens", &odd, "--token-type", "u32"],
+            "whole number of ids",
+        ),
+        (vec!["--tokens", &text, "--token-type", "u16"], "vocabulary"),
+        (
+            vec!["--tokens", "/nowhere.u16"],
+            "/nowhere.u16: cannot read",
+        ),
+        (vec!["--weights", "/nowhere"], "/nowhere"),
+        (vec!["--resume", &llama], "training.json: cannot read"),
+        (vec!["--save", &llama], "--save"),
+        (vec!["--save", "/nowhere/at/all"], "does not exist"),
+    ] {
+        let out = run(&schedule, &args);
+        let said = stderr(&out);
+        assert_eq!(code(&out), 2, "{args:?}: {said}");
+        assert!(
+            said.starts_with("error: ") && said.contains(says),
+            "{args:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn what_the_checker_refuses_is_not_run() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/refused");
+    let mut refused = 0;
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_str().unwrap().ends_with("base.good.json") {
+            continue;
+        }
+        let out = run(path.to_str().unwrap(), &[]);
+        assert_eq!(code(&out), 5, "{}: {}", path.display(), stderr(&out));
+        refused += 1;
+    }
+    assert!(refused > 40, "{refused}");
+}
+
+#[test]
+fn clipping_is_done_or_refused_with_the_reason() {
+    let place = Place::new("clip");
+    let roomy = ["--seq", "32"];
+    let schedule = place.plan("tiny", &roomy);
+    let clipped = report(&schedule, &["--steps", "3", "--clip", "0.1"]);
+    let norms = clipped["gradient_norms"].as_array().unwrap();
+    assert!(
+        norms.len() == 3 && norms[0].as_f64().unwrap() > 0.1,
+        "{norms:?}"
+    );
+    let plain = report(&schedule, &["--steps", "3"]);
+    assert_eq!(clipped["losses"][0], plain["losses"][0]);
+    assert_ne!(clipped["losses"][2], plain["losses"][2]);
+    let schedule = place.plan("tiny", &[&roomy[..], &["--method", "lomo"]].concat());
+    let out = run(&schedule, &["--clip", "0.1"]);
+    assert_eq!(code(&out), 2);
+    assert!(stderr(&out).contains("inside backward"), "{}", stderr(&out));
+}
+
+#[test]
+fn a_run_that_diverges_saves_nothing() {
+    let place = Place::new("diverges");
+    let schedule = place.plan("tiny", LEAN);
+    let saved = place.at("saved");
+    let out = run(&schedule, &["--lr", "1e38", "--save", &saved]);
+    assert_eq!(code(&out), 2);
+    let said = stderr(&out);
+    assert!(
+        said.contains("the loss of step") && said.contains("--lr"),
+        "{said}"
+    );
+    assert!(!Path::new(&saved).exists());
+}
+
+/// A disk that fills up while weights are saved.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_nothing_under_the_final_name() {
+    let place = Place::new("disk");
+    let schedule = place.plan("tiny", LEAN);
+    let saved = place.at("saved");
+    // In blocks of 512 bytes: less than the weights need.
+    let limited = format!("ulimit -f 200; exec {EBBTIDE} run {schedule} --steps 1 --save {saved}");
+    let out = Command::new("sh").args(["-c", &limited]).output().unwrap();
+    assert_eq!(code(&out), 2, "{}", stderr(&out));
+    assert!(stderr(&out).contains("cannot write"), "{}", stderr(&out));
+    let left: Vec<String> = std::fs::read_dir(&place.0)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(left, ["s.json"]);
+}
+
+/// Ctrl-C ends the run after its step, saved and reported.
+#[cfg(target_os = "linux")]
+#[test]
+fn an_interrupt_ends_cleanly() {
+    let place = Place::new("interrupt");
+    let schedule = place.plan("tiny", LEAN);
+    let saved = place.at("saved");
+    let child = Command::new(EBBTIDE)
+        .args([
+            "run", &schedule, "--steps", "1000000", "--json", "--save", &saved,
+        ])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It is ready for the signal once it catches it.
+    let catches = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        u64::from_str_radix(mask.expect("Linux").trim(), 16).unwrap() & (1 << (2 - 1)) != 0
+    };
+    while !catches() {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let killed = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(code(&out), 0, "{}", stderr(&out));
+    let report: Value = serde_json::from_slice(&out.stdout).unwrap();
+    let done = report["steps"].as_u64().unwrap();
+    assert!(done < 1_000_000);
+    let progress: Value = serde_json::from_slice(&place.bytes("saved/training.json")).unwrap();
+    assert_eq!(progress["step"], done);
+}

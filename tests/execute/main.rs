@@ -1,0 +1,14 @@
+//! The executor on the CPU device: what a schedule computes, whatever plan it is.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod command;
+mod faults;
+mod hf;
+mod identity;
+mod models;
+mod plans;
+mod refused;
+mod runs;
+mod straight;
