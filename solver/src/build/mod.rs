@@ -54,6 +54,8 @@ pub struct Built {
     pub timeline: Timeline,
     /// Most bytes alive at once: no arena is smaller.
     pub peak: Bytes,
+    /// Bytes of all copies.
+    pub copied: Bytes,
     /// The step in which that is.
     pub peak_step: String,
 }
@@ -90,6 +92,7 @@ pub fn build(problem: &Problem, plan: &Plan) -> Result<Built, Infeasible> {
     let peak_step = peak_step(problem, &draft, &copies.transfers);
     Ok(Built {
         peak: copies.transfers.peak,
+        copied: copied(&draft),
         draft,
         copies,
         schedule,
@@ -205,6 +208,12 @@ fn host_bytes(draft: &Draft) -> Bytes {
         .iter()
         .map(|b| b.bytes.align_up(ALIGNMENT))
         .sum()
+}
+
+fn copied(draft: &Draft) -> Bytes {
+    let out = draft.departures.iter().map(|d| d.buffer);
+    let into = draft.arrivals.iter().map(|a| a.buffer);
+    out.chain(into).map(|b| draft.buffers[b].bytes).sum()
 }
 
 fn host_categories(problem: &Problem, draft: &Draft) -> Vec<(Category, Bytes)> {

@@ -178,6 +178,11 @@ impl Candidate {
     pub fn step(&self) -> Nanos {
         self.built.timeline.step
     }
+    /// Faster, or as fast with less copied.
+    fn beats(&self, other: &Found) -> bool {
+        let rank = |c: &Candidate| (c.step(), c.built.copied);
+        rank(self) < rank(&other.candidate)
+    }
 }
 
 /// What a strategy found.
@@ -569,12 +574,13 @@ impl Best<'_, '_> {
     fn step(&self) -> Option<Nanos> {
         self.found.as_ref().map(|f| f.candidate.step())
     }
-    /// Runs strategies on variants, in parallel; of equals the first wins.
+    /// Runs strategies on variants, in parallel; of equals the one that copies less wins, or the
+    /// first.
     fn consider(&mut self, tasks: &[(usize, Strategy)]) {
         let results = parallel(tasks, |&(v, strategy)| one(&self.contexts[v], strategy));
         for (&(variant, found_by), result) in tasks.iter().zip(results) {
             match result {
-                Ok(candidate) if self.step().is_none_or(|best| candidate.step() < best) => {
+                Ok(candidate) if self.found.as_ref().is_none_or(|best| candidate.beats(best)) => {
                     self.found = Some(Found {
                         variant,
                         candidate,
