@@ -4,17 +4,15 @@
 //! strategies produce plans in the same space, which the same code builds and simulates, so their
 //! times compare and one relaxation bounds them all. [`ilp`] starts from the best of the others.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use crate::build::{build, Built, Infeasible};
-use crate::plan::{Placement, Plan};
-use crate::problem::Problem;
+use crate::build::{Built, Infeasible};
+use crate::plan::Plan;
 use crate::units::Nanos;
 
 mod checkpoint;
 pub mod coarse;
+mod context;
 pub mod exhaustive;
 mod greedy;
 mod ilp;
@@ -26,103 +24,14 @@ pub mod relaxation;
 mod rounding;
 mod segments;
 mod simple;
+mod strategy;
 
+pub use context::{contexts, Context};
 pub use memo::{alpha, AlphaProblem};
 pub use protrain::interleave;
+pub use strategy::Strategy;
 
-use coarse::{coarsen, Coarse};
-use lp::Unsolved;
-use outline::{outline, Outline};
-use relaxation::{proved_bound, relax, Margins, Relaxed};
-
-/// How a plan is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Strategy {
-    /// Everything stays: the floor, if it fits.
-    Keep,
-    /// Every block input stays, the rest is recomputed (Chen et al. 2016, one block a segment).
-    Checkpoint,
-    /// Block inputs at every √n-th block stay (Chen et al. 2016).
-    CheckpointSqrt,
-    /// Only what is cheap to make again is recomputed (Korthikanti et al. 2022).
-    Selective,
-    /// Everything travels to the host and back.
-    Swap,
-    /// Block inputs travel, the rest is recomputed.
-    CheckpointOffload,
-    /// ProTrain (arXiv 2406.08334): blocks swapped, checkpointed or untouched, interleaved.
-    ProTrain,
-    /// MEMO (arXiv 2407.12117): block input and attention output travel, one fraction for the rest.
-    Memo,
-    /// Most time saved for its bytes first.
-    Greedy,
-    /// The linear relaxation, rounded; never slower than any other.
-    Ilp,
-    /// Every plan of a tiny problem.
-    Exhaustive,
-}
-
-impl Strategy {
-    /// All strategies, simple ones first.
-    pub const ALL: [Strategy; 11] = [
-        Strategy::Keep,
-        Strategy::Checkpoint,
-        Strategy::CheckpointSqrt,
-        Strategy::Selective,
-        Strategy::Swap,
-        Strategy::CheckpointOffload,
-        Strategy::ProTrain,
-        Strategy::Memo,
-        Strategy::Greedy,
-        Strategy::Ilp,
-        Strategy::Exhaustive,
-    ];
-    /// The strategies that [`Strategy::Ilp`] is never slower than, likely winners first.
-    const SEEDS: [Strategy; 9] = [
-        Strategy::Keep,
-        Strategy::Greedy,
-        Strategy::Memo,
-        Strategy::ProTrain,
-        Strategy::CheckpointOffload,
-        Strategy::Swap,
-        Strategy::Selective,
-        Strategy::Checkpoint,
-        Strategy::CheckpointSqrt,
-    ];
-
-    /// The name in flags and files.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Strategy::Keep => "keep",
-            Strategy::Checkpoint => "checkpoint",
-            Strategy::CheckpointSqrt => "checkpoint-sqrt",
-            Strategy::Selective => "selective",
-            Strategy::Swap => "swap",
-            Strategy::CheckpointOffload => "checkpoint-offload",
-            Strategy::ProTrain => "protrain",
-            Strategy::Memo => "memo",
-            Strategy::Greedy => "greedy",
-            Strategy::Ilp => "ilp",
-            Strategy::Exhaustive => "exhaustive",
-        }
-    }
-    /// What it does, in a line.
-    pub const fn summary(self) -> &'static str {
-        match self {
-            Strategy::Keep => "nothing saved: the floor, if it fits",
-            Strategy::Checkpoint => "every block input kept, the rest recomputed",
-            Strategy::CheckpointSqrt => "every sqrt(n)-th block input kept (Chen et al. 2016)",
-            Strategy::Selective => "only the cheap tensors recomputed (Korthikanti et al. 2022)",
-            Strategy::Swap => "everything swapped to host memory",
-            Strategy::CheckpointOffload => "block inputs swapped, the rest recomputed",
-            Strategy::ProTrain => "ProTrain's interleaved blocks and chunks, its own search",
-            Strategy::Memo => "MEMO's token fraction, two rounding buffers",
-            Strategy::Greedy => "best time saved per byte and link second first",
-            Strategy::Ilp => "linear relaxation with a proved bound, seeded with all the others",
-            Strategy::Exhaustive => "every plan of a tiny problem: the tests' oracle",
-        }
-    }
-}
+use context::parallel;
 
 /// When to stop.
 #[derive(Clone, Copy, Debug)]
@@ -207,196 +116,6 @@ impl Solution {
     }
 }
 
-/// A variant with all that strategies want to know of it.
-#[derive(Debug)]
-pub struct Context<'a> {
-    /// The variant.
-    pub problem: &'a Problem,
-    /// The problem in the large.
-    pub outline: Outline,
-    /// The same, coarser.
-    pub coarse: Coarse,
-    relaxed: OnceLock<Result<Relaxed, Unsolved>>,
-    bound: OnceLock<Nanos>,
-    deadline: Option<Instant>,
-    gap: f64,
-    /// Step of the best plan that is known of any variant, in nanoseconds: plans that cannot beat
-    /// it are not built.
-    cutoff: Arc<AtomicU64>,
-}
-
-impl<'a> Context<'a> {
-    /// Prepares a variant.
-    pub fn new(problem: &'a Problem, options: &Options) -> Self {
-        Self::sharing(problem, options, &Arc::new(AtomicU64::new(u64::MAX)))
-    }
-    fn sharing(problem: &'a Problem, options: &Options, cutoff: &Arc<AtomicU64>) -> Self {
-        let outline = outline(problem);
-        let coarse = coarsen(problem, &outline);
-        Self {
-            problem,
-            outline,
-            coarse,
-            relaxed: OnceLock::new(),
-            bound: OnceLock::new(),
-            deadline: options.deadline,
-            gap: options.gap,
-            cutoff: Arc::clone(cutoff),
-        }
-    }
-    /// The relaxation, or why there is none; solved when it is first asked for.
-    pub fn relaxed(&self) -> &Result<Relaxed, Unsolved> {
-        let solved = || relax(self.problem, &self.coarse, &Margins::default());
-        self.relaxed.get_or_init(solved)
-    }
-    /// No plan of this variant is faster: proved by weak duality, and never less than every
-    /// operator once. There is none where the relaxation is infeasible.
-    pub fn bound(&self) -> Nanos {
-        *self.bound.get_or_init(|| {
-            let hoped = match self.relaxed() {
-                Err(Unsolved::Infeasible) => return Nanos::MAX,
-                Err(Unsolved::Failed) => 0,
-                Ok(relaxed) => relaxed.bound_ns,
-            };
-            let proved = proved_bound(self.problem, &self.coarse, hoped);
-            Nanos::new(proved.unwrap_or(0)).max(self.compute())
-        })
-    }
-    /// Every operator once, nothing else.
-    fn compute(&self) -> Nanos {
-        let once: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
-        Nanos::new(once) * u64::from(self.problem.micro_batches)
-    }
-    /// The step with everything resident: no recomputation, no stall.
-    pub fn floor(&self) -> Nanos {
-        let update: u64 = self.outline.groups.iter().map(|g| g.update_ns).sum();
-        self.compute() + Nanos::new(update)
-    }
-    /// Whether a step is further from the bound than this many times the gap that is wanted.
-    fn far(&self, step: Nanos, times: f64) -> bool {
-        let bound = self.bound().get();
-        step.get().saturating_sub(bound) as f64 > bound as f64 * times * self.gap
-    }
-    fn expired(&self) -> bool {
-        self.deadline.is_some_and(|d| Instant::now() >= d)
-    }
-    /// What to say where nothing fits: why the plan that needs least does not.
-    fn infeasible(&self) -> Infeasible {
-        build(self.problem, &simple::leanest(self.problem))
-            .err()
-            .unwrap_or_default()
-    }
-    /// No build of the plan is faster: its operators, run back to back.
-    fn plan_floor(&self, plan: &Plan) -> u64 {
-        let again = plan.iter().map(|(id, fate)| {
-            let tensor = &self.outline.tensors[id];
-            let pieces = u64::from(tensor.pieces.max(1));
-            tensor.recompute_ns / pieces * u64::from(fate.recompute(tensor.pieces))
-        });
-        let micro_batches = u64::from(self.problem.micro_batches);
-        let updates = self.outline.groups.iter().zip(&plan.placements);
-        let updates = updates
-            .filter(|(_, p)| **p == Placement::Resident)
-            .map(|(g, _)| g.update_ns);
-        let once: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
-        (once + again.sum::<u64>()) * micro_batches + updates.sum::<u64>()
-    }
-    /// Builds and simulates a plan, unless it cannot beat the best one known.
-    fn candidate(&self, plan: Plan) -> Result<Candidate, Infeasible> {
-        if !self.can_win(self.plan_floor(&plan)) {
-            return Err(Infeasible::default());
-        }
-        let built = build(self.problem, &plan)?;
-        Ok(self.found(plan, built))
-    }
-    /// A plan that fits: slower ones are not built any more.
-    fn found(&self, plan: Plan, built: Built) -> Candidate {
-        let candidate = Candidate { plan, built };
-        let step = candidate.step().get();
-        self.cutoff.fetch_min(step, Ordering::Relaxed);
-        candidate
-    }
-    /// Whether a plan that takes at least this long may still be the best. Of equals the first
-    /// strategy's wins, so they are built, whichever thread was faster.
-    fn can_win(&self, at_least: u64) -> bool {
-        at_least <= self.cutoff.load(Ordering::Relaxed)
-    }
-    /// Host memory that the model states of a plan take.
-    fn states_on_host(&self, plan: &Plan) -> u64 {
-        let groups = self
-            .outline
-            .groups
-            .iter()
-            .zip(&self.problem.states)
-            .zip(&plan.placements);
-        let there = groups.filter(|(_, placement)| **placement != Placement::Resident);
-        there
-            .map(|((outline, group), _)| outline.host_bytes(group))
-            .sum()
-    }
-    /// Builds every plan and keeps the fastest.
-    fn best_of(&self, plans: impl IntoIterator<Item = Plan>) -> Result<Candidate, Infeasible> {
-        let mut best: Option<Result<Candidate, Infeasible>> = None;
-        for plan in plans {
-            let found = self.candidate(plan);
-            best = Some(match best {
-                Some(best) => better(best, found),
-                None => found,
-            });
-            if self.expired() {
-                break;
-            }
-        }
-        best.unwrap_or_else(|| Err(Infeasible::default()))
-    }
-    /// The same fates under the placements of model states that are simple to say: all resident,
-    /// or with their optimizers on the host, or streamed; and, of the latter two, as many of the
-    /// last groups as the host has room for beside what is swapped. The first are wanted first and
-    /// updated last, so they stay (ProTrain's argument).
-    fn placed(&self, plan: &Plan) -> Vec<Plan> {
-        let problem = self.problem;
-        let groups = problem.states.len();
-        let with = |first: usize, placement: Placement| {
-            let mut placements = vec![Placement::Resident; groups];
-            placements[first..].fill(placement);
-            Plan {
-                placements,
-                ..plan.clone()
-            }
-        };
-        let swapped: u64 = plan
-            .iter()
-            .map(|(id, fate)| {
-                problem
-                    .pieces_bytes(id, fate.keep, fate.keep + fate.swap)
-                    .get()
-            })
-            .sum();
-        let room = problem
-            .budget
-            .host
-            .get()
-            .saturating_sub(swapped * u64::from(problem.micro_batches));
-        let mut plans = vec![with(groups, Placement::Resident)];
-        for placement in [Placement::HostOptimizer, Placement::Streamed] {
-            if placement == Placement::HostOptimizer
-                && problem.states.iter().all(|g| g.host.is_none())
-            {
-                continue;
-            }
-            let mut left = room;
-            let fits = (0..groups).rev().take_while(|&g| {
-                let bytes = self.outline.groups[g].host_bytes(&problem.states[g]);
-                left = left.saturating_sub(bytes);
-                left > 0
-            });
-            let first = fits.last().unwrap_or(groups);
-            plans.extend((first < groups).then(|| with(first, placement)));
-        }
-        plans
-    }
-}
-
 /// The faster one; of two that do not fit, the one that misses by less.
 fn better(
     a: Result<Candidate, Infeasible>,
@@ -411,42 +130,6 @@ fn better(
             a
         }),
     }
-}
-
-/// All variants, prepared in parallel.
-pub fn contexts<'a>(problems: &'a [Problem], options: &Options) -> Vec<Context<'a>> {
-    let cutoff = Arc::new(AtomicU64::new(u64::MAX));
-    parallel(problems, |p| Context::sharing(p, options, &cutoff))
-}
-
-/// Runs `work` on every item, on as many threads as there are cores.
-fn parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sync) -> Vec<R> {
-    let threads = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(items.len());
-    let next = AtomicUsize::new(0);
-    let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.max(1))
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut done = Vec::new();
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(item) = items.get(i) else {
-                            return done;
-                        };
-                        done.push((i, work(item)));
-                    }
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .flat_map(|w| w.join().expect("a worker does not panic"))
-            .collect()
-    });
-    results.sort_by_key(|&(i, _)| i);
-    results.into_iter().map(|(_, result)| result).collect()
 }
 
 /// So many plans are quick to try, one and all.
@@ -503,9 +186,7 @@ pub fn find(
     strategy: Strategy,
     options: &Options,
 ) -> Result<Found, Infeasible> {
-    for context in contexts {
-        context.cutoff.store(u64::MAX, Ordering::Relaxed);
-    }
+    contexts.iter().for_each(Context::forget_best);
     let mut best = Best {
         contexts,
         found: None,
