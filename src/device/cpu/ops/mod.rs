@@ -35,11 +35,11 @@ pub fn sum_of<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
     let (a_rest, b_rest) = (a_rows.remainder(), b_rows.remainder());
     for (a, b) in a_rows.zip(b_rows) {
         for lane in 0..LANES {
-            sums[lane] = sums[lane] + f(a[lane], b[lane]);
+            sums[lane] += f(a[lane], b[lane]);
         }
     }
     for lane in 0..a_rest.len() {
-        sums[lane] = sums[lane] + f(a_rest[lane], b_rest[lane]);
+        sums[lane] += f(a_rest[lane], b_rest[lane]);
     }
     sums.into_iter().fold(T::ZERO, |sum, lane| sum + lane)
 }
