@@ -2,9 +2,9 @@
 //!
 //! In: commands. Out: numbers, and a trace of real time. One thread serves each stream, events are
 //! real, the arena and the host's slab are one piece of memory each, at the schedule's offsets,
-//! full of NaNs before they are written and after they are released. What a wrong schedule would do on a
-//! GPU, it does here: race, read what was freed, overwrite what is needed; never undefined, since
-//! all memory is atomic words ([`memory`]).
+//! full of NaNs before they are written and after they are released. What a wrong schedule would
+//! do on a GPU, it does here: race, read what was freed, overwrite what is needed; never undefined,
+//! since all memory is atomic words ([`memory`]).
 //!
 //! Arithmetic is f32. In bf16, operands are decoded and results are rounded once, when they are
 //! stored; products and sums in between are f32, as on a GPU.
