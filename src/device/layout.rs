@@ -2,8 +2,8 @@
 //!
 //! - **Activations** are row-major `[rows, width]`. What lies by head groups has one piece for each
 //!   group, `[rows, width / groups]`; a row of `qkv` is the group's q heads, its k heads, its v
-//!   heads. f32 extras (`lse` of `o`; inverse deviations of `qkv`) follow the elements of the piece:
-//!   `[rows, extras / groups]`.
+//!   heads. f32 extras (`lse` of `o`; inverse deviations of `qkv`) follow the elements of the
+//!   piece: `[rows, extras / groups]`.
 //! - **A weight value** is its parts one after the other, in the order of
 //!   [`ModelConfig::block_weights`], each matrix `[out, in]`.
 //! - **A gradient** is the same, but those of `qkv` and `o`, which lie by head groups. A group's
@@ -302,8 +302,8 @@ impl Layout<'_> {
         Some(self.elements_of(piece, placed.first, placed.elements * placed.copies))
     }
 
-    /// The gradients of a value as [`super::Operator::GradientNorm`] takes them. `pieces`: the whole
-    /// gradient, or every head group's in order.
+    /// The gradients of a value as [`super::Operator::GradientNorm`] takes them. `pieces`: the
+    /// whole gradient, or every head group's in order.
     pub fn gradients(&self, value: WeightValue, pieces: &[Region]) -> Vec<Vec<Region>> {
         if !value.by_groups() {
             return vec![vec![pieces[0]]];

@@ -3,12 +3,12 @@
 //! In: one reservation of memory, then for each step a stream of commands (operators, copies,
 //! events) on four queues. Out: bytes read back, the loss, and a trace of when what ran. A device
 //! knows neither schedules nor planning: an [`Operator`] carries every shape, a [`Region`] every
-//! address. Three devices stand behind one trait: `cpu` computes for real on threads, `cuda`
-//! will, `null` keeps a virtual clock and a log.
+//! address. Three devices stand behind one trait: [`cpu`] computes for real on threads, `cuda`
+//! will, [`null`] keeps a virtual clock and a log.
 //!
 //! ```text
-//! reserve ─ write weights ─┬─ load_batch ─ begin_step ─ launch / copy / record / wait … ─ finish ─┐
-//!                          └────────────────────────────── next step ─────────────────────────────┘
+//! reserve ─ write weights ─┬─ load_batch ─ begin_step ─ launch, copy, record, wait … ─ finish ─┐
+//!                          └───────────────────────────── next step ───────────────────────────┘
 //! ```
 //! Everything between `begin_step` and `finish` only queues: no call waits for the device, nothing
 //! is allocated there, and no number comes back to the host before `finish`. That is what a GPU
@@ -16,7 +16,9 @@
 
 pub mod cpu;
 mod failure;
+mod held;
 pub mod layout;
+pub mod null;
 mod operator;
 mod rotary;
 

@@ -166,8 +166,8 @@ pub enum Operator {
         region: Region,
     },
 
-    /// Tokens to vectors: `x[r] = c · E[token r] + P[position r]`. `c` is rounded to the dtype first
-    /// (HF's Gemma); both optional. Vaswani et al. 2017, section 3.4.
+    /// Tokens to vectors: `x[r] = c · E[token r] + P[position r]`. `c` is rounded to the dtype
+    /// first (HF's Gemma); both optional. Vaswani et al. 2017, section 3.4.
     Embedding {
         /// The rows.
         rows: Rows,
@@ -303,7 +303,8 @@ pub enum Operator {
     },
 
     /// q, k and v of a head group: `z = n · Wᵀ + b`; q and k are then normed head by head
-    /// (optional) and rotated by their position (optional): `qkv = [R(norm(z_q)), R(norm(z_k)), z_v]`.
+    /// (optional) and rotated by their position (optional):
+    /// `qkv = [R(norm(z_q)), R(norm(z_k)), z_v]`.
     ///
     /// RoPE (Su et al. 2021) as HF pairs elements: with `h = head_dim / 2`, `c`, `s` row and column
     /// `i` of the [`super::RotaryTable`], `y_i = x_i c − x_{i+h} s`, `y_{i+h} = x_{i+h} c + x_i s`.
@@ -331,8 +332,8 @@ pub enum Operator {
     ///
     /// The rotation is orthogonal up to YaRN's factor `a`: `dz = R(position)ᵀ · dqkv`. The norm's
     /// input is not kept; its output `y` is: with `u = w · dy`, `c = mean(dy · y)`, `x̂ = y / w`:
-    /// `dz = r · (u − x̂ · c)`, `dw = Σ dy · x̂`. A scale element that is exactly 0 has lost its `x̂`:
-    /// its gradient is NaN.
+    /// `dz = r · (u − x̂ · c)`, `dw = Σ dy · x̂`. A scale element that is exactly 0 has lost its
+    /// `x̂`: its gradient is NaN.
     RotaryBackward {
         /// The rows.
         rows: Rows,
@@ -348,7 +349,8 @@ pub enum Operator {
 
     /// Causal attention of a head group by online softmax (Milakov and Gimelshein 2018; Dao 2023).
     /// For token `i` of a sequence, over `j` in `max(0, i − window + 1) ..= i`:
-    /// `s_ij = q_i · k_j / √head_dim`, `lse_i = ln Σ_j exp(s_ij)`, `o_i = Σ_j exp(s_ij − lse_i) v_j`.
+    /// `s_ij = q_i · k_j / √head_dim`, `lse_i = ln Σ_j exp(s_ij)`,
+    /// `o_i = Σ_j exp(s_ij − lse_i) v_j`.
     Attention {
         /// Heads and sequences.
         shape: AttentionShape,

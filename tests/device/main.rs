@@ -166,8 +166,7 @@ fn slopes(
     let mut moved = weights.clone();
     for placed in layout.parts(value) {
         let name = (block, placed.weight.part);
-        for i in 0..placed.weight.elements() as usize {
-            let at = weights[&name][i];
+        for (i, &at) in weights[&name].iter().enumerate() {
             let mut loss = |x: f64| {
                 moved.get_mut(&name).unwrap()[i] = x;
                 reference::loss(config, &moved, batch)

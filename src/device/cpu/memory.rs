@@ -13,13 +13,14 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use half::bf16;
 
+use super::ops::vectorised;
 use crate::profile::Dtype;
 
 /// Every 16 and every 32 bits of it are a NaN.
 pub const POISON: u64 = 0x7FC1_7FC1_7FC1_7FC1;
 
-/// Words of a block: 4 KiB.
-pub const BLOCK: usize = 512;
+/// Words of a block: 512 bytes, so that the processor fetches one while it works on another.
+pub const BLOCK: usize = 64;
 
 /// A block on its way between memory and arithmetic. Little-endian.
 pub type Words = [u64; BLOCK];
@@ -60,9 +61,8 @@ impl Memory {
         let shift = (offset % 8) * 8;
         let end = (first + words.len()).min(self.words.len());
         if shift == 0 {
-            for (word, from) in words.iter_mut().zip(&self.words[first..end]) {
-                *word = from.load(Relaxed);
-            }
+            let there = end - first;
+            load_words(&mut words[..there], &self.words[first..end]);
             return;
         }
         let mut low = self.words[first].load(Relaxed);
@@ -90,9 +90,7 @@ impl Memory {
         let rest = ((bytes % 8) * 8) as u32;
         let tail = if rest > 0 { words[whole] } else { 0 };
         if shift == 0 {
-            for (word, to) in words[..whole].iter().zip(&self.words[at..]) {
-                to.store(*word, Relaxed);
-            }
+            store_words(&words[..whole], &self.words[at..]);
             self.merge(at + whole, tail, low_bits(rest));
             return;
         }
@@ -185,6 +183,36 @@ impl Memory {
     }
 }
 
+/// Words that are moved without looking up: the compiler unrolls no loop over atomics.
+const UNROLLED: usize = 8;
+
+fn load_words(words: &mut [u64], from: &[AtomicU64]) {
+    let mut runs = words.chunks_exact_mut(UNROLLED);
+    let mut of_runs = from.chunks_exact(UNROLLED);
+    for (words, from) in (&mut runs).zip(&mut of_runs) {
+        for i in 0..UNROLLED {
+            words[i] = from[i].load(Relaxed);
+        }
+    }
+    for (word, from) in runs.into_remainder().iter_mut().zip(of_runs.remainder()) {
+        *word = from.load(Relaxed);
+    }
+}
+
+fn store_words(words: &[u64], to: &[AtomicU64]) {
+    let to = &to[..words.len()];
+    let runs = words.chunks_exact(UNROLLED).zip(to.chunks_exact(UNROLLED));
+    for (words, to) in runs {
+        for i in 0..UNROLLED {
+            to[i].store(words[i], Relaxed);
+        }
+    }
+    let rest = words.len() / UNROLLED * UNROLLED;
+    for (word, to) in words[rest..].iter().zip(&to[rest..]) {
+        to.store(*word, Relaxed);
+    }
+}
+
 /// Elements of a block.
 pub const fn elements_of_block(dtype: Dtype) -> usize {
     8 * BLOCK / dtype.bytes() as usize
@@ -199,9 +227,14 @@ pub fn decode(words: &[u64], dtype: Dtype, out: &mut [f32]) {
         Dtype::F32 => out.copy_from_slice(&bytemuck::cast_slice(words)[..out.len()]),
         Dtype::Bf16 => {
             let halves: &[u16] = bytemuck::cast_slice(words);
-            for (out, &half) in out.iter_mut().zip(halves) {
-                *out = f32::from_bits(u32::from(half) << 16);
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (out, &half) in out.iter_mut().zip(halves) {
+                        *out = f32::from_bits(u32::from(half) << 16);
+                    }
+                },
+            );
         }
         Dtype::Fp8 => unreachable!("refused when memory is reserved"),
     }
@@ -216,9 +249,14 @@ pub fn encode(values: &[f32], dtype: Dtype, words: &mut [u64]) {
         Dtype::F32 => bytemuck::cast_slice_mut(words)[..values.len()].copy_from_slice(values),
         Dtype::Bf16 => {
             let halves: &mut [u16] = bytemuck::cast_slice_mut(words);
-            for (half, &value) in halves.iter_mut().zip(values) {
-                *half = round_bf16(value);
-            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (half, &value) in halves.iter_mut().zip(values) {
+                        *half = round_bf16(value);
+                    }
+                },
+            );
         }
         Dtype::Fp8 => unreachable!("refused when memory is reserved"),
     }
@@ -295,7 +333,7 @@ mod tests {
         assert!(poisoned.iter().all(|v| v.is_nan()));
         let values: Vec<f32> = (0..300)
             .map(|i| (i as f32 - 150.0).exp2() * 1.2345)
-            .chain([f32::INFINITY, -0.0, f32::MAX, 1.00390625, 1.01171875])
+            .chain([f32::INFINITY, -0.0, f32::MAX, 257.0 / 256.0, 259.0 / 256.0])
             .collect();
         let mut back = vec![0.0; values.len()];
         memory.store(6, Dtype::Bf16, &values);

@@ -1,10 +1,10 @@
 //! The reference device: real arithmetic on this machine's processor.
 //!
 //! In: commands. Out: numbers, and a trace of real time. One thread serves each stream, events are
-//! real, the arena and the host's slab are one piece of memory each, at the schedule's offsets, full
-//! of NaNs before they are written and after they are released. What a wrong schedule would do on a
-//! GPU, it does here: race, read what was freed, overwrite what is needed; never undefined, since
-//! all memory is atomic words ([`memory`]).
+//! real, the arena and the host's slab are one piece of memory each, at the schedule's offsets,
+//! full of NaNs before they are written and after they are released. What a wrong schedule would
+//! do on a GPU, it does here: race, read what was freed, overwrite what is needed; never undefined,
+//! since all memory is atomic words ([`memory`]).
 //!
 //! Arithmetic is f32. In bf16, operands are decoded and results are rounded once, when they are
 //! stored; products and sums in between are f32, as on a GPU.
@@ -31,9 +31,10 @@ pub use options::{CpuOptions, Delays, Faults, LinkSpeed, Target};
 use state::{Batch, State, Step};
 use worker::{serve, Command, Signal};
 
+use super::held::{in_arena, Held};
 use super::{
-    ArenaUse, Cause, Device, Event, Failure, Operator, Region, Reservation, Result, Space,
-    StepParameters, StepResult, Stream, TraceEntry,
+    ArenaUse, Cause, Device, Event, Failure, Operator, Region, Reservation, Result, StepParameters,
+    StepResult, Stream, TraceEntry,
 };
 use crate::profile::Dtype;
 
@@ -52,29 +53,6 @@ struct Reserved {
     threads: Vec<JoinHandle<()>>,
     /// The last signal of every event in this step.
     events: Vec<Option<Arc<Signal>>>,
-}
-
-/// Counts what the arena was asked to hold.
-#[derive(Default)]
-pub(super) struct Held {
-    live_bytes: u64,
-    most: ArenaUse,
-}
-
-impl Held {
-    pub(super) fn hold(&mut self, region: Region) {
-        self.live_bytes += region.bytes;
-        self.most.peak_live_bytes = self.most.peak_live_bytes.max(self.live_bytes);
-        self.most.high_water_bytes = self.most.high_water_bytes.max(region.end());
-    }
-    pub(super) fn release(&mut self, region: Region) -> Result<()> {
-        let left = self.live_bytes.checked_sub(region.bytes);
-        self.live_bytes = left.ok_or_else(|| Failure::refused("a release of what was not held"))?;
-        Ok(())
-    }
-    pub(super) fn most(&self) -> ArenaUse {
-        self.most
-    }
 }
 
 impl CpuDevice {
@@ -213,7 +191,10 @@ impl Device for CpuDevice {
     }
 
     fn launch(&mut self, stream: Stream, instruction: u32, operator: &Operator) -> Result<()> {
-        self.send(stream, Command::Run(instruction, operator.clone()))
+        self.send(
+            stream,
+            Command::Run(instruction, Box::new(operator.clone())),
+        )
     }
 
     fn copy(&mut self, stream: Stream, instruction: u32, from: Region, to: Region) -> Result<()> {
@@ -306,12 +287,5 @@ fn same_size(a: u64, b: u64) -> Result<()> {
     match a == b {
         true => Ok(()),
         false => Err(Failure::refused(format!("{b} where {a} belong"))),
-    }
-}
-
-pub(super) fn in_arena(region: Region) -> Result<()> {
-    match region.space {
-        Space::Device => Ok(()),
-        Space::Host => Err(Failure::refused("only the arena's buffers are counted")),
     }
 }

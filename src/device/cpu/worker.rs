@@ -40,7 +40,7 @@ impl Signal {
 /// A command.
 pub enum Command {
     /// Runs an operator.
-    Run(u32, Operator),
+    Run(u32, Box<Operator>),
     /// Copies from the first region to the second.
     Copy(u32, Region, Region),
     /// Fills a region with NaNs.

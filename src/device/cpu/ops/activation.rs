@@ -59,7 +59,7 @@ pub fn forward<T: Real>(kind: Activation, gated: bool, width: usize, x: &[T], h:
                             *h = value_and_slope(kind, g).0;
                         }
                         for (h, &u) in h.iter_mut().zip(up) {
-                            *h = *h * u;
+                            *h *= u;
                         }
                     }
                 },

@@ -168,7 +168,7 @@ impl Attention {
                         #[inline(always)]
                         || {
                             for o in &mut o[of_row(row)] {
-                                *o = *o * decay;
+                                *o *= decay;
                             }
                         },
                     );
@@ -184,7 +184,7 @@ impl Attention {
         }
         for row in 0..rows {
             for o in &mut o[of_row(row)] {
-                *o = *o / sums[row];
+                *o /= sums[row];
             }
             lse[at.lse + (queries.0 + row) * self.heads.heads] = most[row] + sums[row].logarithm();
         }

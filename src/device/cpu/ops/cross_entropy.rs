@@ -24,11 +24,11 @@ pub fn in_place<T: Real>(logits: &mut [T], label: Option<usize>, loss_scale: T) 
         || {
             let factor = loss_scale / sum;
             for z in logits.iter_mut() {
-                *z = *z * factor;
+                *z *= factor;
             }
         },
     );
-    logits[label] = logits[label] - loss_scale;
+    logits[label] -= loss_scale;
     sum.f64().ln() + (most.f64() - chosen.f64())
 }
 

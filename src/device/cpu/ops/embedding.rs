@@ -15,6 +15,6 @@ pub fn forward<T: Real>(scale: Option<T>, vector: &[T], position: Option<&[T]>, 
 /// `dE[token] += c·dx[r]`.
 pub fn backward<T: Real>(scale: Option<T>, d_x: &[T], d_vector: &mut [T]) {
     for (d, &g) in d_vector.iter_mut().zip(d_x) {
-        *d = *d + scale.map_or(g, |scale| scale * g);
+        *d += scale.map_or(g, |scale| scale * g);
     }
 }

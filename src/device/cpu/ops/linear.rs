@@ -140,7 +140,7 @@ pub fn sum_rows<T: Real>(rows: &[T], sums: &mut [T]) {
 #[inline(always)]
 pub fn add<T: Real>(a: &mut [T], b: &[T]) {
     for (a, b) in a.iter_mut().zip(b) {
-        *a = *a + *b;
+        *a += *b;
     }
 }
 

@@ -27,7 +27,7 @@ pub fn vectorised<R>(work: impl FnOnce() -> R) -> R {
 /// Partial sums of a reduction: as many as the widest vectors can hold twice.
 const LANES: usize = 16;
 
-/// `Σ f(a_i, b_i)` in [`LANES`] partial sums, which are then added in order.
+/// `Σ f(a_i, b_i)` in a fixed number of partial sums, which are then added in order.
 #[inline(always)]
 pub fn sum_of<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
     let mut sums = [T::ZERO; LANES];
@@ -35,11 +35,11 @@ pub fn sum_of<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
     let (a_rest, b_rest) = (a_rows.remainder(), b_rows.remainder());
     for (a, b) in a_rows.zip(b_rows) {
         for lane in 0..LANES {
-            sums[lane] = sums[lane] + f(a[lane], b[lane]);
+            sums[lane] += f(a[lane], b[lane]);
         }
     }
     for lane in 0..a_rest.len() {
-        sums[lane] = sums[lane] + f(a_rest[lane], b_rest[lane]);
+        sums[lane] += f(a_rest[lane], b_rest[lane]);
     }
     sums.into_iter().fold(T::ZERO, |sum, lane| sum + lane)
 }

@@ -78,7 +78,7 @@ impl<T: Real> Norm<T> {
                     for i in 0..width {
                         normed[i] = (x[i] - mean) * inverse;
                         u[i] = d_y[i] * self.factor(scale[i]);
-                        d_scale[i] = d_scale[i] + d_y[i] * normed[i];
+                        d_scale[i] += d_y[i] * normed[i];
                     }
                     let along = dot(&u, &normed) * share;
                     let level = match self.kind {

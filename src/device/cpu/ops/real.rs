@@ -87,7 +87,7 @@ impl Real for f32 {
         // Adding 1.5 · 2²³ leaves the nearest whole number in the lowest bits.
         const WHOLE: f32 = 12_582_912.0;
         // ln 2 in two parts, the first of few bits, so that its multiples are exact.
-        const LN2_HIGH: f32 = 0.693_359_375;
+        const LN2_HIGH: f32 = 355.0 / 512.0;
         const LN2_LOW: f32 = -2.121_944_4e-4;
         // A NaN passes both comparisons.
         let x = if self < LOWEST { LOWEST } else { self };

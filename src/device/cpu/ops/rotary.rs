@@ -137,7 +137,7 @@ pub fn norm_heads_backward<T: Real>(
                 for i in 0..width {
                     let factor = scales.norm.factor(scale[i]);
                     let normed = y[i] / factor;
-                    d_scale[i] = d_scale[i] + d_head[i] * normed;
+                    d_scale[i] += d_head[i] * normed;
                     d_head[i] = inverses[h] * (factor * d_head[i] - normed * along);
                 }
             }

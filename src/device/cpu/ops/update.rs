@@ -16,7 +16,7 @@ pub struct Constants {
     pub second: f32,
     /// `1 − β₂`.
     pub second_new: f32,
-    /// `√(1 − β₂ᵗ)`.
+    /// `1 / √(1 − β₂ᵗ)`: a factor, since divisions are what an update has no time for.
     pub correction: f32,
     /// ε.
     pub epsilon: f32,
@@ -38,7 +38,7 @@ impl Constants {
             first: (1.0 - step.beta1) as f32,
             second: step.beta2 as f32,
             second_new: (1.0 - step.beta2) as f32,
-            correction: power(step.beta2).sqrt() as f32,
+            correction: power(step.beta2).sqrt().recip() as f32,
             epsilon: step.epsilon as f32,
             step_size: (step.learning_rate / power(step.beta1)) as f32,
             learning_rate: step.learning_rate as f32,
@@ -59,7 +59,7 @@ pub fn adamw(c: &Constants, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f3
                     *m + c.first * (g - *m),
                     *v * c.second + c.second_new * g * g,
                 );
-                let deviation = v_new.root() / c.correction + c.epsilon;
+                let deviation = v_new.root() * c.correction + c.epsilon;
                 *w = *w * c.keep - c.step_size * m_new / deviation;
                 (*m, *v) = (m_new, v_new);
             }
