@@ -162,7 +162,7 @@ impl Device for NullDevice {
         Ok(())
     }
 
-    fn release(&mut self, region: Region) -> Result<()> {
+    fn release(&mut self, region: Region, _poison: bool) -> Result<()> {
         in_arena(region)?;
         self.arena.release(region)?;
         self.log.push(Entry::Release(region));
