@@ -422,7 +422,7 @@ impl Expander<'_> {
     fn run(&mut self, op_id: OpId, rows: Span, groups: Span) {
         let problem = self.problem;
         let op = &problem.ops[op_id];
-        // Making an operand available runs other operators in between: theirs lie above on the stack.
+        // Making an operand available runs other operators: theirs lie above on the stack.
         let base = self.stack.len();
         for &value in &op.reads {
             let buffer = self.ensure(value, rows, groups);
