@@ -61,12 +61,11 @@ impl<'a> Context<'a> {
     /// operator once. There is none where the relaxation is infeasible.
     pub fn bound(&self) -> Nanos {
         *self.bound.get_or_init(|| {
-            let hoped = match self.relaxed() {
+            let relaxed = match self.relaxed() {
                 Err(Unsolved::Infeasible) => return Nanos::MAX,
-                Err(Unsolved::Failed) => 0,
-                Ok(relaxed) => relaxed.bound_ns,
+                found => found.as_ref().ok(),
             };
-            let proved = proved_bound(self.problem, &self.coarse, hoped);
+            let proved = proved_bound(self.problem, &self.coarse, relaxed);
             Nanos::new(proved.unwrap_or(0)).max(self.compute())
         })
     }

@@ -133,14 +133,21 @@ impl Lp {
     /// `y` and `z` (as the optimum of the dual program); the sum is taken here.
     ///
     /// Columns without an upper bound are taken to be at most `cap`.
-    pub fn lower_bound(&self, cap: f64) -> Option<f64> {
+    ///
+    /// With a point and a tolerance only rows that are that tight there get a multiplier, as
+    /// complementary slackness has it at an optimum: a smaller program, and one that the solver
+    /// seldom fails at.
+    pub fn lower_bound(&self, cap: f64, tight_at: Option<(&Optimum, f64)>) -> Option<f64> {
         let mut variables = ProblemVariables::new();
         let mut nonnegative = |count: usize| -> Vec<Variable> {
             (0..count)
                 .map(|_| variables.add(variable().min(0.0)))
                 .collect()
         };
-        let y = nonnegative(self.rows.len());
+        let tight: Vec<usize> = (0..self.rows.len())
+            .filter(|&row| tight_at.is_none_or(|(point, within)| self.slack(row, point) < within))
+            .collect();
+        let y = nonnegative(tight.len());
         let (up, down) = (
             nonnegative(self.equalities.len()),
             nonnegative(self.equalities.len()),
@@ -150,7 +157,8 @@ impl Lp {
         // By column: the terms of its reduced cost.
         let mut reduced: Vec<Expression> =
             self.costs.iter().map(|&c| Expression::from(c)).collect();
-        for ((row, limit), &y) in self.rows.iter().zip(&y) {
+        for (&row, &y) in tight.iter().zip(&y) {
+            let (row, limit) = &self.rows[row];
             objective.add_mul(*limit, y);
             row.iter()
                 .for_each(|&(column, factor)| reduced[column.0].add_mul(factor, y));
@@ -171,12 +179,25 @@ impl Lp {
             model = model.with((reduced.clone() + slack).geq(0.0));
         }
         let solution = model.solve().ok()?;
-        let y: Vec<f64> = y.iter().map(|&y| solution.value(y).max(0.0)).collect();
+        let mut multipliers = vec![0.0; self.rows.len()];
+        for (row, y) in tight.into_iter().zip(y) {
+            multipliers[row] = solution.value(y).max(0.0);
+        }
         let z = up
             .iter()
             .zip(&down)
             .map(|(&u, &d)| solution.value(u) - solution.value(d));
-        Some(self.weak_duality(&y, &z.collect::<Vec<f64>>(), cap))
+        Some(self.weak_duality(&multipliers, &z.collect::<Vec<f64>>(), cap))
+    }
+
+    /// How far a point is from the limit of a row, in parts of what its terms sum to.
+    fn slack(&self, row: usize, point: &Optimum) -> f64 {
+        let (terms, limit) = &self.rows[row];
+        let parts = terms.iter().map(|&(c, factor)| factor * point.values[c.0]);
+        let (sum, size) = parts.fold((0.0, limit.abs() + 1.0), |(sum, size): (f64, f64), part| {
+            (sum + part, size + part.abs())
+        });
+        (limit - sum) / size
     }
 
     fn weak_duality(&self, y: &[f64], z: &[f64], cap: f64) -> f64 {
@@ -214,7 +235,7 @@ mod tests {
         let optimum = lp.minimise().unwrap();
         assert!((optimum.objective + 7.0).abs() < 1e-9);
         assert!((optimum.value(x) - 1.0).abs() < 1e-9);
-        assert!((lp.lower_bound(100.0).unwrap() + 7.0).abs() < 1e-6);
+        assert!((lp.lower_bound(100.0, None).unwrap() + 7.0).abs() < 1e-6);
         // Any multipliers give a bound, good ones a good one.
         assert!(lp.weak_duality(&[0.5], &[0.0], 100.0) <= -7.0);
     }

@@ -41,6 +41,7 @@ pub struct Relaxed {
     /// For every group of groups: the fractions resident, with the optimizer on the host, and
     /// streamed.
     pub placements: Vec<[f64; 3]>,
+    optimum: Optimum,
 }
 
 /// What a plan must leave free beyond what the relaxation knows: for planning, not for the bound.
@@ -67,22 +68,27 @@ pub struct Margins {
 pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Result<Relaxed, Unsolved> {
     let model = Model::built(problem, coarse, margins);
     let optimum = model.lp.minimise()?;
-    Ok(model.read(&optimum))
+    Ok(model.read(optimum))
 }
 
 /// No plan is faster than this, in nanoseconds: by weak duality, so whatever the solver's
-/// arithmetic did. `hoped_ns` is the relaxation's optimum as the solver sees it; where the first
+/// arithmetic did. `relaxed` is the relaxation's optimum as the solver sees it; where the first
 /// proof falls short of it, the rows are turned round and it is tried again. Nothing where the
 /// solver fails altogether.
-pub fn proved_bound(problem: &Problem, coarse: &Coarse, hoped_ns: u64) -> Option<u64> {
+pub fn proved_bound(problem: &Problem, coarse: &Coarse, relaxed: Option<&Relaxed>) -> Option<u64> {
+    let hoped_ns = relaxed.map_or(0, |r| r.bound_ns);
     let margins = Margins::default();
     let mut model = Model::built(problem, coarse, &margins);
-    // No step of interest takes longer than a hundred floors; nothing more than all bytes moves.
-    let cap = 100.0 * FLOOR;
+    // No step of interest takes longer than twice the optimum.
+    let cap = match hoped_ns {
+        0 => 100.0 * FLOOR,
+        _ => 2.0 * model.time(hoped_ns),
+    };
     let ties = NUDGE * FLOOR;
     let mut best = None;
-    for _ in 0..PROOFS {
-        let bound = model.lp.lower_bound(cap);
+    for within in PROOFS {
+        let point = relaxed.map(|r| &r.optimum).zip(within);
+        let bound = model.lp.lower_bound(cap, point);
         let bound = bound.map(|b| ((b - ties).clamp(0.0, cap) * model.units.nanos) as u64);
         best = best.max(bound);
         if best.is_some_and(|b| b + b / 100_000 >= hoped_ns) {
@@ -93,8 +99,17 @@ pub fn proved_bound(problem: &Problem, coarse: &Coarse, hoped_ns: u64) -> Option
     best
 }
 
-/// How often a proof is tried.
-const PROOFS: usize = 12;
+/// How tight rows must be to be part of a proof, one attempt after another; nothing means all rows.
+const PROOFS: [Option<f64>; 8] = [
+    Some(1e-6),
+    Some(1e-4),
+    Some(1e-8),
+    Some(1e-5),
+    None,
+    Some(1e-6),
+    Some(1e-3),
+    None,
+];
 
 struct Model<'a> {
     problem: &'a Problem,
@@ -122,6 +137,8 @@ const NUDGE: f64 = 1e-5;
 struct Units {
     bytes: f64,
     nanos: f64,
+    /// All bytes that can move one way: tensors once, weights twice, gradients.
+    all: f64,
 }
 
 /// The step without anything recomputed, in units of time.
@@ -132,9 +149,12 @@ impl Units {
         let tensors: u64 = coarse.classes.iter().map(|c| c.bytes).sum();
         let weights: u64 = coarse.groups.iter().map(|g| g.weight_bytes).sum();
         let floor: u64 = coarse.epochs.iter().map(|e| e.compute_ns).sum();
+        let gradients: u64 = coarse.groups.iter().map(|g| g.gradient_bytes).sum();
+        let bytes = ((tensors + weights) as f64 / 100.0).max(1.0);
         Self {
-            bytes: ((tensors + weights) as f64 / 100.0).max(1.0),
+            bytes,
             nanos: (floor as f64 / FLOOR).max(f64::MIN_POSITIVE),
+            all: (tensors + 3 * weights + gradients) as f64 / bytes,
         }
     }
 }
@@ -259,6 +279,11 @@ impl<'a> Model<'a> {
         }
     }
 
+    /// A column for bytes that move or wait to: at most all there are. Tight limits help the proof.
+    fn moving(&mut self) -> Column {
+        self.lp.column(0.0, self.units.all)
+    }
+
     // ---- epochs -------------------------------------------------------------------------------
 
     fn steps(&mut self) {
@@ -269,11 +294,11 @@ impl<'a> Model<'a> {
             let tail = j == epochs;
             let cost = if tail { 1.0 } else { self.repeats() };
             let length = self.lp.column(cost, f64::INFINITY);
-            let out = self.lp.column(0.0, f64::INFINITY);
-            let into = self.lp.column(0.0, f64::INFINITY);
+            let out = self.moving();
+            let into = self.moving();
             self.links(length, out, into);
             self.compute(j, length, out, into);
-            let new_left = self.lp.column(0.0, if tail { 0.0 } else { f64::INFINITY });
+            let new_left = self.lp.column(0.0, if tail { 0.0 } else { self.units.all });
             // left_j − left_{j-1} − made_j + out_j = 0
             let leaving = self.leaving(j);
             let mut row = vec![(new_left, 1.0), (out, 1.0)];
@@ -282,7 +307,7 @@ impl<'a> Model<'a> {
             self.lp.equal(row, 0.0);
             // ahead_j − ahead_{j-1} − in_j + needed_j = 0
             let needed = self.arriving(j);
-            let new_ahead = self.lp.column(0.0, f64::INFINITY);
+            let new_ahead = self.moving();
             let mut row = vec![(new_ahead, 1.0), (into, -1.0)];
             row.extend(ahead.map(|a| (a, -1.0)));
             row.extend(needed.iter().copied());
@@ -465,7 +490,7 @@ impl<'a> Model<'a> {
     ) {
         // Already back before the epoch for a later one: ahead_{j-1} − needed_j.
         let back = ahead.map(|ahead| {
-            let back = self.lp.column(0.0, f64::INFINITY);
+            let back = self.moving();
             let mut row = vec![(ahead, 1.0), (back, -1.0)];
             row.extend(needed.iter().map(|&(c, b)| (c, -b)));
             self.lp.at_most(row, 0.0);
@@ -498,7 +523,7 @@ impl<'a> Model<'a> {
     /// Still leaving throughout epoch `j`: what forward is through with before it, less what leaves
     /// until its end: left_j − (made until j, used by forward in j or later).
     fn leaving_at_end(&mut self, j: usize, left: Column) -> Column {
-        let leaving = self.lp.column(0.0, f64::INFINITY);
+        let leaving = self.moving();
         let mut row = vec![(left, 1.0), (leaving, -1.0)];
         for (c, class) in self.coarse.classes.iter().enumerate() {
             if class.made <= j && class.forward_until >= j {
@@ -524,7 +549,7 @@ impl<'a> Model<'a> {
         length: Column,
         before: Column,
     ) -> Column {
-        let leaving = self.lp.column(0.0, f64::INFINITY);
+        let leaving = self.moving();
         let mut row = vec![(before, 1.0), (leaving, -1.0)];
         for (c, class) in self.coarse.classes.iter().enumerate() {
             if class.made < j && class.forward_until >= j {
@@ -533,7 +558,7 @@ impl<'a> Model<'a> {
         }
         if !self.margins.lingering {
             let until = self.lp.column(0.0, f64::INFINITY);
-            let out = self.lp.column(0.0, f64::INFINITY);
+            let out = self.moving();
             let per_unit = self.mem_per_time(self.problem.machine.links.d2h.rate.get());
             self.lp.at_most(vec![(out, 1.0), (until, -per_unit)], 0.0);
             let to_come = self.time(moment.to_come_ns);
@@ -594,7 +619,7 @@ impl<'a> Model<'a> {
         self.lp.at_most(row, self.mem(limit));
     }
 
-    fn read(&self, optimum: &Optimum) -> Relaxed {
+    fn read(&self, optimum: Optimum) -> Relaxed {
         // Tolerances of the solver are not in the plan's favour: take them off.
         let ties = NUDGE * FLOOR;
         let objective = (optimum.objective * (1.0 - 1e-7) - ties).max(0.0);
@@ -614,6 +639,7 @@ impl<'a> Model<'a> {
                     [value(resident), host.map_or(0.0, value), value(streamed)]
                 })
                 .collect(),
+            optimum,
         }
     }
 }
