@@ -19,6 +19,7 @@ mod ilp;
 pub mod lp;
 mod memo;
 pub mod outline;
+mod polish;
 mod protrain;
 pub mod relaxation;
 mod rounding;
@@ -214,6 +215,7 @@ pub fn find(
                 best.consider(&on_all(&Strategy::SEEDS));
             }
         }
+        best.polish(bound, options.gap);
     } else {
         best.consider(&on_all(&[strategy]));
     }
@@ -254,6 +256,18 @@ struct Best<'a, 'p> {
 impl Best<'_, '_> {
     fn step(&self) -> Option<Nanos> {
         self.found.as_ref().map(|f| f.candidate.step())
+    }
+    /// Makes the best plan better while it is further from the bound than wanted and that helps.
+    fn polish(&mut self, bound: Nanos, wanted: f64) {
+        while let Some(found) = &mut self.found {
+            if gap(found.candidate.step(), bound) <= wanted {
+                break;
+            }
+            match polish::polished(&self.contexts[found.variant], &found.candidate) {
+                Some(better) => found.candidate = better,
+                None => break,
+            }
+        }
     }
     /// Runs strategies on variants, in parallel; of equals the one that copies less wins, or the
     /// first.
