@@ -65,8 +65,8 @@ impl<'a> Context<'a> {
                 Err(Unsolved::Infeasible) => return Nanos::MAX,
                 found => found.as_ref().ok(),
             };
-            let proved = proved_bound(self.problem, &self.coarse, relaxed);
-            Nanos::new(proved.unwrap_or(0)).max(self.compute())
+            let proved = proved_bound(self.problem, &self.coarse, relaxed.map(|r| r.bound_ns));
+            Nanos::new(proved).max(self.compute())
         })
     }
     /// Every operator once, nothing else.

@@ -1,9 +1,10 @@
 //! A small linear program and the one place that calls a solver.
 //!
 //! `minimise cost·x` subject to rows `coefficients·x ≤ limit` and `0 ≤ x ≤ upper`. The rows are
-//! ours,
-//! so the bound that a plan reports is of a model that can be read here, not of a solver's.
+//! ours, so the bound that a plan reports is of a model that can be read here, not of a solver's.
 
+use clarabel::algebra::CscMatrix;
+use clarabel::solver::{DefaultSettings, DefaultSolver, IPSolver, SupportedConeT};
 #[cfg(feature = "highs")]
 use good_lp::highs as backend;
 #[cfg(not(feature = "highs"))]
@@ -64,12 +65,6 @@ impl Lp {
     pub fn equal(&mut self, coefficients: Vec<(Column, f64)>, value: f64) {
         self.equalities.push((coefficients, value));
     }
-    /// The same program with its rows in another order, which the solver goes through differently.
-    pub fn turn_rows(&mut self) {
-        let third = self.rows.len() / 3;
-        self.rows.rotate_left(third);
-        self.rows.reverse();
-    }
     /// Columns and rows.
     pub fn size(&self) -> (usize, usize) {
         (self.costs.len(), self.rows.len() + self.equalities.len())
@@ -128,76 +123,66 @@ impl Lp {
 
     /// A value that no point of the program is below, whatever the solver's arithmetic did: weak
     /// duality. For any `y ≥ 0` and `z`, with reduced costs `r = cost + rowsᵀy − equalitiesᵀz`,
-    /// every
-    /// point costs at least `−limits·y + values·z + Σ min(0, r)·upper`. The solver only proposes
-    /// `y` and `z` (as the optimum of the dual program); the sum is taken here.
+    /// every point costs at least `−limits·y + values·z + Σ min(0, r)·upper`. The solver, an interior
+    /// point method since those find the duals of degenerate programs too, only proposes `y` and
+    /// `z`; the sum is taken here.
     ///
     /// Columns without an upper bound are taken to be at most `cap`.
-    ///
-    /// With a point and a tolerance only rows that are that tight there get a multiplier, as
-    /// complementary slackness has it at an optimum: a smaller program, and one that the solver
-    /// seldom fails at.
-    pub fn lower_bound(&self, cap: f64, tight_at: Option<(&Optimum, f64)>) -> Option<f64> {
-        let mut variables = ProblemVariables::new();
-        let mut nonnegative = |count: usize| -> Vec<Variable> {
-            (0..count)
-                .map(|_| variables.add(variable().min(0.0)))
-                .collect()
-        };
-        let tight: Vec<usize> = (0..self.rows.len())
-            .filter(|&row| tight_at.is_none_or(|(point, within)| self.slack(row, point) < within))
-            .collect();
-        let y = nonnegative(tight.len());
-        let (up, down) = (
-            nonnegative(self.equalities.len()),
-            nonnegative(self.equalities.len()),
-        );
-        let slack = nonnegative(self.costs.len());
-        let mut objective = Expression::with_capacity(y.len() + 2 * up.len() + slack.len());
-        // By column: the terms of its reduced cost.
-        let mut reduced: Vec<Expression> =
-            self.costs.iter().map(|&c| Expression::from(c)).collect();
-        for (&row, &y) in tight.iter().zip(&y) {
-            let (row, limit) = &self.rows[row];
-            objective.add_mul(*limit, y);
-            row.iter()
-                .for_each(|&(column, factor)| reduced[column.0].add_mul(factor, y));
-        }
-        for (((row, value), &up), &down) in self.equalities.iter().zip(&up).zip(&down) {
-            objective.add_mul(-*value, up);
-            objective.add_mul(*value, down);
-            for &(column, factor) in row {
-                reduced[column.0].add_mul(-factor, up);
-                reduced[column.0].add_mul(factor, down);
-            }
-        }
-        for (&upper, &slack) in self.uppers.iter().zip(&slack) {
-            objective.add_mul(upper.min(cap), slack);
-        }
-        let mut model = variables.minimise(objective).using(backend);
-        for (reduced, &slack) in reduced.iter().zip(&slack) {
-            model = model.with((reduced.clone() + slack).geq(0.0));
-        }
-        let solution = model.solve().ok()?;
-        let mut multipliers = vec![0.0; self.rows.len()];
-        for (row, y) in tight.into_iter().zip(y) {
-            multipliers[row] = solution.value(y).max(0.0);
-        }
-        let z = up
-            .iter()
-            .zip(&down)
-            .map(|(&u, &d)| solution.value(u) - solution.value(d));
-        Some(self.weak_duality(&multipliers, &z.collect::<Vec<f64>>(), cap))
+    pub fn lower_bound(&self, cap: f64) -> f64 {
+        let (y, z) = self.multipliers();
+        self.weak_duality(&y, &z, cap)
     }
 
-    /// How far a point is from the limit of a row, in parts of what its terms sum to.
-    fn slack(&self, row: usize, point: &Optimum) -> f64 {
-        let (terms, limit) = &self.rows[row];
-        let parts = terms.iter().map(|&(c, factor)| factor * point.values[c.0]);
-        let (sum, size) = parts.fold((0.0, limit.abs() + 1.0), |(sum, size): (f64, f64), part| {
-            (sum + part, size + part.abs())
+    /// Multipliers of the rows and of the equalities, near those of an optimum.
+    fn multipliers(&self) -> (Vec<f64>, Vec<f64>) {
+        // minimise cost·x, A x + s = b: s = 0 for equalities, s ≥ 0 for rows and bounds.
+        let columns = self.costs.len();
+        let rows = self.equalities.iter().chain(&self.rows);
+        let (mut at, mut of, mut factors) = (Vec::new(), Vec::new(), Vec::new());
+        let mut limits = Vec::new();
+        for (terms, limit) in rows {
+            for &(column, factor) in terms {
+                at.push(limits.len());
+                of.push(column.0);
+                factors.push(factor);
+            }
+            limits.push(*limit);
+        }
+        let uppers = self
+            .uppers
+            .iter()
+            .enumerate()
+            .filter(|(_, u)| u.is_finite());
+        let uppers = uppers.map(|(column, &upper)| (column, 1.0, upper));
+        for (column, sign, limit) in (0..columns).map(|c| (c, -1.0, 0.0)).chain(uppers) {
+            at.push(limits.len());
+            of.push(column);
+            factors.push(sign);
+            limits.push(limit);
+        }
+        let a = CscMatrix::new_from_triplets(limits.len(), columns, at, of, factors);
+        let cones = [
+            SupportedConeT::ZeroConeT(self.equalities.len()),
+            SupportedConeT::NonnegativeConeT(limits.len() - self.equalities.len()),
+        ];
+        let settings = DefaultSettings {
+            verbose: false,
+            ..DefaultSettings::default()
+        };
+        let quadratic = CscMatrix::zeros((columns, columns));
+        let mut solver = DefaultSolver::new(&quadratic, &self.costs, &a, &limits, &cones, settings);
+        solver.solve();
+        let mut duals = solver.solution.z;
+        // Where it fails, no multipliers: still a bound, if a poor one.
+        duals.iter_mut().for_each(|d| {
+            if !d.is_finite() {
+                *d = 0.0;
+            }
         });
-        (limit - sum) / size
+        duals.resize(limits.len(), 0.0);
+        let y = duals.split_off(self.equalities.len());
+        let y = y.into_iter().take(self.rows.len()).map(|y| y.max(0.0));
+        (y.collect(), duals.into_iter().map(|d| -d).collect())
     }
 
     fn weak_duality(&self, y: &[f64], z: &[f64], cap: f64) -> f64 {
@@ -235,7 +220,7 @@ mod tests {
         let optimum = lp.minimise().unwrap();
         assert!((optimum.objective + 7.0).abs() < 1e-9);
         assert!((optimum.value(x) - 1.0).abs() < 1e-9);
-        assert!((lp.lower_bound(100.0, None).unwrap() + 7.0).abs() < 1e-6);
+        assert!((lp.lower_bound(100.0) + 7.0).abs() < 1e-6);
         // Any multipliers give a bound, good ones a good one.
         assert!(lp.weak_duality(&[0.5], &[0.0], 100.0) <= -7.0);
     }

@@ -41,7 +41,6 @@ pub struct Relaxed {
     /// For every group of groups: the fractions resident, with the optimizer on the host, and
     /// streamed.
     pub placements: Vec<[f64; 3]>,
-    optimum: Optimum,
 }
 
 /// What a plan must leave free beyond what the relaxation knows: for planning, not for the bound.
@@ -68,48 +67,19 @@ pub struct Margins {
 pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Result<Relaxed, Unsolved> {
     let model = Model::built(problem, coarse, margins);
     let optimum = model.lp.minimise()?;
-    Ok(model.read(optimum))
+    Ok(model.read(&optimum))
 }
 
 /// No plan is faster than this, in nanoseconds: by weak duality, so whatever the solver's
-/// arithmetic did. `relaxed` is the relaxation's optimum as the solver sees it; where the first
-/// proof falls short of it, the rows are turned round and it is tried again. Nothing where the
-/// solver fails altogether.
-pub fn proved_bound(problem: &Problem, coarse: &Coarse, relaxed: Option<&Relaxed>) -> Option<u64> {
-    let hoped_ns = relaxed.map_or(0, |r| r.bound_ns);
+/// arithmetic did. `hoped_ns` is the relaxation's optimum as the solver sees it, if it does.
+pub fn proved_bound(problem: &Problem, coarse: &Coarse, hoped_ns: Option<u64>) -> u64 {
     let margins = Margins::default();
-    let mut model = Model::built(problem, coarse, &margins);
+    let model = Model::built(problem, coarse, &margins);
     // No step of interest takes longer than twice the optimum.
-    let cap = match hoped_ns {
-        0 => 100.0 * FLOOR,
-        _ => 2.0 * model.time(hoped_ns),
-    };
-    let ties = NUDGE * FLOOR;
-    let mut best = None;
-    for within in PROOFS {
-        let point = relaxed.map(|r| &r.optimum).zip(within);
-        let bound = model.lp.lower_bound(cap, point);
-        let bound = bound.map(|b| ((b - ties).clamp(0.0, cap) * model.units.nanos) as u64);
-        best = best.max(bound);
-        if best.is_some_and(|b| b + b / 100_000 >= hoped_ns) {
-            break;
-        }
-        model.lp.turn_rows();
-    }
-    best
+    let cap = hoped_ns.map_or(100.0 * FLOOR, |hoped| 2.0 * model.time(hoped));
+    let bound = model.lp.lower_bound(cap) - NUDGE * FLOOR;
+    (bound.clamp(0.0, cap) * model.units.nanos) as u64
 }
-
-/// How tight rows must be to be part of a proof, one attempt after another; nothing means all rows.
-const PROOFS: [Option<f64>; 8] = [
-    Some(1e-6),
-    Some(1e-4),
-    Some(1e-8),
-    Some(1e-5),
-    None,
-    Some(1e-6),
-    Some(1e-3),
-    None,
-];
 
 struct Model<'a> {
     problem: &'a Problem,
@@ -619,7 +589,7 @@ impl<'a> Model<'a> {
         self.lp.at_most(row, self.mem(limit));
     }
 
-    fn read(&self, optimum: Optimum) -> Relaxed {
+    fn read(&self, optimum: &Optimum) -> Relaxed {
         // Tolerances of the solver are not in the plan's favour: take them off.
         let ties = NUDGE * FLOOR;
         let objective = (optimum.objective * (1.0 - 1e-7) - ties).max(0.0);
@@ -639,7 +609,6 @@ impl<'a> Model<'a> {
                     [value(resident), host.map_or(0.0, value), value(streamed)]
                 })
                 .collect(),
-            optimum,
         }
     }
 }
