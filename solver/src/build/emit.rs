@@ -36,6 +36,15 @@ struct Emitter<'a> {
     arrived: Vec<EventId>,
 }
 
+/// New weights on the host.
+struct Made {
+    /// By which of the draft's updates.
+    nth: usize,
+    event: EventId,
+    /// The predicted end of that update, in nanoseconds.
+    at: u64,
+}
+
 const COMPUTE: usize = 0;
 const D2H: usize = 1;
 const H2D: usize = 2;
@@ -211,24 +220,43 @@ impl Emitter<'_> {
         for &d in &self.transfers.out_order {
             retiring[self.transfers.retired[d]] = Some(self.departed[d]);
         }
-        let updates = self
-            .draft
-            .host_updates
-            .iter()
-            .map(|u| self.update_position(u))
-            .collect::<Vec<_>>();
-        let mut by_time: Vec<usize> = (0..updates.len()).collect();
-        by_time.sort_by_key(|&u| (updates[u], u));
-        let mut returning = by_time.into_iter().peekable();
+        // New weights travel once the host has made them: queued earlier, they would keep what is
+        // fetched behind them waiting.
+        let mut returning = self.host_updates().into_iter().peekable();
         for a in self.transfers.in_order.clone() {
-            while let Some(u) = returning.next_if(|&u| updates[u] < self.transfers.issued[a]) {
-                self.host_update(u);
+            let start = self.transfers.clock[self.transfers.issued[a]];
+            while let Some(made) = returning.next_if(|made| made.at <= start) {
+                self.new_weights(&made);
             }
             self.arrival(a, &retiring);
         }
-        for u in returning {
-            self.host_update(u);
+        for made in returning {
+            self.new_weights(&made);
         }
+    }
+
+    /// Queues the host's updates in the order in which their gradients are complete.
+    fn host_updates(&mut self) -> Vec<Made> {
+        let mut order: Vec<(usize, usize)> = (self.draft.host_updates.iter().enumerate())
+            .map(|(nth, update)| (self.update_position(update), nth))
+            .collect();
+        order.sort_unstable();
+        let mut free = 0;
+        let updates = order.into_iter().map(|(_, nth)| {
+            let update = &self.draft.host_updates[nth];
+            let arrived = update.gradients.iter().map(|&d| self.transfers.departed[d]);
+            let work = self.problem.states[update.group]
+                .host
+                .map_or(Nanos::ZERO, |h| h.duration);
+            free = free.max(arrived.max().unwrap_or(0)) + work.get();
+            let event = self.host_update(nth);
+            Made {
+                nth,
+                event,
+                at: free,
+            }
+        });
+        updates.collect()
     }
 
     fn arrival(&mut self, a: usize, retiring: &[Option<EventId>]) {
@@ -265,7 +293,7 @@ impl Emitter<'_> {
         update.gradients.iter().map(last).max().map_or(0, |p| p + 1)
     }
 
-    fn host_update(&mut self, nth: usize) {
+    fn host_update(&mut self, nth: usize) -> EventId {
         let update = &self.draft.host_updates[nth];
         let group = &self.problem.states[update.group];
         let mut operands: Vec<Operand> = update
@@ -299,7 +327,11 @@ impl Emitter<'_> {
             signals: Some(event),
             duration: group.host.map_or(Nanos::ZERO, |h| h.duration),
         });
-        for &(weight, resident) in &update.weights {
+        event
+    }
+
+    fn new_weights(&mut self, made: &Made) {
+        for &(weight, resident) in &self.draft.host_updates[made.nth].weights {
             let Some(resident) = resident else { continue };
             let buffer = &self.draft.buffers[resident];
             let target = BufferId::from_index(resident);
@@ -311,7 +343,7 @@ impl Emitter<'_> {
                 buffer.bytes,
                 false,
             );
-            copy.waits.push(event);
+            copy.waits.push(made.event);
             copy.waits.push(self.before(buffer.last + 1));
             self.streams[H2D].push(copy);
         }

@@ -10,11 +10,9 @@
 //! to be; predicted times only choose good positions.
 //!
 //! Departures go in the order in which their buffers are complete, retire when they are predicted
-//! to
-//! have ended, and earlier, with a stall, where memory is needed. Arrivals go in the order in
-//! which they are
-//! needed, each as late as the link allows with one copy's time to spare, later where memory
-//! forbids.
+//! to have ended, and earlier, with a stall, where memory is needed. Arrivals go in the order in
+//! which they are needed, each as late as the link allows with one copy's time to spare, later where
+//! memory forbids.
 
 use super::expand::{Draft, DraftBuffer};
 use crate::ids::StepId;
@@ -32,6 +30,10 @@ pub struct Transfers {
     pub in_order: Vec<usize>,
     /// For every arrival: it starts once everything before this position has ended.
     pub issued: Vec<usize>,
+    /// For every departure: its predicted end, in nanoseconds.
+    pub departed: Vec<u64>,
+    /// Predicted start of every position with the stalls that memory forces, in nanoseconds.
+    pub clock: Vec<u64>,
     /// For every buffer: the positions between which its bytes are taken.
     pub lifetimes: Vec<Span>,
     /// The most bytes alive at any position.
@@ -52,8 +54,7 @@ pub struct Overflow {
 }
 
 /// Finds places for all copies that keep within `budget`. `clock[p]` is the predicted start of
-/// position `p`, in nanoseconds;
-/// one entry more than there are instructions.
+/// position `p`, in nanoseconds; one entry more than there are instructions.
 pub fn place_transfers(
     problem: &Problem,
     draft: &Draft,
@@ -79,6 +80,8 @@ pub fn place_transfers(
         retired: outward.retired,
         in_order,
         issued,
+        departed: outward.ended,
+        clock: outward.clock,
         lifetimes,
         peak: Bytes::new(peak),
         peak_position,
