@@ -11,7 +11,7 @@ use super::relaxation::{relax, Margins, Relaxed};
 use super::rounding::interleaved;
 use super::{better, segments, Candidate, Context};
 use crate::build::Infeasible;
-use crate::plan::{Hold, Plan};
+use crate::plan::{Hold, Placement, Plan};
 use crate::problem::Problem;
 use crate::units::Nanos;
 
@@ -21,6 +21,8 @@ const ROUNDS: usize = 5;
 /// links in use.
 const STALL: u64 = 1000;
 const LINK_SPARE: f64 = 0.025;
+/// A tail of more than this part of the step is worth room for states on the device.
+const TAIL: u64 = 200;
 /// The part of the device that is given up for fragmentation.
 const FRAGMENTATION: u64 = 80;
 /// The part of the device that is given up besides when a plan misses: less than a piece would
@@ -51,6 +53,34 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let far = best.as_ref().map_or(true, |c| context.far(c.step(), FAR));
     if streams && far {
         best = better(best, repaired(context, &free));
+    }
+    hide_tail(context, best)
+}
+
+/// The host's last updates end after the step's last operator. Where that is long, one more of the
+/// first groups, which are updated last, stays on the device, as long as that helps.
+fn hide_tail(
+    context: &Context<'_>,
+    mut best: Result<Candidate, Infeasible>,
+) -> Result<Candidate, Infeasible> {
+    while let Ok(known) = &best {
+        let step = known.step();
+        if known.built.timeline.tail <= step.scaled(1, TAIL) || !context.far(step, 1.0) {
+            break;
+        }
+        let stays = |p: &&Placement| **p == Placement::Resident;
+        let first = known.plan.placements.iter().take_while(stays).count() + 1;
+        let streams = known.plan.placements.contains(&Placement::Streamed);
+        let margins = Margins {
+            first,
+            resident: !streams,
+            ..planning_margins(context)
+        };
+        let found = repaired(context, &margins);
+        if !found.as_ref().is_ok_and(|c| c.step() < step) {
+            break;
+        }
+        best = found;
     }
     best
 }

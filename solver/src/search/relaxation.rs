@@ -41,6 +41,8 @@ pub struct Relaxed {
     /// For every group of groups: the fractions resident, with the optimizer on the host, and
     /// streamed.
     pub placements: Vec<[f64; 3]>,
+    /// So many of the first groups stay, whatever the fractions say.
+    pub first: usize,
 }
 
 /// What a plan must leave free beyond what the relaxation knows: for planning, not for the bound.
@@ -54,6 +56,8 @@ pub struct Margins {
     pub retained: Vec<Option<f64>>,
     /// Whether no weights may be streamed.
     pub resident: bool,
+    /// So many of the first groups of model states stay.
+    pub first: usize,
     /// The part of the links that is left unused.
     pub link: f64,
     /// Whether what leaves before a step's tightest moment takes memory until then.
@@ -239,6 +243,11 @@ impl<'a> Model<'a> {
             let mut row = vec![(resident, 1.0), (streamed, 1.0)];
             row.extend(host.map(|h| (h, 1.0)));
             self.lp.equal(row, 1.0);
+            let first = group.members.iter().filter(|&&m| m < self.margins.first);
+            let first = first.count() as f64 / group.members.len() as f64;
+            if first > 0.0 {
+                self.lp.at_most(vec![(resident, -1.0)], -first);
+            }
             self.placed.push((resident, host, streamed));
             let both = group.forward.is_some() && group.backward.is_some();
             self.stays.push(both.then(|| {
@@ -609,6 +618,7 @@ impl<'a> Model<'a> {
                     [value(resident), host.map_or(0.0, value), value(streamed)]
                 })
                 .collect(),
+            first: self.margins.first,
         }
     }
 }

@@ -128,7 +128,7 @@ pub fn place_states(context: &Context<'_>, relaxed: &Relaxed, placements: &mut [
             let bytes = context.outline.groups[member].weight_bytes as f64;
             resident_bytes += resident * bytes;
             host_bytes += host * bytes;
-            placements[member] = if resident_bytes >= 0.5 * bytes {
+            placements[member] = if member < relaxed.first || resident_bytes >= 0.5 * bytes {
                 resident_bytes -= bytes;
                 Placement::Resident
             } else if host_bytes >= 0.5 * bytes {
