@@ -215,7 +215,10 @@ pub fn find(
                 best.consider(&on_all(&Strategy::SEEDS));
             }
         }
-        best.polish(bound, options.gap);
+        // gap(enough, bound) is the wanted one.
+        best.polish(Nanos::new(
+            (bound.get() as f64 / (1.0 - options.gap)) as u64,
+        ));
     } else {
         best.consider(&on_all(&[strategy]));
     }
@@ -257,17 +260,12 @@ impl Best<'_, '_> {
     fn step(&self) -> Option<Nanos> {
         self.found.as_ref().map(|f| f.candidate.step())
     }
-    /// Makes the best plan better while it is further from the bound than wanted and that helps.
-    fn polish(&mut self, bound: Nanos, wanted: f64) {
-        while let Some(found) = &mut self.found {
-            if gap(found.candidate.step(), bound) <= wanted {
-                break;
-            }
-            match polish::polished(&self.contexts[found.variant], &found.candidate) {
-                Some(better) => found.candidate = better,
-                None => break,
-            }
-        }
+    /// Makes the best plan faster while it takes longer than is good enough.
+    fn polish(&mut self, enough: Nanos) {
+        self.found = self.found.take().map(|found| Found {
+            candidate: polish::polished(&self.contexts[found.variant], found.candidate, enough),
+            ..found
+        });
     }
     /// Runs strategies on variants, in parallel; of equals the one that copies less wins, or the
     /// first.

@@ -1,100 +1,95 @@
-//! Polish: the memory that a plan leaves is spent on what it makes again.
+//! Polish: what a plan leaves of memory and links is spent on what it makes again.
 //!
-//! In: a plan that fits. Out: a faster one, if there is one in reach. Rounding and the margins of
-//! planning leave a little of the device unused; pieces that are made again stay there instead, the
-//! ones that save most time for their bytes first. How much really fits only a build tells, so
-//! amounts are tried from all that seems free downwards.
-
-use std::cmp::Ordering;
+//! In: a plan that fits. Out: that one or a faster one. Rounding and the margins of planning leave
+//! a little unused, and a strategy may not know of a freedom that others use. So pieces that are
+//! made again stay on the device instead, or travel, those first that save most time for their
+//! bytes. How much really fits and pays only a build tells: amounts are halved from all that there
+//! could be.
 
 use super::{Candidate, Context};
 use crate::ids::TensorId;
 use crate::plan::{Fate, Plan};
 use crate::problem::Split;
+use crate::units::Nanos;
 
-/// How many amounts are tried.
-const AMOUNTS: u64 = 8;
-/// The part of what is swapped that may travel besides: links are planned with something to spare.
-const MORE: u64 = 50;
+/// How many amounts that do not help are tried.
+const FAILURES: u32 = 10;
 
-/// A faster plan than `candidate`, where one is found: with more that stays, or more that travels.
-pub fn polished(context: &Context<'_>, candidate: &Candidate) -> Option<Candidate> {
-    let device = context.problem.budget.device;
-    let device = device.saturating_sub(candidate.built.peak).get();
-    let link = candidate.built.copied.get() / MORE;
-    let stays = |fate: &mut Fate, pieces| fate.keep += pieces;
-    let travels = |fate: &mut Fate, pieces| fate.swap += pieces;
+/// The candidate, or a faster one with more that stays or travels; no faster than `enough`.
+pub fn polished(context: &Context<'_>, candidate: Candidate, enough: Nanos) -> Candidate {
+    let problem = context.problem;
     // Late blocks stay, since their tensors live shortest; early ones have most time to travel.
-    let mut order = by_worth(context, &candidate.plan);
-    improved(context, candidate, &order, device, stays).or_else(|| {
-        order.sort_by(|&a, &b| by_saving(context, a, b).then(a.cmp(&b)));
-        improved(context, candidate, &order, link, travels)
-    })
+    let mut order = by_saving(context);
+    let device = problem.budget.device.saturating_sub(candidate.built.peak);
+    let stays = |fate: &mut Fate, pieces| fate.keep += pieces;
+    let candidate = improved(context, candidate, enough, &order, device.get(), stays);
+    order.sort_by(|(a, saving_a), (b, saving_b)| saving_b.total_cmp(saving_a).then(a.cmp(b)));
+    let host = problem.budget.host;
+    let host = host
+        .saturating_sub(candidate.built.schedule.host_bytes)
+        .get();
+    let host = host / u64::from(problem.micro_batches);
+    let travels = |fate: &mut Fate, pieces| fate.swap += pieces;
+    improved(context, candidate, enough, &order, host, travels)
 }
 
 fn improved(
     context: &Context<'_>,
-    candidate: &Candidate,
-    order: &[TensorId],
+    mut candidate: Candidate,
+    enough: Nanos,
+    order: &[(TensorId, f64)],
     room: u64,
     retain: fn(&mut Fate, u32),
-) -> Option<Candidate> {
-    let mut tried = candidate.plan.clone();
-    (1..=AMOUNTS).rev().find_map(|part| {
-        let plan = filled(
-            context,
-            &candidate.plan,
-            order,
-            room / AMOUNTS * part,
-            retain,
-        );
-        if plan == tried || context.expired() {
-            return None;
+) -> Candidate {
+    let mut amount = room;
+    let mut failures = 0;
+    while failures < FAILURES && candidate.step() > enough && !context.expired() {
+        let (plan, retained) = filled(context, &candidate.plan, order, amount, retain);
+        if retained == 0 {
+            break;
         }
-        tried.clone_from(&plan);
-        let found = context.candidate(plan).ok()?;
-        (found.step() < candidate.step()).then_some(found)
-    })
+        match context.candidate(plan) {
+            Ok(found) if found.step() < candidate.step() => candidate = found,
+            _ => {
+                failures += 1;
+                amount = retained / 2;
+            }
+        }
+    }
+    candidate
 }
 
-/// Tensors that are made again in part, by the time that keeping them saves for each byte; late
-/// blocks first, whose tensors live shortest. Block inputs are a matter of segments.
-fn by_worth(context: &Context<'_>, plan: &Plan) -> Vec<TensorId> {
+/// All tensors but block inputs, which are a matter of segments, with the nanoseconds that a
+/// retained byte saves: most first, and of late blocks first.
+fn by_saving(context: &Context<'_>) -> Vec<(TensorId, f64)> {
     let problem = context.problem;
-    let again = plan.iter().filter(|&(id, fate)| {
-        let tensor = &problem.tensors[id];
-        fate.recompute(tensor.pieces) > 0 && problem.values[tensor.value].split != Split::Whole
-    });
-    let mut order: Vec<TensorId> = again.map(|(id, _)| id).collect();
-    order.sort_by(|&a, &b| by_saving(context, a, b).then(b.cmp(&a)));
+    let inside = |id: &TensorId| problem.values[problem.tensors[*id].value].split != Split::Whole;
+    let saving = |id: TensorId| {
+        let tensor = &context.outline.tensors[id];
+        (id, tensor.recompute_ns as f64 / tensor.bytes.max(1) as f64)
+    };
+    let mut order: Vec<_> = problem.tensors.ids().filter(inside).map(saving).collect();
+    order.sort_by(|(a, saving_a), (b, saving_b)| saving_b.total_cmp(saving_a).then(b.cmp(a)));
     order
 }
 
-/// The tensor first that saves more time for each byte.
-fn by_saving(context: &Context<'_>, a: TensorId, b: TensorId) -> Ordering {
-    let saving = |id: TensorId| {
-        let tensor = &context.outline.tensors[id];
-        tensor.recompute_ns as f64 / tensor.bytes.max(1) as f64
-    };
-    saving(b).total_cmp(&saving(a))
-}
-
-/// The plan with `room` bytes more of what it makes again retained.
+/// The plan with up to `room` bytes more of what it makes again retained, and how many they are.
 fn filled(
     context: &Context<'_>,
     plan: &Plan,
-    order: &[TensorId],
-    mut room: u64,
+    order: &[(TensorId, f64)],
+    room: u64,
     retain: fn(&mut Fate, u32),
-) -> Plan {
+) -> (Plan, u64) {
     let mut plan = plan.clone();
-    for &id in order {
+    let mut left = room;
+    for &(id, _) in order {
         let pieces = context.problem.tensors[id].pieces;
         let piece = context.problem.pieces_bytes(id, 0, 1).get().max(1);
-        let again = u64::from(plan.fates[id].recompute(pieces));
-        let more = again.min(room / piece);
-        retain(&mut plan.fates[id], more as u32);
-        room -= more * piece;
+        let again = plan.fates[id].recompute(pieces);
+        let more = again.min(u32::try_from(left / piece).unwrap_or(u32::MAX));
+        retain(&mut plan.fates[id], more);
+        left -= u64::from(more) * piece;
     }
-    plan
+    (plan, room - left)
 }
