@@ -79,9 +79,18 @@ pub struct Args {
     #[arg(long = "schedule", value_name = "SHAPE", default_value = "constant")]
     #[arg(id = "lr_schedule", value_parser = parse::learning_rate())]
     pub shape: Shape,
-    /// Steps in which the learning rate rises from 0
+    /// Steps in which the learning rate rises: 0 in the first, as HF has it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup: u64,
+    /// Warm up a step earlier: X/N in the first step, X in the N-th
+    #[arg(long, requires = "warmup")]
+    pub warmup_above_zero: bool,
+    /// AdamW's decay of the first and of the second moment
+    #[arg(long, value_name = "X,X", default_value = "0.9,0.999", value_parser = parse::betas)]
+    pub betas: (f64, f64),
+    /// What AdamW adds to the root of the second moment
+    #[arg(long, value_name = "X", default_value = "1e-8", value_parser = parse::positive)]
+    pub eps: f64,
     /// AdamW's decoupled decay, SGD's L2 term
     #[arg(long, value_name = "X", default_value = "0", value_parser = parse::not_negative)]
     pub weight_decay: f64,
