@@ -2,7 +2,8 @@
 
     python make.py files [--out DIR]          writes config.json, model.safetensors and tokens.u16
     python make.py train [--steps 300]        trains on the CPU in f32 and writes curve.csv
-    python make.py plot RUN.json [--svg F]    draws `losses` of a run over curve.csv
+    python make.py compare LEAN.json KEEP.json   runs of two plans beside curve.csv: ebbtide.csv,
+                                              curve.svg and how far they are apart
 
 Weights and the order of the data come from formulas, given in README.md beside this file, so that
 they can be made anywhere, bit for bit.
@@ -187,28 +188,53 @@ def train(steps: int) -> None:
     print(f"seconds per step: median {statistics.median(seconds):.4f}, least {min(seconds):.4f}")
 
 
-def plot(run: pathlib.Path, image: pathlib.Path) -> None:
+def largest(apart: list[float]) -> str:
+    ends = [end for end in (1, 10, 50, 100, 200, 300) if end <= len(apart)]
+    return ", ".join(f"{max(apart[:end]):.1e} in {end}" for end in ends)
+
+
+def compare(lean: pathlib.Path, keep: pathlib.Path) -> None:
+    with open(HERE / "curve.csv") as file:
+        rows = list(csv.DictReader(file))
+    reference, truth = ([float(row[name]) for row in rows] for name in ("loss", "loss_f64"))
+    runs = {path: json.loads(path.read_text())["losses"] for path in (lean, keep)}
+    with open(HERE / "ebbtide.csv", "w", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["step", "loss_lean", "loss_keep"])
+        table.writerows((step, *map(repr, both)) for step, both in enumerate(zip(*runs.values())))
+    apart = lambda a, b: [abs(x - y) / y for x, y in zip(a, b)]
+    for path, losses in runs.items():
+        print(f"{path.name} to PyTorch's f32: {largest(apart(losses, reference))}")
+        print(f"{path.name} to PyTorch's f64: {largest(apart(losses, truth))}")
+    print(f"{lean.name} to {keep.name}: {largest(apart(runs[lean], runs[keep]))}")
+    plot(reference, truth, runs[lean])
+
+
+def plot(reference: list[float], truth: list[float], losses: list[float]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "char-level"
     from matplotlib import pyplot
 
-    with open(HERE / "curve.csv") as file:
-        reference = [float(row["loss"]) for row in csv.DictReader(file)]
-    losses = json.loads(run.read_text())["losses"]
     figure, (top, bottom) = pyplot.subplots(
-        2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 1), layout="constrained"
+        2, 1, sharex=True, figsize=(8, 6), height_ratios=(3, 2), layout="constrained"
     )
     top.plot(reference, label="PyTorch", linewidth=2.5, color="#b0b0b0")
-    top.plot(losses, label="ebbtide, CPU device", linewidth=0.9, color="#1f4e9c")
+    label = "ebbtide, CPU device, 12 MiB"
+    top.plot(losses, label=label, linewidth=0.9, color="#1f4e9c")
     top.set_ylabel("loss, nats per character")
     top.legend()
-    apart = [abs(a - b) / b for a, b in zip(losses, reference)]
-    bottom.semilogy(apart, color="#1f4e9c", linewidth=0.9)
+    for name, a, b, color in (
+        ("ebbtide to PyTorch", losses, reference, "#1f4e9c"),
+        ("PyTorch's f32 to its f64", reference, truth, "#b0b0b0"),
+    ):
+        apart = [abs(x - y) / y for x, y in zip(a, b)]
+        bottom.semilogy(apart, label=name, color=color, linewidth=0.9)
     bottom.set_ylabel("relative difference")
     bottom.set_xlabel("step")
-    figure.savefig(image, metadata={"Date": None})
+    bottom.legend()
+    figure.savefig(HERE / "curve.svg", metadata={"Date": None})
 
 
 def main() -> None:
@@ -218,16 +244,16 @@ def main() -> None:
     files.add_argument("--out", type=pathlib.Path, default=ROOT / "target/char-level")
     training = commands.add_parser("train")
     training.add_argument("--steps", type=int, default=STEPS)
-    drawing = commands.add_parser("plot")
-    drawing.add_argument("run", type=pathlib.Path)
-    drawing.add_argument("--svg", type=pathlib.Path, default=HERE / "curve.svg")
+    comparing = commands.add_parser("compare")
+    comparing.add_argument("lean", type=pathlib.Path)
+    comparing.add_argument("keep", type=pathlib.Path)
     asked = parser.parse_args()
     if asked.command == "files":
         write_files(asked.out)
     elif asked.command == "train":
         train(asked.steps)
     else:
-        plot(asked.run, asked.svg)
+        compare(asked.lean, asked.keep)
 
 
 if __name__ == "__main__":

@@ -154,6 +154,17 @@ pub fn positive(text: &str) -> Parsed<f64> {
     number.ok_or_else(|| format!("`{text}` is no number above 0, such as 1.0"))
 }
 
+/// `0.9,0.999`: two fractions from 0 to below 1.
+///
+/// # Errors
+/// Anything else.
+pub fn betas(text: &str) -> Parsed<(f64, f64)> {
+    let beta = |text: &str| not_negative(text).ok().filter(|beta| *beta < 1.0);
+    let both = text.split_once(',');
+    let both = both.and_then(|(first, second)| Some((beta(first)?, beta(second)?)));
+    both.ok_or_else(|| format!("`{text}` is no pair of numbers from 0 to below 1 as 0.9,0.999"))
+}
+
 /// Digits only: `parse` alone would take a sign.
 fn whole(digits: &str) -> Option<u64> {
     let only = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
@@ -267,6 +278,10 @@ mod tests {
             );
         }
         assert!(positive("0").is_err());
+        assert_eq!(betas("0.9,0.95"), Ok((0.9, 0.95)));
+        for wrong in ["0.9", "0.9,1", "-0.1,0.9", "0.9,0.95,0.99", "NaN,0.9", ","] {
+            assert!(betas(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

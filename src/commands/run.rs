@@ -16,7 +16,7 @@ use std::sync::Arc;
 use ebbtide_solver::check;
 use ebbtide_solver::units::{BytesPerSec, Nanos};
 
-use super::{read_schedule, write_atomically};
+use super::{check_writable, read_schedule, write_atomically};
 use crate::cli::{parse, print};
 use crate::device::cpu::{CpuDevice, CpuOptions, LinkSpeed};
 use crate::device::Device;
@@ -27,16 +27,17 @@ use crate::format::schedule::ScheduleFile;
 use crate::format::training::Progress;
 use crate::model::ModelConfig;
 use crate::report;
-use crate::training::checkpoint::{self, Checkpoint};
+use crate::training::checkpoint;
 use crate::training::directory::{check_free, Unfinished};
 use crate::training::learning_rate::Shape;
 use crate::training::resume::{self, Saved};
-use crate::training::tokens::{self, IdType, Tokens};
-use crate::training::{initial, text};
+use crate::training::tokens::IdType;
 
 mod progress;
+mod start;
 mod training;
 
+use start::{begin, load, read_tokens};
 use training::Training;
 
 /// What `ebbtide run` is asked.
@@ -74,19 +75,31 @@ pub struct Args {
     pub seed: Option<u64>,
     /// Highest learning rate
     #[arg(long, value_name = "X", default_value = "1e-3", value_parser = parse::not_negative)]
+    #[arg(allow_hyphen_values = true)]
     pub lr: f64,
     /// How the learning rate goes on after the warm-up
     #[arg(long = "schedule", value_name = "SHAPE", default_value = "constant")]
     #[arg(id = "lr_schedule", value_parser = parse::learning_rate())]
     pub shape: Shape,
-    /// Steps in which the learning rate rises from 0
+    /// Steps in which the learning rate rises: 0 in the first, as HF has it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub warmup: u64,
+    /// Warm up a step earlier: X/N in the first step, X in the N-th
+    #[arg(long, requires = "warmup")]
+    pub warmup_above_zero: bool,
+    /// AdamW's decay of the first and of the second moment
+    #[arg(long, value_name = "X,X", default_value = "0.9,0.999", value_parser = parse::betas)]
+    pub betas: (f64, f64),
+    /// What AdamW adds to the root of the second moment
+    #[arg(long, value_name = "X", default_value = "1e-8", value_parser = parse::positive)]
+    #[arg(allow_hyphen_values = true)]
+    pub eps: f64,
     /// AdamW's decoupled decay, SGD's L2 term
     #[arg(long, value_name = "X", default_value = "0", value_parser = parse::not_negative)]
+    #[arg(allow_hyphen_values = true)]
     pub weight_decay: f64,
     /// Largest global norm of the gradients [default: not clipped]
-    #[arg(long, value_name = "X", value_parser = parse::positive)]
+    #[arg(long, value_name = "X", value_parser = parse::positive, allow_hyphen_values = true)]
     pub clip: Option<f64>,
     /// Speed of copies in each direction on the cpu device, such as 2GB/s [default: that of memory]
     #[arg(long, value_name = "RATE", value_parser = parse::rate)]
@@ -126,9 +139,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         ));
     }
     let model = execute::model(&schedule).map_err(named)?;
-    if let Some(directory) = &args.save {
-        check_free(directory).map_err(|error| error.within("--save"))?;
-    }
+    check_outputs(args)?;
     let resumed = args.resume.as_deref().map(resume::read).transpose()?;
     let progress = begin(args, &schedule, resumed.as_ref())?;
     let tokens = read_tokens(args, &schedule, &model, progress.seed)?;
@@ -178,7 +189,38 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     }
 }
 
+/// Refuses places where nothing can be written, before anything is computed for them.
+fn check_outputs(args: &Args) -> Result<()> {
+    if let Some(directory) = &args.save {
+        check_free(directory).map_err(|error| error.within("--save"))?;
+    }
+    let Some(path) = &args.output else {
+        return Ok(());
+    };
+    let same = |a: &Path, b: &Path| a.canonicalize().ok() == b.canonicalize().ok();
+    if path.exists() && same(path, &args.schedule) {
+        return Err(
+            Error::bad_input("the run's file would overwrite the schedule")
+                .within(format!("-o {}", path.display())),
+        );
+    }
+    // What is saved makes its own directory.
+    match args.save.as_deref() {
+        Some(saved) if path.parent() == Some(saved) => Ok(()),
+        _ => check_writable(path),
+    }
+}
+
 fn open(args: &Args) -> Result<Box<dyn Device>> {
+    let cuda = args.device.strip_prefix("cuda:");
+    let known = args.device == "cpu" || cuda.is_some_and(|number| number.parse::<u32>().is_ok());
+    if !known {
+        return Err(
+            Error::bad_input(format!("`{}` is the name of no device", args.device))
+                .within("--device")
+                .hint("devices are called cpu, cuda:0, cuda:1, …"),
+        );
+    }
     if args.device != "cpu" {
         return Err(
             Error::no_device(format!("there is no device `{}`", args.device))
@@ -196,101 +238,6 @@ fn open(args: &Args) -> Result<Box<dyn Device>> {
         poison: false,
         ..CpuOptions::default()
     })))
-}
-
-/// Where the run stands before its first step.
-fn begin(args: &Args, schedule: &ScheduleFile, resumed: Option<&Saved>) -> Result<Progress> {
-    let Some(saved) = resumed else {
-        return Ok(Progress {
-            step: 0,
-            sequences: 0,
-            seed: args.seed.unwrap_or(0),
-            method: schedule.method.clone(),
-            dtype: schedule.workload.dtype.clone(),
-            losses: Vec::new(),
-        });
-    };
-    let progress = &saved.progress;
-    let differs = |what: &str, was: &str, is: &str| {
-        Err(
-            Error::bad_input(format!("the saved run has {what} {was}, this one {is}"))
-                .within("--resume"),
-        )
-    };
-    if progress.method != schedule.method {
-        return differs("method", &progress.method, &schedule.method);
-    }
-    if progress.dtype != schedule.workload.dtype {
-        return differs("type", &progress.dtype, &schedule.workload.dtype);
-    }
-    if let Some(seed) = args.seed.filter(|&seed| seed != progress.seed) {
-        return differs("seed", &progress.seed.to_string(), &seed.to_string());
-    }
-    if progress.step >= args.steps {
-        return Err(Error::bad_input(format!(
-            "the saved run has done {} steps of {}",
-            progress.step, args.steps
-        ))
-        .hint("--steps counts from the beginning of the first run"));
-    }
-    Ok(progress.clone())
-}
-
-fn read_tokens(
-    args: &Args,
-    schedule: &ScheduleFile,
-    model: &ModelConfig,
-    seed: u64,
-) -> Result<Tokens> {
-    let Some(path) = &args.tokens else {
-        let vocab = model.vocab;
-        return Ok(Tokens::Synthetic { vocab, seed });
-    };
-    let tokens = match &args.tokenizer {
-        Some(tokenizer) => text::read(path, tokenizer)?,
-        None => tokens::read(path, args.token_type).map_err(|e| e.within(path.display()))?,
-    };
-    let checked = tokens.check(schedule.workload.seq, model.vocab);
-    checked.map_err(|error| error.within(path.display()))?;
-    Ok(tokens)
-}
-
-/// Fills the session with weights and states; says what a person should know.
-fn load(
-    args: &Args,
-    model: &ModelConfig,
-    schedule: &ScheduleFile,
-    resumed: Option<Saved>,
-    seed: u64,
-    session: &mut Session<'_>,
-) -> Result<Vec<String>> {
-    let mut remarks = model.notes.clone();
-    let device = session.device_name();
-    if device != schedule.hardware.name {
-        remarks.push(format!(
-            "planned for {}, run on {device}: times are of different machines",
-            schedule.hardware.name
-        ));
-    }
-    let directory = args.resume.as_deref().or(args.weights.as_deref());
-    let Some(directory) = directory else {
-        session.load(|place| initial::values(model, place, seed))?;
-        return Ok(remarks);
-    };
-    let checkpoint = Checkpoint::open(directory, model)?;
-    let unused = checkpoint.unused();
-    if let Some(first) = unused.first() {
-        remarks.push(format!(
-            "{} of {} are no weights of the model and were left out, such as {first}",
-            report::count(unused.len(), "tensor"),
-            directory.display()
-        ));
-    }
-    session.load(|place| checkpoint.read(place))?;
-    if let Some(saved) = resumed {
-        session.restore(&saved.states)?;
-    }
-    Ok(remarks)
 }
 
 /// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once. A file that grows beyond its

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ebbtide_solver::units::Bytes;
+
 use super::Stream;
 use crate::error::Error;
 
@@ -60,7 +62,12 @@ impl Failure {
     }
     /// What a person is told: every failure of a device ends with exit code 4.
     pub fn told(&self) -> Error {
-        Error::no_device(self.to_string())
+        let error = Error::no_device(self.to_string());
+        match self.cause {
+            Cause::OutOfMemory { .. } => error
+                .hint("plan with less --device-memory or --host-memory, or for a shorter --seq"),
+            _ => error,
+        }
     }
 }
 
@@ -77,7 +84,11 @@ impl fmt::Display for Failure {
         }
         match &self.cause {
             Cause::OutOfMemory { what, bytes } => {
-                write!(f, "no memory for {what}: {bytes} bytes could not be had")
+                let size = Bytes::new(*bytes);
+                write!(
+                    f,
+                    "no memory for {what}: {size} ({bytes} bytes) could not be had"
+                )
             }
             Cause::Refused(what) => write!(f, "the device cannot run this: {what}"),
             Cause::Failed(what) => write!(f, "the device failed: {what}"),

@@ -31,7 +31,8 @@ pub fn read_json<T: DeserializeOwned>(text: &str, schema: &str) -> Result<T> {
     }
     let refuse = |error: serde_path_to_error::Error<serde_json::Error>| {
         let path = error.path().to_string();
-        let place = if path == "." {
+        // Without a place where the text ends too early.
+        let place = if path == "." || path == "?" {
             String::new()
         } else {
             format!("{path}: ")

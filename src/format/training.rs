@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use super::number::LARGEST;
+use crate::error::{Error, Result};
 
 /// The format that is written and read.
 pub const SCHEMA: &str = "ebbtide/training/1";
@@ -65,6 +66,19 @@ pub fn write(progress: &Progress) -> String {
 /// Text that is not of this format.
 pub fn read(text: &str) -> Result<Progress> {
     let wire: Wire = super::read_json(text, SCHEMA)?;
+    if wire.losses.len() as u64 != wire.step {
+        return Err(Error::bad_input(format!(
+            "step is {}, but there are {} losses",
+            wire.step,
+            wire.losses.len()
+        )));
+    }
+    if wire.sequences > LARGEST {
+        return Err(Error::bad_input(format!(
+            "sequences is {}, more than {LARGEST}",
+            wire.sequences
+        )));
+    }
     Ok(Progress {
         step: wire.step,
         sequences: wire.sequences,

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use ebbtide_solver::units::Nanos;
 
-use super::{columns, grouped};
+use super::{columns, count, grouped};
 use crate::format::run::{Kind, Part, RunFile};
 
 /// How many operators are shown.
@@ -30,8 +30,8 @@ pub fn table(file: &RunFile, remarks: &[String]) -> String {
 fn losses(file: &RunFile) -> String {
     match (file.losses.first(), file.losses.last()) {
         (Some(first), Some(last)) => format!(
-            "{} steps, loss {first:.4} → {last:.4}, {} tokens/s (predicted {})",
-            grouped(file.steps),
+            "{}, loss {first:.4} → {last:.4}, {} tokens/s (predicted {})",
+            count(file.losses.len(), "step"),
             grouped(file.measured.tokens_per_s as u64),
             grouped(file.predicted.tokens_per_s as u64),
         ),

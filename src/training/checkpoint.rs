@@ -134,7 +134,7 @@ impl Checkpoint {
     /// The values of a weight, row by row.
     ///
     /// # Errors
-    /// A file that cannot be read any more.
+    /// A file that cannot be read any more; values that are no numbers.
     pub fn read(&self, place: Place) -> Result<Vec<f32>> {
         let mut values = Vec::new();
         for stored in names::stored(&self.model, place) {
@@ -143,6 +143,14 @@ impl Checkpoint {
             let bytes = read_bytes(path, entry)
                 .map_err(|cause| cannot_read(&cause).within(path.display()))?;
             let read = decode(entry.info.dtype, &bytes);
+            if let Some(at) = read.iter().position(|value| !value.is_finite()) {
+                let name = &stored.name;
+                return Err(
+                    Error::bad_input(format!("{name}: element {at} is {}", read[at]))
+                        .hint("the weights are broken: fetch them again, or take an earlier save")
+                        .within(path.display()),
+                );
+            }
             match stored.transposed {
                 true => values.extend(transpose(&read, place.weight.columns as usize)),
                 false => values.extend(read),

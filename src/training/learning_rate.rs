@@ -1,5 +1,7 @@
 //! The learning rate of each step: warm-up, then constant, linear or cosine, as HF's
-//! `get_*_schedule_with_warmup` has them, so that curves compare.
+//! `get_*_schedule_with_warmup` has them, so that curves compare. Others (PyTorch's `LinearLR` from
+//! a `start_factor` of 1/n, nanoGPT) warm up one step earlier, so that no step is lost to a rate of
+//! 0.
 
 use std::fmt;
 use std::str::FromStr;
@@ -58,8 +60,11 @@ pub struct LearningRate {
     pub peak: f64,
     /// What follows the warm-up.
     pub shape: Shape,
-    /// Steps in which it rises in a straight line from 0.
+    /// Steps in which it rises in a straight line.
     pub warmup: u64,
+    /// Whether the first of them has its share of the peak already, and the last all of it; else the
+    /// first has 0.
+    pub above_zero: bool,
     /// Steps of the whole run.
     pub total: u64,
 }
@@ -68,7 +73,8 @@ impl LearningRate {
     /// The rate of a step; the first is 0.
     pub fn at(&self, step: u64) -> f64 {
         if step < self.warmup {
-            return self.peak * step as f64 / self.warmup as f64;
+            let risen = step + u64::from(self.above_zero);
+            return self.peak * risen as f64 / self.warmup as f64;
         }
         let after = self.total.saturating_sub(self.warmup).max(1) as f64;
         let done = ((step - self.warmup) as f64 / after).min(1.0);
@@ -90,6 +96,7 @@ mod tests {
             peak: 2.0,
             shape,
             warmup: 2,
+            above_zero: false,
             total: 6,
         };
         (0..7).map(|step| rate.at(step)).collect()
@@ -108,5 +115,20 @@ mod tests {
             "{cosine:?}"
         );
         assert!((cosine[3] - (1.0 + 0.5f64.sqrt())).abs() < 1e-12);
+    }
+    #[test]
+    fn a_warm_up_above_zero_is_one_step_earlier_and_what_follows_is_not() {
+        let rate = |above_zero| LearningRate {
+            peak: 3.0,
+            shape: Shape::Linear,
+            warmup: 3,
+            above_zero,
+            total: 6,
+        };
+        let rates = |above_zero| (0..6).map(|step| rate(above_zero).at(step)).collect();
+        let (earlier, hf): (Vec<f64>, Vec<f64>) = (rates(true), rates(false));
+        assert_eq!(earlier[..3], [1.0, 2.0, 3.0]);
+        assert_eq!(hf[..3], [0.0, 1.0, 2.0]);
+        assert_eq!(earlier[3..], hf[3..]);
     }
 }

@@ -84,14 +84,18 @@ pub fn read(directory: &Path) -> Result<Saved> {
     let states = bytes.and_then(|bytes| {
         let file = SafeTensors::deserialize(&bytes)
             .map_err(|cause| Error::bad_input(format!("not safetensors, or truncated: {cause}")))?;
-        let values = |view: safetensors::tensor::TensorView| {
+        let values = |(name, view): (String, safetensors::tensor::TensorView)| {
+            if view.dtype() != Stored::F32 {
+                let found = view.dtype();
+                return Err(Error::bad_input(format!(
+                    "{name} is of type {found}, not F32"
+                )));
+            }
             let chunks = view.data().chunks_exact(4);
-            chunks
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect()
+            let values = chunks.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            Ok((name, values.collect()))
         };
-        let tensors = file.tensors().into_iter();
-        Ok(tensors.map(|(name, view)| (name, values(view))).collect())
+        file.tensors().into_iter().map(values).collect()
     });
     Ok(Saved {
         progress,

@@ -144,9 +144,10 @@ pub fn read(path: &Path, id_type: Option<IdType>) -> Result<Tokens> {
             Ok(binary::<2>(&bytes, |b| u32::from(u16::from_le_bytes(b)))?)
         }
         (Some(IdType::U32), _) | (None, "u32") => Ok(binary::<4>(&bytes, u32::from_le_bytes)?),
-        (None, _) => Err(Error::bad_input(format!(
-            "cannot tell from .{extension} how its tokens are stored"
-        ))
+        (None, _) => Err(Error::bad_input(match extension {
+            "" => "cannot tell from its name how its tokens are stored".to_owned(),
+            _ => format!("cannot tell from .{extension} how its tokens are stored"),
+        })
         .hint(
             "name it .u16, .u32 or .jsonl, or add --token-type u16 or u32; text needs --tokenizer",
         )),

@@ -197,6 +197,8 @@ fn weights_and_tokens_come_from_files() {
 
     let out = run(&schedule, &["--device", "cuda:0"]);
     assert_eq!(code(&out), 4, "{}", stderr(&out));
+    std::fs::write(place.at("none.u16"), []).unwrap();
+    let none = place.at("none.u16");
     for (args, says) in [
         (vec!["--tokens", &text], "cannot tell from .txt"),
         (
@@ -208,6 +210,12 @@ fn weights_and_tokens_come_from_files() {
             vec!["--tokens", "/nowhere.u16"],
             "/nowhere.u16: cannot read",
         ),
+        (vec!["--tokens", &none], "holds 0 tokens"),
+        (vec!["--device", "gpu"], "the name of no device"),
+        (vec!["--lr=-1"], "no number from 0 on"),
+        (vec!["--betas", "0.9,1"], "no pair of numbers"),
+        (vec!["--steps", "0"], "0 is not in 1.."),
+        (vec!["--warmup-above-zero"], "--warmup"),
         (vec!["--weights", "/nowhere"], "/nowhere"),
         (vec!["--resume", &llama], "training.json: cannot read"),
         (vec!["--save", &llama], "--save"),
@@ -221,6 +229,127 @@ fn weights_and_tokens_come_from_files() {
             "{args:?}: {said}"
         );
     }
+}
+
+/// A saved run that was changed or cut off afterwards.
+#[test]
+fn a_broken_save_is_not_resumed() {
+    let place = Place::new("broken");
+    let schedule = place.plan("tiny", LEAN);
+    let saved = place.at("saved");
+    report(&schedule, &["--steps", "2", "--save", &saved]);
+    let path = format!("{saved}/training.json");
+    let good = std::fs::read_to_string(&path).unwrap();
+    let resume = || run(&schedule, &["--steps", "4", "--resume", &saved]);
+    let huge = u64::MAX.to_string();
+    for (from, to, says) in [
+        (
+            "\"step\": 2",
+            "\"step\": 3",
+            "step is 3, but there are 2 losses",
+        ),
+        (
+            "\"sequences\": 4",
+            &format!("\"sequences\": {huge}"),
+            "sequences is",
+        ),
+        (
+            "\"losses\": [",
+            "\"losses\": [1e999,",
+            "number out of range",
+        ),
+        ("\"adamw\"", "\"sgd\"", "method sgd"),
+        ("}\n", "", "EOF"),
+    ] {
+        assert!(good.contains(from), "{from} is not in {good}");
+        std::fs::write(&path, good.replacen(from, to, 1)).unwrap();
+        let out = resume();
+        let said = stderr(&out);
+        assert!(
+            code(&out) == 2 && said.contains(says),
+            "{from} → {to}: {said}"
+        );
+    }
+    std::fs::write(&path, good).unwrap();
+    let states = format!("{saved}/optimizer.safetensors");
+    let whole = std::fs::read(&states).unwrap();
+    std::fs::write(&states, &whole[..whole.len() - 4]).unwrap();
+    let said = stderr(&resume());
+    assert!(
+        said.contains("optimizer.safetensors: not safetensors, or truncated"),
+        "{said}"
+    );
+    std::fs::write(&states, whole).unwrap();
+    assert_eq!(code(&resume()), 0);
+}
+
+/// Before a step is run for it.
+#[test]
+fn a_place_that_cannot_be_written_is_told_at_once() {
+    let place = Place::new("places");
+    let schedule = place.plan("tiny", LEAN);
+    let plan = place.bytes("s.json");
+    let (directory, nowhere) = (place.at(""), place.at("nowhere/r.json"));
+    for (output, says) in [
+        (&schedule, "would overwrite the schedule"),
+        (&directory, "it is a directory"),
+        (&nowhere, "cannot write"),
+    ] {
+        let out = run(&schedule, &["--steps", "1000000", "-o", output]);
+        assert!(
+            code(&out) == 2 && stderr(&out).contains(says),
+            "{}",
+            stderr(&out)
+        );
+    }
+    assert_eq!(place.bytes("s.json"), plan);
+    // The report may lie in the directory that is saved.
+    let (saved, inside) = (place.at("saved"), place.at("saved/r.json"));
+    report(
+        &schedule,
+        &["--steps", "1", "--save", &saved, "-o", &inside],
+    );
+    place.bytes("saved/r.json");
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_named() {
+    let place = Place::new("nan");
+    let llama = data("hf/llama");
+    let schedule = place.plan(&llama, &["--seq", "16"]);
+    let mut bytes = std::fs::read(format!("{llama}/model.safetensors")).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(place.at("model.safetensors"), bytes).unwrap();
+    let out = run(&schedule, &["--weights", &place.at("")]);
+    let said = stderr(&out);
+    assert_eq!(code(&out), 2, "{said}");
+    assert!(
+        said.contains("element") && said.contains("is NaN"),
+        "{said}"
+    );
+}
+
+/// Weights that fit in shape, but whose config says that another model is to be computed.
+#[test]
+fn the_config_of_another_model_is_remarked_on() {
+    let place = Place::new("other");
+    let llama = data("hf/llama");
+    let schedule = place.plan(&llama, &["--seq", "16"]);
+    let remark = "describes another model";
+    let told = |weights: &str| {
+        let out = run(&schedule, &["--steps", "1", "--weights", weights]);
+        assert_eq!(code(&out), 0, "{}", stderr(&out));
+        String::from_utf8(out.stdout).unwrap().contains(remark)
+    };
+    assert!(!told(&llama));
+    let config = std::fs::read_to_string(format!("{llama}/config.json")).unwrap();
+    let other = config.replace("1e-05", "1e-06");
+    assert_ne!(config, other);
+    std::fs::write(place.at("config.json"), other).unwrap();
+    let weights = format!("{llama}/model.safetensors");
+    std::fs::copy(weights, place.at("model.safetensors")).unwrap();
+    assert!(told(&place.at("")));
 }
 
 #[test]

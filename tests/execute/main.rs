@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod characters;
 mod command;
 mod faults;
 mod hf;

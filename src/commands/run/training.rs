@@ -33,6 +33,7 @@ impl Training<'_> {
             peak: self.args.lr,
             shape: self.args.shape,
             warmup: self.args.warmup,
+            above_zero: self.args.warmup_above_zero,
             total: self.args.steps,
         };
         let schedule = &self.schedule.schedule;
@@ -44,9 +45,11 @@ impl Training<'_> {
             let step = self.progress.step;
             let optimizer = Optimizer {
                 learning_rate: rate.at(step),
+                beta1: self.args.betas.0,
+                beta2: self.args.betas.1,
+                epsilon: self.args.eps,
                 weight_decay: self.args.weight_decay,
                 clip: self.args.clip,
-                ..Optimizer::default()
             };
             let batches = self.batches();
             let result = session.step(step, &batches, &optimizer)?;

@@ -37,9 +37,22 @@ pub struct Memory {
     bytes: u64,
 }
 
+/// What the machine can give without swapping, where Linux says: it also grants more than it has, and
+/// ends the process that uses it.
+fn available() -> Option<u64> {
+    let all = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let mut lines = all.lines();
+    let line = lines.find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 impl Memory {
     /// A memory full of poison; none where it cannot be had.
     pub fn new(bytes: u64) -> Option<Memory> {
+        if available().is_some_and(|available| bytes > available) {
+            return None;
+        }
         let count = usize::try_from(bytes.div_ceil(8)).ok()?.checked_add(1)?;
         let mut words = Vec::new();
         words.try_reserve_exact(count).ok()?;

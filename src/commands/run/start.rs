@@ -1,0 +1,142 @@
+//! Where a run begins: how far it is, what it reads, and what the session holds before its first
+//! step.
+
+use std::path::Path;
+
+use super::Args;
+use crate::error::{Error, Result};
+use crate::execute::Session;
+use crate::format::schedule::ScheduleFile;
+use crate::format::training::Progress;
+use crate::model::ModelConfig;
+use crate::report;
+use crate::training::checkpoint::Checkpoint;
+use crate::training::resume::Saved;
+use crate::training::tokens::{self, Tokens};
+use crate::training::{initial, text};
+
+/// Where the run stands before its first step.
+pub(super) fn begin(
+    args: &Args,
+    schedule: &ScheduleFile,
+    resumed: Option<&Saved>,
+) -> Result<Progress> {
+    let Some(saved) = resumed else {
+        return Ok(Progress {
+            step: 0,
+            sequences: 0,
+            seed: args.seed.unwrap_or(0),
+            method: schedule.method.clone(),
+            dtype: schedule.workload.dtype.clone(),
+            losses: Vec::new(),
+        });
+    };
+    let progress = &saved.progress;
+    let differs = |what: &str, was: &str, is: &str| {
+        Err(
+            Error::bad_input(format!("the saved run has {what} {was}, this one {is}"))
+                .within("--resume"),
+        )
+    };
+    if progress.method != schedule.method {
+        return differs("method", &progress.method, &schedule.method);
+    }
+    if progress.dtype != schedule.workload.dtype {
+        return differs("type", &progress.dtype, &schedule.workload.dtype);
+    }
+    if let Some(seed) = args.seed.filter(|&seed| seed != progress.seed) {
+        return differs("seed", &progress.seed.to_string(), &seed.to_string());
+    }
+    if progress.step >= args.steps {
+        return Err(Error::bad_input(format!(
+            "the saved run has done {} steps of {}",
+            progress.step, args.steps
+        ))
+        .hint("--steps counts from the beginning of the first run"));
+    }
+    Ok(progress.clone())
+}
+
+/// What it trains on.
+pub(super) fn read_tokens(
+    args: &Args,
+    schedule: &ScheduleFile,
+    model: &ModelConfig,
+    seed: u64,
+) -> Result<Tokens> {
+    let Some(path) = &args.tokens else {
+        let vocab = model.vocab;
+        return Ok(Tokens::Synthetic { vocab, seed });
+    };
+    let tokens = match &args.tokenizer {
+        Some(tokenizer) => text::read(path, tokenizer)?,
+        None => tokens::read(path, args.token_type).map_err(|e| e.within(path.display()))?,
+    };
+    let checked = tokens.check(schedule.workload.seq, model.vocab);
+    checked.map_err(|error| error.within(path.display()))?;
+    Ok(tokens)
+}
+
+/// Fills the session with weights and states; says what a person should know.
+pub(super) fn load(
+    args: &Args,
+    model: &ModelConfig,
+    schedule: &ScheduleFile,
+    resumed: Option<Saved>,
+    seed: u64,
+    session: &mut Session<'_>,
+) -> Result<Vec<String>> {
+    let mut remarks = model.notes.clone();
+    let device = session.device_name();
+    if device != schedule.hardware.name {
+        remarks.push(format!(
+            "planned for {}, run on {device}: times are of different machines",
+            schedule.hardware.name
+        ));
+    }
+    let directory = args.resume.as_deref().or(args.weights.as_deref());
+    let Some(directory) = directory else {
+        session
+            .load(|place| initial::values(model, place, seed))
+            .map_err(|error| error.within(args.schedule.display()))?;
+        return Ok(remarks);
+    };
+    let checkpoint = Checkpoint::open(directory, model)?;
+    if let Some(other) = config_of_another(directory, model) {
+        remarks.push(other);
+    }
+    let unused = checkpoint.unused();
+    if let Some(first) = unused.first() {
+        remarks.push(format!(
+            "{} of {} are no weights of the model and were left out, such as {first}",
+            report::count(unused.len(), "tensor"),
+            directory.display()
+        ));
+    }
+    session.load(|place| checkpoint.read(place))?;
+    if let Some(saved) = resumed {
+        session.restore(&saved.states)?;
+    }
+    Ok(remarks)
+}
+
+/// A remark where the config beside the weights makes another model of them than the schedule's.
+fn config_of_another(directory: &Path, model: &ModelConfig) -> Option<String> {
+    let path = directory.join("config.json");
+    let text = std::fs::read_to_string(&path).ok()?;
+    let beside = ModelConfig::read(&model.name, &text).ok();
+    // What does not change what is computed.
+    let beside = beside.map(|beside| ModelConfig {
+        max_positions: model.max_positions,
+        stored_dtype: model.stored_dtype,
+        notes: model.notes.clone(),
+        source: model.source.clone(),
+        ..beside
+    });
+    (beside.as_ref() != Some(model)).then(|| {
+        format!(
+            "warning: {} describes another model; the schedule's config was used",
+            path.display()
+        )
+    })
+}
