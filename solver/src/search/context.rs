@@ -61,11 +61,10 @@ impl<'a> Context<'a> {
     /// operator once. There is none where the relaxation is infeasible.
     pub fn bound(&self) -> Nanos {
         *self.bound.get_or_init(|| {
-            let relaxed = match self.relaxed() {
-                Err(Unsolved::Infeasible) => return Nanos::MAX,
-                found => found.as_ref().ok(),
-            };
-            let proved = proved_bound(self.problem, &self.coarse, relaxed.map(|r| r.bound_ns));
+            if matches!(self.relaxed(), Err(Unsolved::Infeasible)) {
+                return Nanos::MAX;
+            }
+            let proved = proved_bound(self.problem, &self.coarse);
             Nanos::new(proved).max(self.compute())
         })
     }

@@ -4,7 +4,9 @@
 //! ours, so the bound that a plan reports is of a model that can be read here, not of a solver's.
 
 use clarabel::algebra::CscMatrix;
-use clarabel::solver::{DefaultSettings, DefaultSolver, IPSolver, SupportedConeT};
+use clarabel::solver::{
+    DefaultSettings, DefaultSolution, DefaultSolver, IPSolver, SolverStatus, SupportedConeT,
+};
 #[cfg(feature = "highs")]
 use good_lp::highs as backend;
 #[cfg(not(feature = "highs"))]
@@ -70,11 +72,31 @@ impl Lp {
         (self.costs.len(), self.rows.len() + self.equalities.len())
     }
 
-    /// Solves it.
+    /// Solves it: a vertex, or where the simplex method gives up, a point near the optimum.
     ///
     /// # Errors
-    /// When no point satisfies the rows, or the solver's arithmetic fails.
+    /// When no point satisfies the rows, or no solver's arithmetic gets anywhere.
     pub fn minimise(&self) -> Result<Optimum, Unsolved> {
+        if let Ok(optimum) = self.vertex() {
+            return Ok(optimum);
+        }
+        // Infeasible to the simplex method can mean a singular matrix: the other one decides.
+        let solution = self.interior();
+        match solution.status {
+            SolverStatus::Solved | SolverStatus::AlmostSolved => Ok(self.optimum(&solution.x)),
+            SolverStatus::PrimalInfeasible => Err(Unsolved::Infeasible),
+            _ => Err(Unsolved::Failed),
+        }
+    }
+
+    fn optimum(&self, values: &[f64]) -> Optimum {
+        let inside = |(&x, &upper): (&f64, &f64)| x.clamp(0.0, upper);
+        let values: Vec<f64> = values.iter().zip(&self.uppers).map(inside).collect();
+        let objective = values.iter().zip(&self.costs).map(|(x, c)| x * c).sum();
+        Optimum { objective, values }
+    }
+
+    fn vertex(&self) -> Result<Optimum, ResolutionError> {
         let mut variables = ProblemVariables::new();
         let columns: Vec<Variable> = self
             .uppers
@@ -108,17 +130,9 @@ impl Lp {
         for (row, value) in &self.equalities {
             model = model.with(sum(row).eq(*value));
         }
-        let solution = model.solve().map_err(|error| match error {
-            ResolutionError::Infeasible => Unsolved::Infeasible,
-            _ => Unsolved::Failed,
-        })?;
-        let values: Vec<f64> = columns
-            .iter()
-            .zip(&self.uppers)
-            .map(|(column, &upper)| solution.value(*column).clamp(0.0, upper))
-            .collect();
-        let objective = values.iter().zip(&self.costs).map(|(x, c)| x * c).sum();
-        Ok(Optimum { objective, values })
+        let solution = model.solve()?;
+        let values: Vec<f64> = columns.iter().map(|&c| solution.value(c)).collect();
+        Ok(self.optimum(&values))
     }
 
     /// A value that no point of the program is below, whatever the solver's arithmetic did: weak
@@ -127,14 +141,30 @@ impl Lp {
     /// point method since those find the duals of degenerate programs too, only proposes `y` and
     /// `z`; the sum is taken here.
     ///
-    /// Columns without an upper bound are taken to be at most `cap`.
-    pub fn lower_bound(&self, cap: f64) -> f64 {
-        let (y, z) = self.multipliers();
-        self.weak_duality(&y, &z, cap)
+    /// Columns without an upper bound are taken to be at most twice the optimum: what is proved is
+    /// that no point is better where a larger column is no better itself, as one that costs.
+    pub fn lower_bound(&self) -> f64 {
+        let (optimum, y, z) = self.multipliers();
+        let cap = 2.0 * optimum.max(0.0);
+        self.weak_duality(&y, &z, cap).min(cap)
     }
 
-    /// Multipliers of the rows and of the equalities, near those of an optimum.
-    fn multipliers(&self) -> (Vec<f64>, Vec<f64>) {
+    /// The optimum and the multipliers of the rows and of the equalities there, nearly.
+    fn multipliers(&self) -> (f64, Vec<f64>, Vec<f64>) {
+        let solution = self.interior();
+        // Where it fails, no multipliers: still a bound, if a poor one.
+        let finite = |d: &f64| if d.is_finite() { *d } else { 0.0 };
+        let (equal, rest) = solution.z.split_at(self.equalities.len());
+        let y = rest.iter().take(self.rows.len());
+        (
+            finite(&solution.obj_val_dual),
+            y.map(|y| finite(y).max(0.0)).collect(),
+            equal.iter().map(|z| -finite(z)).collect(),
+        )
+    }
+
+    /// What the interior point method makes of it: `z` has the equalities, the rows, the bounds.
+    fn interior(&self) -> DefaultSolution<f64> {
         // minimise cost·x, A x + s = b: s = 0 for equalities, s ≥ 0 for rows and bounds.
         let columns = self.costs.len();
         let rows = self.equalities.iter().chain(&self.rows);
@@ -172,17 +202,7 @@ impl Lp {
         let quadratic = CscMatrix::zeros((columns, columns));
         let mut solver = DefaultSolver::new(&quadratic, &self.costs, &a, &limits, &cones, settings);
         solver.solve();
-        let mut duals = solver.solution.z;
-        // Where it fails, no multipliers: still a bound, if a poor one.
-        duals.iter_mut().for_each(|d| {
-            if !d.is_finite() {
-                *d = 0.0;
-            }
-        });
-        duals.resize(limits.len(), 0.0);
-        let y = duals.split_off(self.equalities.len());
-        let y = y.into_iter().take(self.rows.len()).map(|y| y.max(0.0));
-        (y.collect(), duals.into_iter().map(|d| -d).collect())
+        solver.solution
     }
 
     fn weak_duality(&self, y: &[f64], z: &[f64], cap: f64) -> f64 {
@@ -210,18 +230,19 @@ impl Lp {
 mod tests {
     use super::*;
 
-    /// minimise −x − 2y, x + y ≤ 4, y = 3: the optimum is x = 1, y = 3.
+    /// minimise x + 2y, x + y ≥ 4, y = 1: the optimum is x = 3, y = 1.
     #[test]
     fn the_bound_meets_the_optimum_and_is_never_above_it() {
         let mut lp = Lp::default();
-        let (x, y) = (lp.column(-1.0, f64::INFINITY), lp.column(-2.0, 10.0));
-        lp.at_most(vec![(x, 1.0), (y, 1.0)], 4.0);
-        lp.equal(vec![(y, 1.0)], 3.0);
+        let (x, y) = (lp.column(1.0, f64::INFINITY), lp.column(2.0, 10.0));
+        lp.at_most(vec![(x, -1.0), (y, -1.0)], -4.0);
+        lp.equal(vec![(y, 1.0)], 1.0);
         let optimum = lp.minimise().unwrap();
-        assert!((optimum.objective + 7.0).abs() < 1e-9);
-        assert!((optimum.value(x) - 1.0).abs() < 1e-9);
-        assert!((lp.lower_bound(100.0) + 7.0).abs() < 1e-6);
+        assert!((optimum.objective - 5.0).abs() < 1e-9);
+        assert!((optimum.value(x) - 3.0).abs() < 1e-9);
+        assert!((lp.lower_bound() - 5.0).abs() < 1e-6);
         // Any multipliers give a bound, good ones a good one.
-        assert!(lp.weak_duality(&[0.5], &[0.0], 100.0) <= -7.0);
+        assert!(lp.weak_duality(&[0.5], &[0.0], 10.0) <= 5.0);
+        assert!(lp.weak_duality(&[2.0], &[0.0], 10.0) <= 5.0);
     }
 }

@@ -75,14 +75,12 @@ pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Result<Re
 }
 
 /// No plan is faster than this, in nanoseconds: by weak duality, so whatever the solver's
-/// arithmetic did. `hoped_ns` is the relaxation's optimum as the solver sees it, if it does.
-pub fn proved_bound(problem: &Problem, coarse: &Coarse, hoped_ns: Option<u64>) -> u64 {
+/// arithmetic did. Columns without a limit are times: one beyond the bound makes no better step.
+pub fn proved_bound(problem: &Problem, coarse: &Coarse) -> u64 {
     let margins = Margins::default();
     let model = Model::built(problem, coarse, &margins);
-    // No step of interest takes longer than twice the optimum.
-    let cap = hoped_ns.map_or(100.0 * FLOOR, |hoped| 2.0 * model.time(hoped));
-    let bound = model.lp.lower_bound(cap) - NUDGE * FLOOR;
-    (bound.clamp(0.0, cap) * model.units.nanos) as u64
+    let bound = model.lp.lower_bound() - NUDGE * FLOOR;
+    (bound.max(0.0) * model.units.nanos) as u64
 }
 
 struct Model<'a> {
