@@ -5,9 +5,9 @@
 
 mod csv;
 
-use super::write_atomically;
 use crate::cli::{self, parse};
 use crate::error::{Error, Result};
+use crate::files::{check_writable, read_text, write_atomically};
 use csv::Instance;
 use ebbtide_solver::arena::{place, Options, Placement, Status};
 use ebbtide_solver::units::Bytes;
@@ -15,6 +15,9 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant as Clock};
+
+/// Published instances are some hundred KiB.
+const LARGEST_INSTANCE: Bytes = Bytes::gib(1);
 
 /// What `ebbtide arena` is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,8 +53,10 @@ pub struct Args {
 /// that is not attained, saying whether that is proved.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let name = args.instance.display();
-    let text = std::fs::read_to_string(&args.instance)
-        .map_err(|cause| Error::bad_input(format!("cannot read: {cause}")).within(&name))?;
+    if let Some(path) = &args.output {
+        check_writable(path)?;
+    }
+    let text = read_text(&args.instance, LARGEST_INSTANCE, "an instance")?;
     let instance = csv::parse(&text).map_err(|error| error.within(&name))?;
     instance
         .check_sum(args.alignment)

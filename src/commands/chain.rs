@@ -1,11 +1,16 @@
 //! `ebbtide chain`: the fastest rematerialisation of a chain within a budget.
 
 use crate::error::{Error, Result};
+use crate::files::read_text;
 use crate::format::chain::{parse, SolutionFile};
 use ebbtide_solver::chain::{exhaustive, greedy, ilp, rotor, Chain, Failure, Solution};
+use ebbtide_solver::units::Bytes;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// Chains have hundreds of layers.
+const LARGEST_PROBLEM: Bytes = Bytes::mib(64);
 
 /// What `ebbtide chain` is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -70,8 +75,7 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
 /// written.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let path = args.problem.display();
-    let text = std::fs::read_to_string(&args.problem)
-        .map_err(|error| Error::bad_input(error.to_string()).within(&path))?;
+    let text = read_text(&args.problem, LARGEST_PROBLEM, "a chain problem")?;
     let (name, chain) = parse(&text).map_err(|error| error.within(&path))?;
     let started = Instant::now();
     let deadline = started.checked_add(args.time_limit);

@@ -36,7 +36,10 @@ pub fn read_json<T: DeserializeOwned>(text: &str, schema: &str) -> Result<T> {
         } else {
             format!("{path}: ")
         };
-        Error::bad_input(format!("{place}{}", error.inner()))
+        if error.inner().is_eof() {
+            return Error::bad_input(cut_off(error.inner()));
+        }
+        Error::bad_input(format!("{place}{}", in_words(error.inner())))
     };
     let header: Header = decode(text).map_err(refuse)?;
     match header.schema.as_deref() {
@@ -49,6 +52,27 @@ pub fn read_json<T: DeserializeOwned>(text: &str, schema: &str) -> Result<T> {
             )),
         ),
     }
+}
+
+/// What to say of a JSON text that ends before it is complete.
+fn cut_off(error: &serde_json::Error) -> String {
+    format!("cut off at line {}", error.line())
+}
+
+/// What serde says of a value, without the names of this program's own types.
+fn in_words(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let (before, after) = match said.split_once("expected struct ") {
+        Some((before, after)) => (format!("{before}expected an object"), after),
+        None => {
+            let counts = ["expected u64", "expected u32"].into_iter();
+            return counts.fold(said, |said, count| {
+                said.replace(count, "expected a whole number")
+            });
+        }
+    };
+    let name = after.find(|c: char| !c.is_alphanumeric());
+    before + name.map_or("", |end| &after[end..])
 }
 
 /// Decodes all of `text`; what follows the value is an error too.

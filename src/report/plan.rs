@@ -12,7 +12,7 @@ use crate::memory;
 use crate::planning::{Planned, Sensitivity};
 
 /// The table.
-pub fn table(planned: &Planned, sensitivity: &Sensitivity, remarks: &[String]) -> String {
+pub fn table(planned: &Planned, sensitivity: &Sensitivity, remarks: &[(&str, String)]) -> String {
     let mut sheet = Sheet::default();
     head(planned, &mut sheet);
     sheet.gap();
@@ -26,8 +26,8 @@ pub fn table(planned: &Planned, sensitivity: &Sensitivity, remarks: &[String]) -
     for (i, guess) in planned.lowered.extrapolated.iter().enumerate() {
         sheet.row(if i == 0 { "extrapolated" } else { "" }, guess);
     }
-    for remark in remarks {
-        sheet.row("note", remark);
+    for (kind, words) in remarks {
+        sheet.row(kind, words);
     }
     sheet.text()
 }
