@@ -453,12 +453,22 @@ fn enough(
 ) -> Option<Budget> {
     let mut budget = budget;
     let options = Options::default();
-    while Instant::now() < deadline {
+    for round in 0.. {
+        if round > 0 && Instant::now() >= deadline {
+            break;
+        }
         let problems = problems(variants, budget);
         match search::find(&contexts(&problems, &options), strategy, &options) {
             Ok(_) => return Some(budget),
-            Err(miss) if miss.needed <= miss.limit || !raise(&mut budget, &miss) => return None,
-            Err(_) => {}
+            Err(miss) if miss.needed <= miss.limit || miss.needed.get() > LARGEST => return None,
+            Err(mut miss) => {
+                // One miss after the other a little larger would take all the time there is.
+                let little = miss.limit.scaled(1 << round.min(8), 256);
+                miss.needed = miss.needed.max(miss.limit + little);
+                if !raise(&mut budget, &miss) {
+                    return None;
+                }
+            }
         }
     }
     None

@@ -59,20 +59,26 @@ fn cut_off(error: &serde_json::Error) -> String {
     format!("cut off at line {}", error.line())
 }
 
-/// What serde says of a value, without the names of this program's own types.
+/// What serde says of a value, without this program's or this language's names of types.
 fn in_words(error: &serde_json::Error) -> String {
-    let said = error.to_string();
-    let (before, after) = match said.split_once("expected struct ") {
-        Some((before, after)) => (format!("{before}expected an object"), after),
-        None => {
-            let counts = ["expected u64", "expected u32"].into_iter();
-            return counts.fold(said, |said, count| {
-                said.replace(count, "expected a whole number")
-            });
-        }
+    const WORDS: [(&str, &str); 5] = [
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected an object"),
+    ];
+    let said = WORDS.iter().fold(error.to_string(), |said, (name, words)| {
+        said.replace(name, words)
+    });
+    let Some((before, after)) = said.split_once("expected struct ") else {
+        return said;
     };
     let name = after.find(|c: char| !c.is_alphanumeric());
-    before + name.map_or("", |end| &after[end..])
+    format!(
+        "{before}expected an object{}",
+        name.map_or("", |end| &after[end..])
+    )
 }
 
 /// Decodes all of `text`; what follows the value is an error too.
