@@ -5,6 +5,7 @@ pub mod commands;
 pub mod device;
 pub mod error;
 pub mod execute;
+pub mod files;
 pub mod format;
 pub mod lower;
 pub mod memory;

@@ -90,15 +90,14 @@ impl Workload {
             .filter(|&t| t <= MAX_TOKENS);
         if self.seq == 0 || self.batch == 0 || self.accumulate == 0 {
             return Err(Error::bad_input(
-                "sequence, batch and accumulation must be at least 1",
+                "--seq, --batch and --accumulate must be at least 1",
             ));
         }
         if tokens.is_none() {
+            let most = Tokens::new(MAX_TOKENS);
             return Err(Error::bad_input(format!(
-                "{} sequences of {} tokens are more than {} tokens in a micro-batch",
-                self.batch,
-                self.seq,
-                Tokens::new(MAX_TOKENS)
+                "--seq {} with --batch {} is more than {most} tokens in a micro-batch",
+                self.seq, self.batch
             ))
             .hint("a shorter --seq, a smaller --batch, or --accumulate"));
         }

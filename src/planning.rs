@@ -14,11 +14,12 @@ use ebbtide_solver::build::{with_addresses, Infeasible};
 use ebbtide_solver::plan::{Fate, Placement, Plan};
 use ebbtide_solver::problem::{Budget, Problem, Split};
 use ebbtide_solver::schedule::{Action, Schedule, Stream};
-use ebbtide_solver::search::{self, contexts, Context, Options, Solution, Strategy};
+use ebbtide_solver::search::{self, contexts, exhaustive, Context, Options, Solution, Strategy};
 use ebbtide_solver::simulate::{copied_bytes, simulate, Timeline};
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::format::number::LARGEST;
 use crate::format::schedule as file;
 use crate::lower::{lower, tilings, Lowered, Workload};
 use crate::methods::Method;
@@ -105,6 +106,7 @@ pub fn plan(
 ) -> Result<std::result::Result<Planned, Infeasible>> {
     let begun = Instant::now();
     let mut variants = variants(request)?;
+    check_countable(&variants, strategy)?;
     let problems = problems(&variants, request.budget);
     let contexts = contexts(&problems, options);
     let floor = contexts.iter().map(Context::floor).min();
@@ -168,6 +170,21 @@ pub fn plan(
         found_by,
         timeline,
     }))
+}
+
+/// Refuses to try all plans where they are too many.
+fn check_countable(variants: &[Lowered], strategy: Strategy) -> Result<()> {
+    let countable = |lowered: &Lowered| exhaustive::count(&lowered.problem).is_some();
+    if strategy != Strategy::Exhaustive || variants.iter().any(countable) {
+        return Ok(());
+    }
+    let most = exhaustive::MOST_PLANS;
+    Err(Error::bad_input(format!(
+        "exhaustive tries at most {most} plans; this problem has more"
+    ))
+    .hint(
+        "--strategy ilp finds a plan for every problem, and says how far it can be from the best",
+    ))
 }
 
 /// Gives a solution its addresses, and finds another where they do not fit.
@@ -377,6 +394,8 @@ pub struct WouldFit {
     pub both: Option<Budget>,
     /// A sequence that fits, to an eighth of its length.
     pub seq: Option<u64>,
+    /// A method that keeps less.
+    pub method: Option<Method>,
 }
 
 /// Looks for what would make a request fit, by strategies that need little memory.
@@ -408,7 +427,9 @@ pub fn would_fit(request: &Request<'_>, strategy: Strategy, deadline: Instant) -
         budget.host = miss.needed;
         miss.step.is_none()
     })
-    .map(|budget| budget.host);
+    .map(|budget| budget.host)
+    .or_else(|| with_all_host(&variants, request.budget, &lean));
+    found.method = leaner(request, &lean);
     if found.device.is_none() && found.host.is_none() {
         found.both = enough(|budget, miss| {
             match miss.step {
@@ -432,15 +453,54 @@ fn enough(
 ) -> Option<Budget> {
     let mut budget = budget;
     let options = Options::default();
-    while Instant::now() < deadline {
+    for round in 0.. {
+        if round > 0 && Instant::now() >= deadline {
+            break;
+        }
         let problems = problems(variants, budget);
         match search::find(&contexts(&problems, &options), strategy, &options) {
             Ok(_) => return Some(budget),
-            Err(miss) if miss.needed <= miss.limit || !raise(&mut budget, &miss) => return None,
-            Err(_) => {}
+            Err(miss) if miss.needed <= miss.limit || miss.needed.get() > LARGEST => return None,
+            Err(mut miss) => {
+                // One miss after the other a little larger would take all the time there is.
+                let little = miss.limit.scaled(1 << round.min(8), 256);
+                miss.needed = miss.needed.max(miss.limit + little);
+                if !raise(&mut budget, &miss) {
+                    return None;
+                }
+            }
         }
     }
     None
+}
+
+/// What a plan takes of the host that may take all it wants: enough where states on the device
+/// are too many, which no miss of the host says.
+fn with_all_host(variants: &[Lowered], budget: Budget, lean: &[Strategy]) -> Option<Bytes> {
+    let options = Options::default();
+    let found = |host: Bytes| {
+        let problems = problems(variants, Budget { host, ..budget });
+        let contexts = contexts(&problems, &options);
+        let host_bytes = |strategy: &Strategy| {
+            let found = search::find(&contexts, *strategy, &options).ok()?;
+            Some(found.candidate.built.schedule.host_bytes)
+        };
+        lean.iter().filter_map(host_bytes).min()
+    };
+    // With that much and no more, a plan has to be found again.
+    let host = found(Bytes::new(LARGEST))?;
+    found(host).map(|_| host)
+}
+
+/// The first other method that fits.
+fn leaner(request: &Request<'_>, lean: &[Strategy]) -> Option<Method> {
+    let others = [Method::Sgd, Method::Lomo].into_iter();
+    let fits = |&method: &Method| {
+        let request = Request { method, ..*request };
+        let found = probe(&request, lean, Duration::ZERO);
+        found.is_ok_and(|found| found.iter().any(std::result::Result::is_ok))
+    };
+    others.filter(|&m| m != request.method).find(fits)
 }
 
 /// A sequence that fits, found by halving and then by eighths.
@@ -485,7 +545,11 @@ pub fn probe(
     strategies: &[Strategy],
     patience: Duration,
 ) -> Result<Vec<std::result::Result<(), Infeasible>>> {
-    let problems = problems(&variants(request)?, request.budget);
+    let variants = variants(request)?;
+    for &strategy in strategies {
+        check_countable(&variants, strategy)?;
+    }
+    let problems = problems(&variants, request.budget);
     let options = Options::default();
     let prepared = contexts(&problems, &options);
     let mut found: BTreeMap<Strategy, std::result::Result<(), Infeasible>> = BTreeMap::new();

@@ -302,7 +302,9 @@ fn bad_flags_are_refused() {
         (&["--device-memory", "-1GiB"], "negative"),
         (&["--host-memory", "1GIB"], "no unit of size"),
         (&["--time-limit", "10"], "no length of time"),
-        (&["--gap", "-1"], "unexpected argument"),
+        (&["--gap", "-1"], "`-1` is no gap"),
+        (&["--time-limit", "-1s"], "`-1s` is no length of time"),
+        (&["--strategy", "exhaustive"], "at most 1000000 plans"),
         (&["--gap", "nan"], "no gap"),
         (&["--batch", "0"], "0 is not in 1.."),
         (&["--strategy", "magic"], "possible values: keep"),
@@ -319,7 +321,7 @@ fn bad_flags_are_refused() {
         ("1000000000000000000", "more than 16m tokens"),
         ("100000000000000000000", "no number of tokens"),
         ("1.5k", "no number of tokens"),
-        ("-4", "unexpected argument"),
+        ("-4", "`-4` is no number of tokens"),
     ] {
         let args = ["plan", "--model", "tiny", "--profile", "unit", "--seq", seq];
         refuses(&args, 2, fragment);
@@ -377,7 +379,7 @@ fn bad_profiles_are_refused() {
         ),
         (
             scratch.file("cut.json", &profile[..profile.len() / 2]),
-            "EOF",
+            "cut off at line",
         ),
         (
             scratch.file("nan.json", &profile.replacen("1e9", "NaN", 1)),
@@ -391,7 +393,10 @@ fn bad_profiles_are_refused() {
             scratch.file("next.json", &profile.replace("profile/1", "profile/2")),
             "ebbtide/profile/2",
         ),
-        (scratch.file("deep.json", &"{\"a\":".repeat(100_000)), "EOF"),
+        (
+            scratch.file("deep.json", &"{\"a\":".repeat(100_000)),
+            "cut off",
+        ),
     ];
     for (profile, fragment) in &cases {
         let args = [
@@ -429,6 +434,41 @@ fn bad_schedules_are_refused() {
             "cut off",
         ),
         (scratch.file("latin1.json", "{}"), "no \"schema\""),
+        (
+            scratch.file(
+                "model.json",
+                &good.replacen("\"model\":{", "\"model\":7,\"x\":{", 1),
+            ),
+            "at model: invalid type: integer `7`, expected an object at line",
+        ),
+        (
+            scratch.file(
+                "float.json",
+                &good.replacen("\"seq\":1024", "\"seq\":1.5", 1),
+            ),
+            "workload.seq: invalid type: floating point `1.5`, expected a whole number",
+        ),
+        (
+            scratch.file(
+                "tokens.json",
+                &good.replacen("\"seq\":1024", "\"seq\":512", 1),
+            ),
+            "workload.tokens is 1024, not seq 512 × batch 1",
+        ),
+        (
+            scratch.file(
+                "parts.json",
+                &good.replacen("\"keep_tokens\":1024", "\"keep_tokens\":1023", 1),
+            ),
+            "is of 1023 tokens, must be of 1024",
+        ),
+        (
+            scratch.file(
+                "twice.json",
+                &good.replacen("\"method\":", "\"method\":\"sgd\",\n\"method\":", 1),
+            ),
+            "duplicate field `method`",
+        ),
     ];
     for command in ["check", "simulate"] {
         for (path, fragment) in &cases {
@@ -510,4 +550,51 @@ fn a_reader_that_leaves_early_is_no_error() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn every_way_out_of_a_short_memory_is_one() {
+    // AdamW's states of 8 billion parameters are more than this host has: more host, or none.
+    let args = [
+        "plan",
+        "--model",
+        "llama-3.1-8b",
+        "--profile",
+        "rtx-4090-24gb",
+        "--seq",
+        "4k",
+        "--strategy",
+        "checkpoint-offload",
+    ];
+    let (_, err) = texts(&ebbtide(&args));
+    let (_, ways) = err
+        .trim_end()
+        .split_once("hint: it fits with ")
+        .expect(&err);
+    let ways: Vec<&str> = ways.split(", or ").collect();
+    for flag in ["--device-memory", "--host-memory", "--method"] {
+        assert!(
+            ways.iter().any(|way| way.starts_with(flag)),
+            "{flag}: {err}"
+        );
+    }
+    for way in ways {
+        let way: Vec<&str> = way.split(' ').collect();
+        let output = ebbtide(&[&args[..], &way].concat());
+        assert_eq!(output.status.code(), Some(0), "{way:?}");
+    }
+}
+
+#[test]
+fn warnings_do_not_mix_with_json() {
+    let output = ebbtide(&tiny(&["--json", "--host-memory", "2TiB", "--batch", "2"]));
+    let (out, err) = texts(&output);
+    let plan: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(plan["budget"]["host_bytes"], 2u64 << 40);
+    assert_eq!(
+        err,
+        "warning: --host-memory 2.0 TiB is more than the 1.0 TiB of the host in unit\n"
+    );
+    let table = prints(&tiny(&["--host-memory", "2TiB"]));
+    assert!(table.contains("\nwarning        --host-memory"), "{table}");
 }

@@ -58,7 +58,14 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
     file.predicted.mfu = f64::from_bits(random.next() >> 2);
     file.decisions[0].block = (random.below(2) > 0).then(|| number(random) as u32);
     let s = &mut file.schedule;
+    // A reader refuses what contradicts itself in tokens.
     s.tokens = number(random);
+    (file.workload.seq, file.workload.batch) = (s.tokens, 1);
+    for decision in &mut file.decisions {
+        decision.keep_tokens = s.tokens / 2;
+        decision.swap_tokens = s.tokens - s.tokens / 2;
+        decision.recompute_tokens = 0;
+    }
     s.groups = number(random);
     s.events = number(random) as u32;
     s.micro_batches = number(random) as u32;

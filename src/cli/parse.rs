@@ -28,6 +28,14 @@ pub fn tokens(text: &str) -> Parsed<u64> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
+/// `1048576`: a whole number of whatever a file counts in.
+///
+/// # Errors
+/// Anything else, and what does not fit in 64 bits.
+pub fn count(text: &str) -> Parsed<u64> {
+    whole(text).ok_or_else(|| format!("`{text}` is no whole number such as 1048576"))
+}
+
 /// The units of [`bytes`].
 const BYTE_UNITS: [(&str, u64); 9] = [
     ("KiB", 1 << 10),
@@ -228,6 +236,14 @@ mod tests {
         assert_eq!(tokens("1M"), Ok(1 << 20));
         for wrong in ["", "k", "-1", "+1", "1.5k", "1g", "99999999999999999999"] {
             assert!(tokens(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn counts_are_whole_numbers() {
+        assert_eq!(count("1048576"), Ok(1 << 20));
+        for wrong in ["", "-1", "1MiB", "1e3", "1.5", "18446744073709551616"] {
+            assert!(count(wrong).is_err(), "{wrong}");
         }
     }
 

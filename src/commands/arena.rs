@@ -5,9 +5,9 @@
 
 mod csv;
 
-use super::write_atomically;
 use crate::cli::{self, parse};
 use crate::error::{Error, Result};
+use crate::files::{check_writable, read_text, write_atomically};
 use csv::Instance;
 use ebbtide_solver::arena::{place, Options, Placement, Status};
 use ebbtide_solver::units::Bytes;
@@ -16,16 +16,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant as Clock};
 
+/// Published instances are some hundred KiB.
+const LARGEST_INSTANCE: Bytes = Bytes::gib(1);
+
 /// What `ebbtide arena` is asked.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// CSV file with the columns id, lower, upper and size; alive at lower <= t < upper
     pub instance: PathBuf,
     /// Bytes that are enough: stop there; fail if they are not (default: as low as possible)
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = parse::count, allow_hyphen_values = true)]
     pub capacity: Option<u64>,
     /// When to stop searching, such as 500ms, 60s or 2m
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse::time)]
+    #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
     /// Offsets are multiples of this many bytes
     #[arg(long, value_name = "BYTES", default_value_t = 1)]
@@ -50,8 +54,10 @@ pub struct Args {
 /// that is not attained, saying whether that is proved.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let name = args.instance.display();
-    let text = std::fs::read_to_string(&args.instance)
-        .map_err(|cause| Error::bad_input(format!("cannot read: {cause}")).within(&name))?;
+    if let Some(path) = &args.output {
+        check_writable(path)?;
+    }
+    let text = read_text(&args.instance, LARGEST_INSTANCE, "an instance")?;
     let instance = csv::parse(&text).map_err(|error| error.within(&name))?;
     instance
         .check_sum(args.alignment)

@@ -1,11 +1,17 @@
 //! `ebbtide chain`: the fastest rematerialisation of a chain within a budget.
 
+use crate::cli::parse;
 use crate::error::{Error, Result};
-use crate::format::chain::{parse, SolutionFile};
+use crate::files::read_text;
+use crate::format::chain::{self, SolutionFile};
 use ebbtide_solver::chain::{exhaustive, greedy, ilp, rotor, Chain, Failure, Solution};
+use ebbtide_solver::units::Bytes;
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// Chains have hundreds of layers.
+const LARGEST_PROBLEM: Bytes = Bytes::mib(64);
 
 /// What `ebbtide chain` is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -19,8 +25,9 @@ pub struct Args {
     /// Print one JSON object instead of a table.
     #[arg(long)]
     pub json: bool,
-    /// Give up searching for something better after this long, such as `10s` or `500ms`.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    /// When to stop searching for something better, such as 500ms, 10s or 2m.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::time)]
+    #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
 }
 
@@ -49,20 +56,6 @@ impl Strategy {
     }
 }
 
-/// A length of time with its unit, `s` or `ms`; a bare number is seconds.
-fn duration(text: &str) -> std::result::Result<Duration, String> {
-    let (number, unit) = match text.strip_suffix("ms") {
-        Some(number) => (number, 1e-3),
-        None => (text.strip_suffix('s').unwrap_or(text), 1.0),
-    };
-    let seconds = number
-        .trim()
-        .parse::<f64>()
-        .map_err(|_| "write it as 10s or 500ms")?
-        * unit;
-    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
-}
-
 /// Solves the problem and prints the answer.
 ///
 /// # Errors
@@ -70,9 +63,8 @@ fn duration(text: &str) -> std::result::Result<Duration, String> {
 /// written.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let path = args.problem.display();
-    let text = std::fs::read_to_string(&args.problem)
-        .map_err(|error| Error::bad_input(error.to_string()).within(&path))?;
-    let (name, chain) = parse(&text).map_err(|error| error.within(&path))?;
+    let text = read_text(&args.problem, LARGEST_PROBLEM, "a chain problem")?;
+    let (name, chain) = chain::parse(&text).map_err(|error| error.within(&path))?;
     let started = Instant::now();
     let deadline = started.checked_add(args.time_limit);
     let solution = solve(&chain, args.strategy, deadline)

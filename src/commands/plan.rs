@@ -1,19 +1,20 @@
 //! `ebbtide plan`: the fastest step that fits, with its proof, as a schedule file.
 
-use super::{setting, write_atomically};
+use super::setting;
 use crate::cli::{parse, print};
 use crate::error::{Error, Result};
+use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::schedule;
 use crate::lower::Workload;
 use crate::methods::Method;
-use crate::model::{ModelConfig, Positions};
+use crate::model::Positions;
 use crate::planning::{self, Request};
 use crate::report;
 use ebbtide_solver::check;
 use ebbtide_solver::search::{Options, Strategy};
 use ebbtide_solver::units::Tokens;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How long to look for what would make an infeasible request fit.
@@ -26,7 +27,7 @@ pub struct Args {
     #[command(flatten)]
     pub setting: setting::Args,
     /// Tokens of a sequence, such as 4096, 128k or 1m
-    #[arg(long, value_name = "TOKENS", value_parser = parse::tokens)]
+    #[arg(long, value_name = "TOKENS", value_parser = parse::tokens, allow_hyphen_values = true)]
     pub seq: u64,
     /// Training method
     #[arg(long, value_name = "METHOD", default_value = "adamw", value_parser = parse::method())]
@@ -36,9 +37,11 @@ pub struct Args {
     pub strategy: Strategy,
     /// When to stop searching, such as 500ms, 10s or 2m
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse::time)]
+    #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
     /// A plan this close to the bound is good enough, such as 0.5% or 0.005
     #[arg(long, value_name = "GAP", default_value = "0.5%", value_parser = parse::gap)]
+    #[arg(allow_hyphen_values = true)]
     pub gap: f64,
     /// Write the schedule to this file
     #[arg(short, long, value_name = "FILE")]
@@ -55,6 +58,12 @@ pub struct Args {
 /// checker finds violations in the plan, which is then not written.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let setting = args.setting.read()?;
+    if let Some(path) = &args.output {
+        check_writable(path)?;
+        let (model, profile) = (&args.setting.model, &args.setting.profile);
+        check_distinct(&[("--model", Path::new(model)), ("--output", path)])?;
+        check_distinct(&[("--profile", Path::new(profile)), ("--output", path)])?;
+    }
     let request = Request {
         model: &setting.model,
         profile: &setting.profile,
@@ -86,15 +95,18 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     if let Some(path) = &args.output {
         write_atomically(path, schedule::write(&planned.file))?;
     }
-    let mut remarks = remarks(&setting.model, &request);
+    let mut remarks = warnings(&request);
     if args.json {
+        // Standard output holds the object alone.
+        for (kind, words) in &remarks {
+            eprintln!("{kind}: {words}");
+        }
         return print(out, schedule::write_summary(&planned.file));
     }
-    remarks.extend(
-        args.output
-            .iter()
-            .map(|path| format!("schedule in {}", path.display())),
-    );
+    let notes = setting.model.notes.iter().cloned();
+    let written = args.output.iter();
+    let written = written.map(|path| format!("schedule in {}", path.display()));
+    remarks.extend(notes.chain(written).map(|words| ("note", words)));
     let sensitivity = planning::sensitivity(&planned.file.schedule);
     print(out, report::plan::table(&planned, &sensitivity, &remarks))
 }
@@ -115,30 +127,33 @@ fn describe(request: &Request<'_>) -> String {
     format!("{} at {seq} tokens{batch} with {method}", model.name)
 }
 
-/// What a person should know of the model and the request.
-fn remarks(model: &ModelConfig, request: &Request<'_>) -> Vec<String> {
-    let mut remarks = model.notes.clone();
+/// What a person should know who runs the plan.
+fn warnings(request: &Request<'_>) -> Vec<(&'static str, String)> {
+    let mut remarks = Vec::new();
+    let (model, profile) = (request.model, request.profile);
     let seq = request.workload.seq;
     if matches!(model.positions, Positions::Rope { .. }) && seq > model.max_positions {
         remarks.push(format!(
-            "warning: {} was made for {} tokens; {} are beyond max_position_embeddings",
+            "{} was made for {} tokens; {} are beyond max_position_embeddings",
             model.name,
             Tokens::new(model.max_positions),
             Tokens::new(seq)
         ));
     }
-    let memory = request.profile.device.memory;
-    if request.budget.device > memory {
+    let usable = profile.device.budget();
+    let shown = request.budget.device.to_string();
+    if request.budget.device > usable && shown != usable.to_string() {
         remarks.push(format!(
-            "warning: the device budget of {} is more than the {memory} of {}",
-            request.budget.device, request.profile.device.name
+            "--device-memory {shown} is more than the {usable} that {} has to give",
+            profile.device.name
         ));
     }
-    if request.budget.host > request.profile.host.memory {
+    let memory = profile.host.memory;
+    if request.budget.host > memory {
         remarks.push(format!(
-            "warning: the host budget of {} is more than the {} there are",
-            request.budget.host, request.profile.host.memory
+            "--host-memory {} is more than the {memory} of the host in {}",
+            request.budget.host, profile.name
         ));
     }
-    remarks
+    Vec::from_iter(remarks.into_iter().map(|words| ("warning", words)))
 }

@@ -16,12 +16,13 @@ use std::sync::Arc;
 use ebbtide_solver::check;
 use ebbtide_solver::units::{BytesPerSec, Nanos};
 
-use super::{check_writable, read_schedule, write_atomically};
+use super::read_schedule;
 use crate::cli::{parse, print};
 use crate::device::cpu::{CpuDevice, CpuOptions, LinkSpeed};
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::execute::{self, Session};
+use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::run as file;
 use crate::format::schedule::ScheduleFile;
 use crate::format::training::Progress;
@@ -197,13 +198,7 @@ fn check_outputs(args: &Args) -> Result<()> {
     let Some(path) = &args.output else {
         return Ok(());
     };
-    let same = |a: &Path, b: &Path| a.canonicalize().ok() == b.canonicalize().ok();
-    if path.exists() && same(path, &args.schedule) {
-        return Err(
-            Error::bad_input("the run's file would overwrite the schedule")
-                .within(format!("-o {}", path.display())),
-        );
-    }
+    check_distinct(&[("the schedule", &args.schedule), ("-o", path)])?;
     // What is saved makes its own directory.
     match args.save.as_deref() {
         Some(saved) if path.parent() == Some(saved) => Ok(()),

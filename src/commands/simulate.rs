@@ -1,9 +1,10 @@
 //! `ebbtide simulate S.json`: what a schedule takes, on which stream, in which memory; and the same
 //! as files for viewers.
 
-use super::{read_schedule, write_atomically};
+use super::read_schedule;
 use crate::cli::print;
 use crate::error::{Error, Result};
+use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::{snapshot, trace};
 use crate::memory;
 use crate::report;
@@ -37,6 +38,17 @@ pub struct Args {
 /// a file that cannot be written;
 /// `Refused` for one with violations.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
+    let mut files = vec![("the schedule", args.schedule.as_path())];
+    for (what, path) in [
+        ("--trace", &args.trace),
+        ("--memory-snapshot", &args.memory_snapshot),
+    ] {
+        if let Some(path) = path {
+            check_writable(path)?;
+            files.push((what, path));
+        }
+    }
+    check_distinct(&files)?;
     let file = read_schedule(&args.schedule)?;
     let name = args.schedule.display();
     let violations = check::check(&file.schedule);

@@ -70,7 +70,11 @@ pub struct SolutionFile {
 pub fn parse(text: &str) -> Result<(Option<String>, Chain)> {
     let mut reader = serde_json::Deserializer::from_str(text);
     let file: ProblemFile = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        Error::bad_input(format!("`{}`: {}", error.path(), error.inner()))
+        let said = match error.inner() {
+            cut if cut.is_eof() => super::cut_off(cut),
+            inner => format!("`{}`: {}", error.path(), super::in_words(inner)),
+        };
+        Error::bad_input(said)
             .hint("tests/data/chain/README.md describes the fields of a chain problem")
     })?;
     reader

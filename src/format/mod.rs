@@ -37,7 +37,10 @@ pub fn read_json<T: DeserializeOwned>(text: &str, schema: &str) -> Result<T> {
         } else {
             format!("{path}: ")
         };
-        Error::bad_input(format!("{place}{}", error.inner()))
+        if error.inner().is_eof() {
+            return Error::bad_input(cut_off(error.inner()));
+        }
+        Error::bad_input(format!("{place}{}", in_words(error.inner())))
     };
     let header: Header = decode(text).map_err(refuse)?;
     match header.schema.as_deref() {
@@ -50,6 +53,33 @@ pub fn read_json<T: DeserializeOwned>(text: &str, schema: &str) -> Result<T> {
             )),
         ),
     }
+}
+
+/// What to say of a JSON text that ends before it is complete.
+fn cut_off(error: &serde_json::Error) -> String {
+    format!("cut off at line {}", error.line())
+}
+
+/// What serde says of a value, without this program's or this language's names of types.
+fn in_words(error: &serde_json::Error) -> String {
+    const WORDS: [(&str, &str); 5] = [
+        ("expected u64", "expected a whole number"),
+        ("expected u32", "expected a whole number"),
+        ("expected f64", "expected a number"),
+        ("expected a sequence", "expected a list"),
+        ("expected a map", "expected an object"),
+    ];
+    let said = WORDS.iter().fold(error.to_string(), |said, (name, words)| {
+        said.replace(name, words)
+    });
+    let Some((before, after)) = said.split_once("expected struct ") else {
+        return said;
+    };
+    let name = after.find(|c: char| !c.is_alphanumeric());
+    format!(
+        "{before}expected an object{}",
+        name.map_or("", |end| &after[end..])
+    )
 }
 
 /// Decodes all of `text`; what follows the value is an error too.

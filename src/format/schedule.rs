@@ -249,9 +249,10 @@ pub fn read(text: &str) -> Result<ScheduleFile> {
 /// A serde failure for people: where, what, and what to do.
 fn refusal(error: &serde_json::Error, path: &str) -> Error {
     if error.is_eof() {
-        return Error::bad_input(format!("schedule is cut off at line {}", error.line()))
+        return Error::bad_input(format!("schedule is {}", super::cut_off(error)))
             .hint("write it again with `ebbtide plan -o`");
     }
+    let error = super::in_words(error);
     match path {
         "$" | "." | "?" => Error::bad_input(format!("schedule is unusable: {error}")),
         path => Error::bad_input(format!("schedule is unusable at {path}: {error}")),

@@ -1,14 +1,16 @@
 //! Where a model comes from: a file, a directory, or a name that is built into the binary.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::Path;
+
+use ebbtide_solver::units::Bytes;
 
 use super::config::ModelConfig;
 use crate::error::{Error, Result};
+use crate::files::read_text;
 
 /// A config.json is a few KiB; more than this is another file.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+const LARGEST: Bytes = Bytes::mib(16);
 
 /// Declares the built-in models from `profiles/models`.
 macro_rules! shipped_models {
@@ -69,16 +71,7 @@ pub fn load(spec: &str) -> Result<ModelConfig> {
 }
 
 fn read_file(path: &Path) -> Result<ModelConfig> {
-    let mut text = String::new();
-    let read =
-        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text));
-    read.map_err(|cause| Error::bad_input(format!("{}: {cause}", path.display())))?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::bad_input(format!(
-            "{}: more than {MAX_FILE_BYTES} bytes, too long for a config.json",
-            path.display()
-        )));
-    }
+    let text = read_text(path, LARGEST, "a config.json")?;
     ModelConfig::read(name_of(path), &text).map_err(|error| error.within(path.display()))
 }
 

@@ -16,12 +16,12 @@ pub use build::build;
 pub use fit::{Curve, Grid};
 
 use crate::error::{Error, Result};
+use crate::files::read_text;
 use cost::Costs;
 use ebbtide_solver::machine::Machine;
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Read;
 use std::num::NonZeroU64;
 use std::path::Path;
 
@@ -227,6 +227,9 @@ const SHIPPED: [(&str, &str); 3] = [
     ),
 ];
 
+/// A profile is never large.
+const LARGEST: Bytes = Bytes::mib(16);
+
 /// The names of the profiles that come with the program.
 pub fn shipped() -> impl Iterator<Item = &'static str> {
     SHIPPED.iter().map(|(name, _)| *name)
@@ -239,7 +242,7 @@ pub fn shipped() -> impl Iterator<Item = &'static str> {
 /// said of the file.
 pub fn load(spec: &str) -> Result<Profile> {
     let text = if Path::new(spec).exists() {
-        read_file(spec).map_err(|error| error.within(spec))?
+        read_text(Path::new(spec), LARGEST, "a profile")?
     } else {
         let shipped_text = SHIPPED
             .iter()
@@ -255,19 +258,4 @@ pub fn load(spec: &str) -> Result<Profile> {
     };
     let file = crate::format::profile::read(&text);
     file.and_then(build).map_err(|error| error.within(spec))
-}
-
-/// The text of a profile's file, which is never large.
-fn read_file(path: &str) -> Result<String> {
-    const LARGEST: Bytes = Bytes::mib(16);
-    let mut text = String::new();
-    let file = std::fs::File::open(path);
-    file.and_then(|file| file.take(LARGEST.get() + 1).read_to_string(&mut text))
-        .map_err(|cause| Error::bad_input(cause.to_string()))?;
-    if text.len() as u64 > LARGEST.get() {
-        return Err(Error::bad_input(format!(
-            "more than {LARGEST}, too long for a profile"
-        )));
-    }
-    Ok(text)
 }

@@ -55,8 +55,11 @@ fn ways_out(would_fit: &WouldFit) -> String {
     if let Some(seq) = would_fit.seq {
         ways.push(format!("--seq {}", Tokens::new(seq)));
     }
+    if let Some(method) = would_fit.method {
+        ways.push(format!("--method {method}"));
+    }
     if ways.is_empty() {
-        return "a smaller model, a shorter --seq, or --method lomo, which keeps least".into();
+        return "more memory on device and host, or a smaller model".into();
     }
     format!("it fits with {}", ways.join(", or "))
 }

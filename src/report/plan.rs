@@ -12,7 +12,7 @@ use crate::memory;
 use crate::planning::{Planned, Sensitivity};
 
 /// The table.
-pub fn table(planned: &Planned, sensitivity: &Sensitivity, remarks: &[String]) -> String {
+pub fn table(planned: &Planned, sensitivity: &Sensitivity, remarks: &[(&str, String)]) -> String {
     let mut sheet = Sheet::default();
     head(planned, &mut sheet);
     sheet.gap();
@@ -26,8 +26,8 @@ pub fn table(planned: &Planned, sensitivity: &Sensitivity, remarks: &[String]) -
     for (i, guess) in planned.lowered.extrapolated.iter().enumerate() {
         sheet.row(if i == 0 { "extrapolated" } else { "" }, guess);
     }
-    for remark in remarks {
-        sheet.row("note", remark);
+    for (kind, words) in remarks {
+        sheet.row(kind, words);
     }
     sheet.text()
 }
@@ -133,9 +133,14 @@ fn time(planned: &Planned, sheet: &mut Sheet) {
     let (predicted, timeline) = (&planned.file.predicted, &planned.timeline);
     let step = timeline.step;
     let ratio = step.get() as f64 / predicted.floor.get().max(1) as f64;
+    let below = match step < predicted.floor {
+        true => ", whose updates are all on the device",
+        false => "",
+    };
+    let floor = predicted.floor;
     sheet.row(
         "step",
-        format!("{step} = {ratio:.3} × the floor of {}", predicted.floor),
+        format!("{step} = {ratio:.3} × the floor of {floor}{below}"),
     );
     let parts = [
         ("compute", timeline.compute),
@@ -258,10 +263,12 @@ fn proof(planned: &Planned, sensitivity: &Sensitivity, sheet: &mut Sheet) {
     sheet.row("check", checked(&file.schedule));
     let moved = |step: Nanos| {
         let base = planned.timeline.step.get() as f64;
-        format!(
-            "{:+.1} %",
-            (step.get() as f64 - base) / base.max(1.0) * 100.0
-        )
+        let part = (step.get() as f64 - base) / base.max(1.0) * 100.0;
+        // With the minus sign of the words around it; what rounds to nothing has not moved back.
+        match format!("{part:+.1} %") {
+            nothing if nothing == "-0.0 %" => "+0.0 %".into(),
+            moved => moved.replace('-', "−"),
+        }
     };
     let words = format!(
         "links −10 %: step {}; compute +5 %: {}; compute −5 %: {}",

@@ -291,7 +291,7 @@ fn a_place_that_cannot_be_written_is_told_at_once() {
     let plan = place.bytes("s.json");
     let (directory, nowhere) = (place.at(""), place.at("nowhere/r.json"));
     for (output, says) in [
-        (&schedule, "would overwrite the schedule"),
+        (&schedule, "the schedule and -o are the same file"),
         (&directory, "it is a directory"),
         (&nowhere, "cannot write"),
     ] {

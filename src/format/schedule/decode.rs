@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 /// # Errors
 /// Bad input: a rate of zero, a negative fraction, an action without its operator or state group.
 pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
+    check_tokens(&file)?;
     let machine = machine(&file.hardware)?;
     let compute = instructions(Stream::Compute, file.streams.compute)?;
     let d2h = instructions(Stream::D2h, file.streams.d2h)?;
@@ -80,6 +81,27 @@ pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
         },
         predicted: predicted(&file.predicted)?,
     })
+}
+
+/// What says the same in two ways says the same.
+fn check_tokens(file: &File) -> Result<()> {
+    let (workload, tokens) = (&file.workload, file.workload.tokens);
+    if workload.seq.checked_mul(workload.batch) != Some(tokens) {
+        return Err(Error::bad_input(format!(
+            "workload.tokens is {tokens}, not seq {} × batch {}",
+            workload.seq, workload.batch
+        )));
+    }
+    for (i, d) in file.decisions.iter().enumerate() {
+        let parts = [d.keep_tokens, d.swap_tokens, d.recompute_tokens];
+        let sum: u128 = parts.into_iter().map(u128::from).sum();
+        if sum != tokens.into() {
+            return Err(Error::bad_input(format!(
+                "decisions[{i}] is of {sum} tokens, must be of {tokens}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn span([start, end]: [u64; 2]) -> Span {
