@@ -67,7 +67,7 @@ fn clipped_plans_give_the_bits_of_the_step_without_a_plan() {
 }
 
 /// A step of descent from the same weights, of both micro-batches: a clipped one is shorter by the
-/// factor that PyTorch has, `limit / (norm + 1e-6)`, where the norm is that of what was not clipped.
+/// factor that PyTorch has, `limit / (norm + 1e-6)`, where the norm is of what was not clipped.
 #[test]
 fn a_clipped_step_is_the_step_times_limit_over_norm() {
     const LIMIT: f64 = 0.25;

@@ -37,8 +37,8 @@ pub struct Memory {
     bytes: u64,
 }
 
-/// What the machine can give without swapping, where Linux says: it also grants more than it has, and
-/// ends the process that uses it.
+/// What the machine can give without swapping, where Linux says: it also grants more than it has,
+/// and ends the process that uses it.
 fn available() -> Option<u64> {
     let all = std::fs::read_to_string("/proc/meminfo").ok()?;
     let mut lines = all.lines();
