@@ -62,8 +62,8 @@ pub struct LearningRate {
     pub shape: Shape,
     /// Steps in which it rises in a straight line.
     pub warmup: u64,
-    /// Whether the first of them has its share of the peak already, and the last all of it; else the
-    /// first has 0.
+    /// Whether the first of them has its share of the peak already, and the last all of it; else
+    /// the first has 0.
     pub above_zero: bool,
     /// Steps of the whole run.
     pub total: u64,

@@ -4,6 +4,7 @@
 mod support;
 
 mod characters;
+mod clipping;
 mod command;
 mod faults;
 mod hf;

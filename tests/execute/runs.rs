@@ -74,7 +74,18 @@ pub fn session<'a>(
     options: CpuOptions,
     seed: u64,
 ) -> Result<Session<'a>> {
-    let mut session = Session::begin(file, model, Box::new(CpuDevice::new(options)), false)?;
+    session_with(file, model, options, seed, &optimizer())
+}
+
+fn session_with<'a>(
+    file: &'a ScheduleFile,
+    model: &'a ModelConfig,
+    options: CpuOptions,
+    seed: u64,
+    with: &Optimizer,
+) -> Result<Session<'a>> {
+    let device = Box::new(CpuDevice::new(options));
+    let mut session = Session::begin(file, model, device, with.clip.is_some())?;
     session.load(|place| initial::values(model, place, seed))?;
     Ok(session)
 }
@@ -86,18 +97,41 @@ pub fn run(
     options: CpuOptions,
     seed: u64,
 ) -> Result<(Outcome, ArenaUse)> {
-    let mut session = session(file, model, options, seed)?;
-    let mut losses = Vec::new();
+    let (outcome, used, _) = run_with(file, model, options, seed, &optimizer())?;
+    Ok((outcome, used))
+}
+
+/// The same with another optimizer; the norm of the gradients of each step where it clips.
+pub fn run_with(
+    file: &ScheduleFile,
+    model: &ModelConfig,
+    options: CpuOptions,
+    seed: u64,
+    with: &Optimizer,
+) -> Result<(Outcome, ArenaUse, Vec<f64>)> {
+    let mut session = session_with(file, model, options, seed, with)?;
+    let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..STEPS {
         let batches = batches(file, model, step, seed);
-        losses.push(
-            session
-                .attempt(step, &batches, &optimizer())?
-                .loss
-                .to_bits(),
-        );
+        let result = session.attempt(step, &batches, with)?;
+        losses.push(result.loss.to_bits());
+        norms.extend(result.gradient_norm);
     }
-    Ok((outcome(&mut session, model, losses)?, session.arena_use()))
+    let outcome = outcome(&mut session, model, losses)?;
+    Ok((outcome, session.arena_use(), norms))
+}
+
+/// All weights after one step.
+pub fn first_step(
+    file: &ScheduleFile,
+    model: &ModelConfig,
+    seed: u64,
+    with: &Optimizer,
+) -> Result<Vec<f32>> {
+    let mut session = session_with(file, model, CpuOptions::default(), seed, with)?;
+    session.step(0, &batches(file, model, 0, seed), with)?;
+    let each = places(model).map(|place| session.weight(place));
+    Ok(each.collect::<Result<Vec<_>>>()?.concat())
 }
 
 /// What a session holds now.

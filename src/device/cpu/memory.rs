@@ -37,8 +37,8 @@ pub struct Memory {
     bytes: u64,
 }
 
-/// What the machine can give without swapping, where Linux says: it also grants more than it has, and
-/// ends the process that uses it.
+/// What the machine can give without swapping, where Linux says: it also grants more than it has,
+/// and ends the process that uses it.
 fn available() -> Option<u64> {
     let all = std::fs::read_to_string("/proc/meminfo").ok()?;
     let mut lines = all.lines();
@@ -147,6 +147,11 @@ impl Memory {
 
     /// Decodes `out.len()` elements.
     pub fn load(&self, offset: u64, dtype: Dtype, out: &mut [f32]) {
+        if dtype == Dtype::F32 {
+            if let Ok(words) = bytemuck::try_cast_slice_mut(out) {
+                return self.read(offset, words);
+            }
+        }
         let mut words = [0; BLOCK];
         let size = dtype.bytes();
         for (at, count) in blocks(out.len() as u64, elements_of_block(dtype)) {
@@ -159,6 +164,11 @@ impl Memory {
 
     /// Stores elements, rounded to the type.
     pub fn store(&self, offset: u64, dtype: Dtype, values: &[f32]) {
+        if dtype == Dtype::F32 {
+            if let Ok(words) = bytemuck::try_cast_slice(values) {
+                return self.write(offset, words, 8 * words.len());
+            }
+        }
         let mut words = [0; BLOCK];
         let size = dtype.bytes();
         for (at, count) in blocks(values.len() as u64, elements_of_block(dtype)) {

@@ -2,14 +2,14 @@
 //!
 //! One pass: a block of gradients, weights and states goes from memory to stack arrays, is changed
 //! there in vectors, and goes back. Blocks are so short that the processor, which looks some
-//! hundred instructions ahead, fetches one while it computes another: then the update is as fast as
-//! a copy of the same bytes (`benches/optimizer.rs`; blocks eight times as long take half as long
-//! again). Neither blocks nor partial sums depend on the number of threads: host and device give
-//! the same bits.
+//! hundred instructions ahead, fetches one while it computes another, and so long that it need not
+//! wait for words that are still on their way to the stack: a quarter and eight times as long take
+//! nearly twice as long (`benches/optimizer.rs`, `reports/host-optimizer`). Neither blocks nor
+//! partial sums depend on the number of threads: host and device give the same bits.
 
 use rayon::prelude::*;
 
-use super::memory::{decode, encode, Memory};
+use super::memory::Memory;
 use super::ops::update::{adamw, add_squares, sgd, Constants};
 use super::run::Outcome;
 use super::state::State;
@@ -18,7 +18,7 @@ use crate::device::{Cause, Region};
 use crate::profile::Dtype;
 
 /// Elements of a block.
-const ELEMENTS: usize = 128;
+const ELEMENTS: usize = 256;
 
 /// Words of a block of f32.
 const WORDS: usize = ELEMENTS / 2;
@@ -119,11 +119,12 @@ impl SliceUpdate<'_> {
             .map(|region| (self.state.memory(region.space), region.offset_bytes))
             .collect();
         let mut planes = [[0u64; WORDS]; 3];
-        let mut weights = [0u64; WORDS];
-        let mut w = [0.0; ELEMENTS];
-        let mut g = [0.0; ELEMENTS];
+        let (mut w, mut g) = ([0u64; WORDS], [0u64; WORDS]);
         for (at, count) in blocks(start, end) {
-            let g = &mut g[..count];
+            let [w, g] = [&mut w, &mut g].map(|words| {
+                let floats: &mut [f32] = bytemuck::cast_slice_mut(words);
+                &mut floats[..count]
+            });
             let dense = row * panel.columns + at;
             add_up(
                 self.state,
@@ -141,11 +142,8 @@ impl SliceUpdate<'_> {
             for ((memory, offset), plane) in states.iter().zip(&mut planes) {
                 memory.read(offset + element * 4, &mut plane[..half]);
             }
-            let weight_bytes = count * dtype.bytes() as usize;
             if !master {
-                let words = &mut weights[..weight_bytes.div_ceil(8)];
-                memory.read(weight_at, words);
-                decode(words, dtype, &mut w[..count]);
+                memory.load(weight_at, dtype, w);
             }
             let [a, b, c] = planes.each_mut().map(|plane| {
                 let floats: &mut [f32] = bytemuck::cast_slice_mut(plane);
@@ -153,20 +151,19 @@ impl SliceUpdate<'_> {
             });
             let changed = match (self.rule, master) {
                 (UpdateRule::Sgd, _) => {
-                    sgd(&self.constants, &mut w[..count], g);
-                    &w[..count]
+                    sgd(&self.constants, w, g);
+                    w
                 }
                 (UpdateRule::AdamW, false) => {
-                    adamw(&self.constants, &mut w[..count], a, b, g);
-                    &w[..count]
+                    adamw(&self.constants, w, a, b, g);
+                    w
                 }
                 (UpdateRule::AdamW, true) => {
                     adamw(&self.constants, a, b, c, g);
-                    &a[..]
+                    a
                 }
             };
-            encode(changed, dtype, &mut weights);
-            memory.write(weight_at, &weights, weight_bytes);
+            memory.store(weight_at, dtype, changed);
             for ((memory, offset), plane) in states.iter().zip(&planes) {
                 memory.write(offset + element * 4, plane, 4 * count);
             }

@@ -1,0 +1,105 @@
+//! Clipping by the global norm, over accumulated micro-batches, whatever the plan.
+
+use ebbtide::device::cpu::CpuOptions;
+use ebbtide::execute::Optimizer;
+use ebbtide::methods::Method;
+use ebbtide::model::ModelConfig;
+use ebbtide_solver::plan::Placement;
+use ebbtide_solver::schedule::Schedule;
+
+use super::models::{self, model};
+use super::plans::{file_of, problem, random_plan, schedule, segments, Cut};
+use super::runs::{run_with, Outcome};
+use super::straight::straight;
+use super::support::tiny::random::Random;
+
+fn clipped(limit: Option<f64>) -> Optimizer {
+    Optimizer {
+        learning_rate: 0.5,
+        clip: limit,
+        ..Optimizer::default()
+    }
+}
+
+fn trained(
+    model: &ModelConfig,
+    cut: &Cut,
+    schedule: Schedule,
+    limit: Option<f64>,
+) -> (Outcome, Vec<f64>) {
+    let file = file_of(model, cut, schedule);
+    let run = run_with(&file, model, CpuOptions::default(), 6, &clipped(limit));
+    let (outcome, _, norms) = run.unwrap();
+    (outcome, norms)
+}
+
+/// Random plans whose updates are on the device, as clipping needs.
+fn plans(model: &ModelConfig, cut: &Cut, seed: u64) -> Vec<Schedule> {
+    let problem = problem(model, cut);
+    let mut random = Random::new(seed);
+    let random = (0..3).map(|_| {
+        let mut plan = random_plan(&problem, &mut random);
+        let placements = plan.placements.iter_mut();
+        placements.for_each(|placement| *placement = Placement::Resident);
+        schedule(&problem, &plan)
+    });
+    let mut plans: Vec<Schedule> = random.collect();
+    plans.push(segments(&problem));
+    plans
+}
+
+#[test]
+fn clipped_plans_give_the_bits_of_the_step_without_a_plan() {
+    for (seed, name) in (1..).zip(models::names()) {
+        let model = model(name);
+        for method in [Method::AdamW, Method::Sgd] {
+            let cut = Cut::new(method, 2);
+            for (nth, plan) in plans(&model, &cut, seed).into_iter().enumerate() {
+                let (expected, norms) = trained(&model, &cut, straight(&plan), Some(0.1));
+                let (found, again) = trained(&model, &cut, plan, Some(0.1));
+                let what = format!("{name} {method}, plan {nth} of seed {seed}");
+                assert_eq!(found.difference(&expected), None, "{what}");
+                assert_eq!(norms, again, "{what}");
+                assert!(norms.len() == 2 && norms[0] > 0.1, "{what}: {norms:?}");
+            }
+        }
+    }
+}
+
+/// A step of descent from the same weights, of both micro-batches: a clipped one is shorter by the
+/// factor that PyTorch has, `limit / (norm + 1e-6)`, where the norm is of what was not clipped.
+#[test]
+fn a_clipped_step_is_the_step_times_limit_over_norm() {
+    const LIMIT: f64 = 0.25;
+    let model = model("gqa");
+    let cut = Cut::new(Method::Sgd, 2);
+    assert_eq!(cut.workload.accumulate, 2);
+    let moved = |limit: Option<f64>| {
+        let file = file_of(&model, &cut, segments(&problem(&model, &cut)));
+        let with = clipped(limit);
+        let first = |rate: f64| {
+            let with = Optimizer {
+                learning_rate: rate,
+                ..with
+            };
+            super::runs::first_step(&file, &model, 6, &with).unwrap()
+        };
+        let (before, after) = (first(0.0), first(with.learning_rate));
+        let each = before.iter().zip(after);
+        let moved = each.map(|(b, a)| (f64::from(*b) - f64::from(a)) / with.learning_rate);
+        moved.collect::<Vec<f64>>()
+    };
+    let norm = |g: &[f64]| g.iter().map(|g| g * g).sum::<f64>().sqrt();
+    let (plain, clipped) = (moved(None), moved(Some(LIMIT)));
+    let factor = LIMIT / (norm(&plain) + 1e-6);
+    assert!(factor < 0.5, "{factor}");
+    let difference: Vec<f64> = plain
+        .iter()
+        .zip(&clipped)
+        .map(|(p, c)| p * factor - c)
+        .collect();
+    assert!(norm(&difference) < 1e-5 * LIMIT, "{}", norm(&difference));
+    assert!((norm(&clipped) - LIMIT).abs() < 1e-5 * LIMIT);
+    // A limit that is not reached changes nothing.
+    assert_eq!(moved(Some(1e9)), plain);
+}
