@@ -14,7 +14,7 @@ mod nogoods;
 mod search;
 
 use super::instance::Instance;
-use super::{heuristics, Options};
+use super::{heuristics, seams, Options};
 use search::{Answer, Choose, First, Limits, Search, Style, STACK_BYTES};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
@@ -120,12 +120,39 @@ pub(crate) fn improve(instance: &Instance, known: Known, goal: u64, options: &Op
     best
 }
 
+/// Seeds with which cuts are undone.
+const SEEDS: u64 = 8;
+
+/// A placement no higher than `enough`, or than the lower bound, once cuts are undone.
+fn undo_cuts(part: &Instance, enough: u64, nodes: u64, options: &Options) -> Option<Vec<u64>> {
+    let capacity = part.lower_bound.max(enough);
+    (0..SEEDS).find_map(|seed| {
+        let shrunk = seams::shrink(part, seed);
+        if std::env::var("DBG").is_ok() { eprintln!("seed {seed}: {} -> {}", part.items.len(), shrunk.instance.items.len()); }
+        if 10 * shrunk.instance.items.len() > 9 * part.items.len() {
+            return None;
+        }
+        let quick = heuristics::quick(&shrunk.instance, capacity);
+        if quick.height <= capacity {
+            return Some(shrunk.expand(&quick.offsets));
+        }
+        match decide(&shrunk.instance, capacity, 0, nodes, options) {
+            Answer::Fits(offsets) => Some(shrunk.expand(&offsets)),
+            Answer::Never | Answer::Unknown => None,
+        }
+    })
+}
+
 /// Decides the least capacity of use, then by ever smaller steps down from the height known, with
 /// growing effort.
 fn improve_part(part: &Instance, mut known: Known, enough: u64, options: &Options) -> Known {
     let asked = options.capacity.map(|capacity| capacity.get() / part.unit);
     let (mut round, mut left) = (0u32, options.nodes);
     let first = FIRST_DECISION.min(24 * part.items.len() as u64);
+    if let Some(offsets) = undo_cuts(part, enough, first.min(left), options) {
+        known.height = part.height(&offsets);
+        known.offsets = offsets;
+    }
     loop {
         // Asked for a capacity, nothing looser helps.
         let eighths: &[u64] = if asked.is_some() { &[0] } else { &[0, 4, 6, 7] };
