@@ -4,7 +4,7 @@
 //! changing styles with growing limits, since what one order cannot see another often finds at
 //! once. The decision at the lower bound comes first, because there every section without slack
 //! prunes hardest and a success is a proof; where that gives no answer, looser capacities bring the
-//! height down.
+//! height down. Before all of them, the cuts of a full arena are undone ([`seams`]).
 //!
 //! Ideas taken up: canonical placements, sections, decomposition and dominance from M. Moffitt,
 //! "MiniMalloc" (ASPLOS 2023); one-machine bounds (Carlier 1982); failure weights (Boussemart et
@@ -120,18 +120,23 @@ pub(crate) fn improve(instance: &Instance, known: Known, goal: u64, options: &Op
     best
 }
 
-/// Seeds with which cuts are undone.
-const SEEDS: u64 = 8;
+/// How often cuts are undone, each time a little differently.
+const UNDOINGS: u64 = 24;
 
-/// A placement no higher than `enough`, or than the lower bound, once cuts are undone.
-fn undo_cuts(part: &Instance, enough: u64, nodes: u64, options: &Options) -> Option<Vec<u64>> {
-    let capacity = part.lower_bound.max(enough);
-    (0..SEEDS).find_map(|seed| {
-        let shrunk = seams::shrink(part, seed);
-        if std::env::var("DBG").is_ok() { eprintln!("seed {seed}: {} -> {}", part.items.len(), shrunk.instance.items.len()); }
-        if 10 * shrunk.instance.items.len() > 9 * part.items.len() {
-            return None;
-        }
+/// A placement no higher than `capacity`, if undoing the cuts of a full arena leads to one.
+fn undo_cuts(part: &Instance, capacity: u64, nodes: u64, options: &Options) -> Option<Vec<u64>> {
+    let late = || {
+        options
+            .deadline
+            .is_some_and(|deadline| Clock::now() >= deadline)
+    };
+    let shrunk = (0..UNDOINGS)
+        .take_while(|_| !late())
+        .map(|seed| seams::shrink(part, seed));
+    // Where hardly any sizes agree there are no cuts to be undone.
+    let mut shrunk =
+        shrunk.take_while(|shrunk| 10 * shrunk.instance.items.len() <= 9 * part.items.len());
+    shrunk.find_map(|shrunk| {
         let quick = heuristics::quick(&shrunk.instance, capacity);
         if quick.height <= capacity {
             return Some(shrunk.expand(&quick.offsets));
@@ -149,9 +154,12 @@ fn improve_part(part: &Instance, mut known: Known, enough: u64, options: &Option
     let asked = options.capacity.map(|capacity| capacity.get() / part.unit);
     let (mut round, mut left) = (0u32, options.nodes);
     let first = FIRST_DECISION.min(24 * part.items.len() as u64);
-    if let Some(offsets) = undo_cuts(part, enough, first.min(left), options) {
-        known.height = part.height(&offsets);
-        known.offsets = offsets;
+    let least = known.lower_bound.max(enough);
+    if known.height > least {
+        if let Some(offsets) = undo_cuts(part, least, first.min(left), options) {
+            known.height = part.height(&offsets);
+            known.offsets = offsets;
+        }
     }
     loop {
         // Asked for a capacity, nothing looser helps.

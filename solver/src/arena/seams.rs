@@ -14,12 +14,11 @@
 //! ```
 //!
 //! What is left is a smaller instance, and any placement of it is one of the whole, of the same
-//! height. That sizes agree proves nothing, so a failure says nothing; another seed may tell the
-//! seams of equal sums apart.
+//! height. That sizes agree proves nothing, so a failure says nothing, and
+//! another seed may fare better.
 
 use super::generate::Random;
 use super::instance::{Instance, Item};
-use std::collections::HashMap;
 
 /// What stands for some items of the whole: between two seams, of one size, over some sections.
 #[derive(Clone, Copy)]
@@ -68,7 +67,9 @@ impl Shrunk {
                     items += 1;
                 }
                 Kind::Series(first, second) => open.extend([(first, at), (second, at)]),
-                Kind::Parallel(below, above) => open.extend([(below, at), (above, at + size(below))]),
+                Kind::Parallel(below, above) => {
+                    open.extend([(below, at), (above, at + size(below))])
+                }
                 Kind::Bridge([lower, upper, middle, lower_right, upper_right]) => {
                     let low = at + size(lower);
                     open.extend([(lower, at), (upper, low), (middle, low)]);
@@ -81,19 +82,35 @@ impl Shrunk {
     }
 }
 
-/// The instance with the cuts undone that its sizes tell; seeds differ in which come first.
+/// How many meanings of small there are, each four times the one before.
+const DARINGS: u32 = 4;
+
+/// The instance with the cuts undone that its sizes tell.
+///
+/// Among many sizes some sums agree by chance. A seam is looked for where the number of sums that
+/// are compared, over that of sums possible, is small; seeds differ in what is small, and in which
+/// of equal sums come first.
 pub(crate) fn shrink(instance: &Instance, seed: u64) -> Shrunk {
-    let mut network = Network::new(instance, seed);
-    let mut open: Vec<u32> = (0..network.seams.len() as u32).collect();
-    while let Some(seam) = open.pop() {
-        if let Some([from, to]) = network.shrink_at(seam) {
-            open.extend([seam, from, to]);
-        }
+    let mut network = Network::new(instance);
+    let (mut dared, daring) = (0, seed as u32 % DARINGS);
+    let mut random = Random::new(seed);
+    let mut kept = network.kept();
+    while dared <= daring {
+        let chance = instance.lower_bound >> (6u32.saturating_sub(2 * dared));
+        random.shuffle(&mut kept);
+        network.find_seams(&kept, instance.sections, chance);
+        network.shrink();
+        let fewer = network.kept();
+        // With fewer items there are fewer sums to agree by chance.
+        dared = if fewer.len() < kept.len() {
+            0
+        } else {
+            dared + 1
+        };
+        kept = fewer;
     }
-    let Network { blocks, seams } = network;
-    let kept: Vec<u32> = seams.into_iter().flat_map(|(_, begins)| begins).collect();
     let item = |&request: &u32| {
-        let Block { lo, hi, size, .. } = blocks[request as usize];
+        let Block { lo, hi, size, .. } = network.blocks[request as usize];
         Item {
             lo,
             hi,
@@ -107,7 +124,7 @@ pub(crate) fn shrink(instance: &Instance, seed: u64) -> Shrunk {
     };
     Shrunk {
         instance,
-        blocks,
+        blocks: network.blocks,
         kept,
     }
 }
@@ -121,26 +138,8 @@ struct Network {
 }
 
 impl Network {
-    /// One block for each item, between its seams.
-    fn new(instance: &Instance, seed: u64) -> Self {
-        let mut random = Random::new(seed);
-        let mut boundaries: Vec<Seam> = vec![Seam::default(); instance.sections + 1];
-        for (i, item) in (0..).zip(&instance.items) {
-            boundaries[item.hi as usize].0.push(i);
-            boundaries[item.lo as usize].1.push(i);
-        }
-        let mut seams = Vec::new();
-        for (mut ends, mut begins) in boundaries {
-            if ends.is_empty() || begins.is_empty() {
-                // The beginning or the end of all time.
-                seams.push((ends, begins));
-                continue;
-            }
-            random.shuffle(&mut ends);
-            random.shuffle(&mut begins);
-            let chance = (instance.lower_bound >> 6).saturating_mul(1 << (2 * seed).min(62));
-            part(&instance.items, ends, begins, chance, &mut seams);
-        }
+    /// One block for each item, all between two seams.
+    fn new(instance: &Instance) -> Self {
         let block = |(i, item): (u32, &Item)| Block {
             from: 0,
             to: 0,
@@ -149,12 +148,53 @@ impl Network {
             size: item.size,
             kind: Kind::Item(i),
         };
-        let mut blocks: Vec<Block> = (0..).zip(&instance.items).map(block).collect();
-        for (seam, (ends, begins)) in (0..).zip(&seams) {
-            ends.iter().for_each(|&i| blocks[i as usize].to = seam);
-            begins.iter().for_each(|&i| blocks[i as usize].from = seam);
+        Self {
+            blocks: (0..).zip(&instance.items).map(block).collect(),
+            seams: vec![(Vec::new(), (0..instance.items.len() as u32).collect())],
         }
-        Self { blocks, seams }
+    }
+
+    /// The blocks that are part of no other.
+    fn kept(&self) -> Vec<u32> {
+        self.seams
+            .iter()
+            .flat_map(|(_, begins)| begins.iter().copied())
+            .collect()
+    }
+
+    /// Finds the seams between the blocks `kept` anew.
+    fn find_seams(&mut self, kept: &[u32], sections: usize, chance: u64) {
+        let mut boundaries: Vec<Seam> = vec![Seam::default(); sections + 1];
+        for &i in kept {
+            let Block { lo, hi, .. } = self.block(i);
+            boundaries[hi as usize].0.push(i);
+            boundaries[lo as usize].1.push(i);
+        }
+        self.seams.clear();
+        for (ends, begins) in boundaries {
+            if ends.is_empty() || begins.is_empty() {
+                // The beginning or the end of all time.
+                self.seams.push((ends, begins));
+            } else {
+                self.part(ends, begins, chance);
+            }
+        }
+        for (seam, (ends, begins)) in (0..).zip(&self.seams) {
+            ends.iter().for_each(|&i| self.blocks[i as usize].to = seam);
+            begins
+                .iter()
+                .for_each(|&i| self.blocks[i as usize].from = seam);
+        }
+    }
+
+    /// Makes blocks of blocks until no rule applies.
+    fn shrink(&mut self) {
+        let mut open: Vec<u32> = (0..self.seams.len() as u32).collect();
+        while let Some(seam) = open.pop() {
+            if let Some([from, to]) = self.shrink_at(seam) {
+                open.extend([seam, from, to]);
+            }
+        }
     }
 
     fn block(&self, i: u32) -> Block {
@@ -163,7 +203,10 @@ impl Network {
 
     /// Makes one block of several around `seam` if a rule says so, and says between which seams.
     fn shrink_at(&mut self, seam: u32) -> Option<[u32; 2]> {
-        let found = self.series(seam).or_else(|| self.parallel(seam)).or_else(|| self.bridge(seam));
+        let found = self
+            .series(seam)
+            .or_else(|| self.parallel(seam))
+            .or_else(|| self.bridge(seam));
         let (parts, whole) = found?;
         for &i in &parts {
             let Block { from, to, .. } = self.block(i);
@@ -211,81 +254,90 @@ impl Network {
         let (&[upper], &[one, other]) = (&ends[..], &begins[..]) else {
             return None;
         };
-        [(one, other), (other, one)].into_iter().find_map(|(middle, upper_right)| {
-            let (ends, begins) = &self.seams[self.block(middle).to as usize];
-            let (&[a, b], &[lower_right]) = (&ends[..], &begins[..]) else {
-                return None;
-            };
-            let lower = if a == middle { b } else { a };
-            let (from, to) = (self.block(upper).from, self.block(upper_right).to);
-            if self.block(lower).from != from || self.block(lower_right).to != to {
-                return None;
+        [(one, other), (other, one)]
+            .into_iter()
+            .find_map(|(middle, upper_right)| {
+                let (ends, begins) = &self.seams[self.block(middle).to as usize];
+                let (&[a, b], &[lower_right]) = (&ends[..], &begins[..]) else {
+                    return None;
+                };
+                let lower = if a == middle { b } else { a };
+                let (from, to) = (self.block(upper).from, self.block(upper_right).to);
+                if self.block(lower).from != from || self.block(lower_right).to != to {
+                    return None;
+                }
+                let parts = [lower, upper, middle, lower_right, upper_right];
+                let whole = Block {
+                    from,
+                    to,
+                    lo: self.block(upper).lo,
+                    hi: self.block(upper_right).hi,
+                    size: self.block(upper).size + self.block(lower).size,
+                    kind: Kind::Bridge(parts),
+                };
+                Some((parts.to_vec(), whole))
+            })
+    }
+}
+
+/// Most items at one seam.
+const MOST_AT_A_SEAM: usize = 7;
+/// Most subsets of one size that are looked at.
+const MOST_SUBSETS: u64 = 3_000;
+
+impl Network {
+    /// Parts what ends and what begins at one boundary into seams, the smallest first.
+    fn part(&mut self, mut ends: Vec<u32>, mut begins: Vec<u32>, chance: u64) {
+        for together in 2..=MOST_AT_A_SEAM {
+            for ending in 1..together {
+                let counts = [ending, together - ending];
+                while let Some(seam) = self.equal([&ends, &begins], counts, chance) {
+                    ends.retain(|i| !seam.0.contains(i));
+                    begins.retain(|i| !seam.1.contains(i));
+                    self.seams.push(seam);
+                }
             }
-            let parts = [lower, upper, middle, lower_right, upper_right];
-            let whole = Block {
-                from,
-                to,
-                lo: self.block(upper).lo,
-                hi: self.block(upper_right).hi,
-                size: self.block(upper).size + self.block(lower).size,
-                kind: Kind::Bridge(parts),
-            };
-            Some((parts.to_vec(), whole))
+        }
+        if self.sum(&ends) == self.sum(&begins) {
+            self.seams.push((ends, begins));
+            return;
+        }
+        // What has no partner has a seam of its own.
+        let ends = ends.into_iter().map(|i| (vec![i], Vec::new()));
+        let begins = begins.into_iter().map(|i| (Vec::new(), vec![i]));
+        self.seams.extend(ends.chain(begins));
+    }
+
+    fn sum(&self, list: &[u32]) -> u64 {
+        list.iter().map(|&i| self.block(i).size).sum()
+    }
+
+    /// So many of the one list and so many of the other that have the same sum.
+    fn equal(&self, lists: [&[u32]; 2], counts: [usize; 2], chance: u64) -> Option<Seam> {
+        let ways = [0, 1].map(|side| choices(lists[side].len(), counts[side]));
+        if ways[0].saturating_mul(ways[1]) > chance || ways[0].max(ways[1]) > MOST_SUBSETS {
+            return None;
+        }
+        let [left, right] = [0, 1].map(|side| subsets(lists[side], counts[side]));
+        let mut by_sum: Vec<_> = left
+            .iter()
+            .map(|subset| (self.sum(subset), subset))
+            .collect();
+        by_sum.sort_unstable();
+        right.into_iter().find_map(|subset| {
+            let sum = self.sum(&subset);
+            let &(found, other) = by_sum.get(by_sum.partition_point(|(other, _)| *other < sum))?;
+            (found == sum).then(|| (other.clone(), subset))
         })
     }
 }
 
-/// Most items at one seam while others may remain.
-const MOST_AT_A_SEAM: usize = 7;
-/// Most subsets of one size that are looked at.
-const MOST_SUBSETS: usize = 20_000;
-
-/// The items that end and begin at one boundary, parted into seams, the smallest first.
-fn part(items: &[Item], mut ends: Vec<u32>, mut begins: Vec<u32>, chance: u64, seams: &mut Vec<Seam>) {
-    let sum = |list: &[u32]| list.iter().map(|&i| items[i as usize].size).sum::<u64>();
-    for together in 2..=MOST_AT_A_SEAM {
-        for ending in 1..together {
-            while let Some(seam) = equal(&ends, &begins, ending, together - ending, chance, &sum) {
-                ends.retain(|i| !seam.0.contains(i));
-                begins.retain(|i| !seam.1.contains(i));
-                seams.push(seam);
-            }
-        }
-    }
-    if sum(&ends) == sum(&begins) {
-        seams.push((ends, begins));
-    } else {
-        // What has no partner has a seam of its own.
-        seams.extend(ends.iter().map(|&i| (vec![i], Vec::new())));
-        seams.extend(begins.iter().map(|&i| (Vec::new(), vec![i])));
-    }
-}
-
-/// So many of the ends and so many of the beginnings that have the same sum.
-fn equal(
-    ends: &[u32],
-    begins: &[u32],
-    ending: usize,
-    beginning: usize,
-    chance: u64,
-    sum: &impl Fn(&[u32]) -> u64,
-) -> Option<Seam> {
-    if (choices(ends.len(), ending) as u64).saturating_mul(choices(begins.len(), beginning) as u64) > chance { return None; }
-    let subsets = |list: &[u32], count| {
-        let few = choices(list.len(), count) <= MOST_SUBSETS;
-        few.then(|| subsets(list, count))
-    };
-    let (left, right) = (subsets(ends, ending)?, subsets(begins, beginning)?);
-    let by_sum: HashMap<u64, &Vec<u32>> = left.iter().map(|subset| (sum(subset), subset)).collect();
-    right.into_iter().find_map(|subset| {
-        let other = by_sum.get(&sum(&subset))?;
-        Some(((*other).clone(), subset))
+/// How many subsets of `count` there are among `of`, for small counts.
+fn choices(of: usize, count: usize) -> u64 {
+    let of = of as u64;
+    (0..count as u64).fold(1, |ways: u64, i| {
+        ways.saturating_mul(of.saturating_sub(i)) / (i + 1)
     })
-}
-
-/// How many subsets of `count` there are among `of`.
-fn choices(of: usize, count: usize) -> usize {
-    (0..count).fold(1, |ways, i| ways * of.saturating_sub(i) / (i + 1))
 }
 
 fn subsets(list: &[u32], count: usize) -> Vec<Vec<u32>> {
@@ -300,4 +352,48 @@ fn subsets(list: &[u32], count: usize) -> Vec<Vec<u32>> {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::Request;
+    use crate::units::Bytes;
+
+    fn instance(requests: &[(u64, u64, u64)]) -> Instance {
+        let request = |&(start, end, size)| Request::new(start, end, Bytes::new(size));
+        let requests: Vec<_> = requests.iter().map(request).collect();
+        Instance::new(&requests, Bytes::new(1))
+    }
+
+    /// ```text
+    ///   ┌─────┬──────────┐ 100
+    ///   │  d  │    c     │
+    ///   │     ├─────┬────┤ 70
+    ///   │     │  e  │    │
+    ///   ├─────┴─────┤  b │ 31
+    ///   │     a     │    │
+    ///   └───────────┴────┘ 0
+    ///   0     1     2    3
+    /// ```
+    #[test]
+    fn a_pinwheel_becomes_one_block() {
+        let (a, b, c) = ((0, 2, 31), (2, 3, 70), (1, 3, 30));
+        let (d, e) = ((0, 1, 69), (1, 2, 39));
+        let whole = instance(&[a, b, c, d, e]);
+        let shrunk = shrink(&whole, 3);
+        assert_eq!(shrunk.instance.items.len(), 1);
+        assert_eq!(shrunk.expand(&[0]), [0, 0, 70, 31, 31]);
+        assert_eq!(whole.height(&shrunk.expand(&[0])), 100);
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_left_alone() {
+        let whole = instance(&[(0, 2, 31), (1, 3, 40), (2, 4, 17)]);
+        for seed in 0..8 {
+            let shrunk = shrink(&whole, seed);
+            assert_eq!(shrunk.instance.items.len(), 3);
+            assert_eq!(shrunk.kept.len(), 3);
+        }
+    }
 }
