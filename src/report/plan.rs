@@ -176,9 +176,20 @@ fn space(planned: &Planned, sheet: &mut Sheet) {
     let file = &planned.file;
     let (schedule, predicted) = (&file.schedule, &file.predicted);
     let peak = memory::peak(schedule);
+    let above = predicted.arena.saturating_sub(peak.bytes);
+    let live = if above.is_zero() {
+        "as much as lives at once, so optimal".to_owned()
+    } else {
+        let share = above.get() as f64 / peak.bytes.get().max(1) as f64;
+        format!(
+            "{} live, {:.2} % lost between buffers",
+            peak.bytes,
+            share * 100.0
+        )
+    };
     let device = format!(
-        "arena of {} ({} live), budget {}; {} with context and libraries",
-        predicted.arena, peak.bytes, schedule.budget.device, predicted.device
+        "arena of {} ({live}), budget {}; {} with context and libraries",
+        predicted.arena, schedule.budget.device, predicted.device
     );
     sheet.row("device", device);
     sheet.row("  at its peak", by_category(&peak.by_category));

@@ -4,7 +4,7 @@
 //! changing styles with growing limits, since what one order cannot see another often finds at
 //! once. The decision at the lower bound comes first, because there every section without slack
 //! prunes hardest and a success is a proof; where that gives no answer, looser capacities bring the
-//! height down.
+//! height down. Before all of them, the cuts of a full arena are undone ([`seams`]).
 //!
 //! Ideas taken up: canonical placements, sections, decomposition and dominance from M. Moffitt,
 //! "MiniMalloc" (ASPLOS 2023); one-machine bounds (Carlier 1982); failure weights (Boussemart et
@@ -14,7 +14,7 @@ mod nogoods;
 mod search;
 
 use super::instance::Instance;
-use super::{heuristics, Options};
+use super::{heuristics, seams, Options};
 use search::{Answer, Choose, First, Limits, Search, Style, STACK_BYTES};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
@@ -120,12 +120,47 @@ pub(crate) fn improve(instance: &Instance, known: Known, goal: u64, options: &Op
     best
 }
 
+/// How often cuts are undone, each time a little differently.
+const UNDOINGS: u64 = 24;
+
+/// A placement no higher than `capacity`, if undoing the cuts of a full arena leads to one.
+fn undo_cuts(part: &Instance, capacity: u64, nodes: u64, options: &Options) -> Option<Vec<u64>> {
+    let late = || {
+        options
+            .deadline
+            .is_some_and(|deadline| Clock::now() >= deadline)
+    };
+    let shrunk = (0..UNDOINGS)
+        .take_while(|_| !late())
+        .map(|seed| seams::shrink(part, seed));
+    // Where hardly any sizes agree there are no cuts to be undone.
+    let mut shrunk =
+        shrunk.take_while(|shrunk| 10 * shrunk.instance.items.len() <= 9 * part.items.len());
+    shrunk.find_map(|shrunk| {
+        let quick = heuristics::quick(&shrunk.instance, capacity);
+        if quick.height <= capacity {
+            return Some(shrunk.expand(&quick.offsets));
+        }
+        match decide(&shrunk.instance, capacity, 0, nodes, options) {
+            Answer::Fits(offsets) => Some(shrunk.expand(&offsets)),
+            Answer::Never | Answer::Unknown => None,
+        }
+    })
+}
+
 /// Decides the least capacity of use, then by ever smaller steps down from the height known, with
 /// growing effort.
 fn improve_part(part: &Instance, mut known: Known, enough: u64, options: &Options) -> Known {
     let asked = options.capacity.map(|capacity| capacity.get() / part.unit);
     let (mut round, mut left) = (0u32, options.nodes);
     let first = FIRST_DECISION.min(24 * part.items.len() as u64);
+    let least = known.lower_bound.max(enough);
+    if known.height > least {
+        if let Some(offsets) = undo_cuts(part, least, first.min(left), options) {
+            known.height = part.height(&offsets);
+            known.offsets = offsets;
+        }
+    }
     loop {
         // Asked for a capacity, nothing looser helps.
         let eighths: &[u64] = if asked.is_some() { &[0] } else { &[0, 4, 6, 7] };

@@ -5,11 +5,16 @@ use super::exact::Known;
 use super::instance::{Instance, Item};
 use super::skyline::{drop_in_order, push_down};
 use super::sweep::{sweep, Fit, Sweep, Timeline};
+use std::cmp::Reverse;
 
 /// Steps over gaps that all sweeps of one call may take together.
 const SWEEP_WORK: u64 = 40_000_000;
 /// Most items for which O(n²) heuristics are still quick.
 const FEW: usize = 4_000;
+/// Most items for which some of them are, when they are asked once.
+const SOME: usize = 10_000;
+/// Most items for which one of them is.
+const MANY: usize = 25_000;
 
 /// The best placement that the cheap heuristics find, or the first that is no higher than `enough`.
 pub(crate) fn quick(instance: &Instance, enough: u64) -> Known {
@@ -19,7 +24,9 @@ pub(crate) fn quick(instance: &Instance, enough: u64) -> Known {
         enough,
     };
     let nested = drop_in_order(instance, &by(instance, nested_key));
-    if !best.offer(nested) && !sweeps(instance, &mut best) && instance.items.len() <= FEW {
+    // Whoever asks for no more than enough asks often.
+    let most = if enough == 0 { MANY } else { FEW };
+    if !best.offer(nested) && !sweeps(instance, &mut best) && instance.items.len() <= most {
         fits(instance, &mut best);
     }
     best.known
@@ -87,16 +94,35 @@ fn sweeps(instance: &Instance, best: &mut Best) -> bool {
     best.offer(pushed)
 }
 
-/// Gap-filling greedy in several orders.
+/// Gap-filling greedy in several orders; of many items, only those that are alive when most is.
 fn fits(instance: &Instance, best: &mut Best) -> bool {
-    for key in [nested_key, area_key, size_key] {
-        for fit in [Fit::First, Fit::Best] {
-            if best.offer(fit_in_order(instance, &by(instance, key), fit)) {
-                return true;
-            }
+    let live = instance.live();
+    let hottest = |item: &Item| live[item.sections()].iter().copied().max();
+    let many = instance.items.len() > SOME;
+    let keys = [nested_key, size_key, area_key];
+    for &key in if many { &keys[..1] } else { &keys[..] } {
+        let mut order = by(instance, key);
+        // What is alive at the fullest moment comes first, so that no hole is left there.
+        order.sort_by_cached_key(|&i| Reverse(hottest(&instance.items[i as usize])));
+        let done = if many {
+            best.offer(fit_in_order(instance, &order, Fit::Best))
+        } else {
+            offer_fits(instance, &order, best)
+        };
+        if done {
+            return true;
         }
     }
-    false
+    instance.items.len() <= FEW
+        && [nested_key, size_key, area_key]
+            .into_iter()
+            .any(|key| offer_fits(instance, &by(instance, key), best))
+}
+
+fn offer_fits(instance: &Instance, order: &[u32], best: &mut Best) -> bool {
+    [Fit::First, Fit::Best]
+        .into_iter()
+        .any(|fit| best.offer(fit_in_order(instance, order, fit)))
 }
 
 type Key = (u64, u64);
@@ -117,6 +143,6 @@ fn size_key(item: &Item) -> Key {
 /// Item numbers, the largest key first.
 fn by(instance: &Instance, key: fn(&Item) -> Key) -> Vec<u32> {
     let mut order: Vec<u32> = (0..instance.items.len() as u32).collect();
-    order.sort_by_cached_key(|&index| std::cmp::Reverse(key(&instance.items[index as usize])));
+    order.sort_by_cached_key(|&index| Reverse(key(&instance.items[index as usize])));
     order
 }

@@ -25,6 +25,7 @@ pub mod generate;
 mod heuristics;
 mod instance;
 mod mip;
+mod seams;
 mod skyline;
 mod sweep;
 mod validate;

@@ -104,7 +104,8 @@ pub(super) fn parse(text: &str) -> Result<Instance<'_>> {
     let Some(&(_, first)) = lines.peek() else {
         return Err(Error::bad_input("no line of data").hint("columns: id, lower, upper, size"));
     };
-    let first: Vec<&str> = first.split(',').map(str::trim).collect();
+    let lowercase = first.to_ascii_lowercase();
+    let first: Vec<&str> = lowercase.split(',').map(str::trim).collect();
     let columns = if first.iter().any(|field| NAMES.contains(field)) {
         lines.next();
         Columns::from_header(&first)?
@@ -139,10 +140,11 @@ fn parse_line<'a>(line: &'a str, columns: &Columns) -> Result<(&'a str, Request)
         count += 1;
     }
     if count != columns.count {
-        return Err(Error::bad_input(format!(
-            "{count} fields instead of {}",
-            columns.count
-        )));
+        let s = if count == 1 { "" } else { "s" };
+        let message = format!("{count} field{s} instead of {}", columns.count);
+        return Err(
+            Error::bad_input(message).hint("fields are parted by commas: id,lower,upper,size")
+        );
     }
     let [id, lower, upper, size] = columns.at.map(|at| fields[at]);
     if id.is_empty() || id.contains('"') {
@@ -193,7 +195,7 @@ mod tests {
         for text in [
             "id,lower,upper,size\nx,1,3,8\ny,2,5,0\n",
             "x,1,3,8\r\n\r\ny,2,5,0",
-            "\u{feff}size, upper, id, lower\n8,3,x,1\n0,5,y,2\n",
+            "\u{feff}Size, Upper, ID, lower\n8,3,x,1\n0,5,y,2\n",
             "id,lower,upper,size,offset\nx,1,3,8,99\ny,2,5,0,0\n",
         ] {
             let instance = parse(text).unwrap();
