@@ -5,7 +5,7 @@
 
 pub mod parse;
 
-use crate::commands::{arena, chain, check, fit, list, plan, run, simulate};
+use crate::commands::{arena, chain, check, fit, list, plan, profile, run, simulate};
 use crate::error::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -25,6 +25,12 @@ pub struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Measure a device by a model's operators, and write its profile
+    #[command(after_help = "\
+Examples:
+  ebbtide profile --model tiny-llama-10m --link 200MB/s -o cpu.json
+  ebbtide profile --model ./my-model --seq 512,1k,2k -o cpu.json")]
+    Profile(profile::Args),
     /// Find the fastest step that fits, prove how good it is, and write its schedule
     #[command(after_help = "\
 Examples:
@@ -92,6 +98,7 @@ Examples:
 /// Those of the command.
 pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
     match command {
+        Command::Profile(args) => profile::run(args, out),
         Command::Plan(args) => plan::run(args, out),
         Command::Fit(args) => fit::run(args, out),
         Command::Simulate(args) => simulate::run(args, out),

@@ -57,8 +57,21 @@ pub struct Lowered {
     pub tiling: Tiling,
     /// FLOPs of every operator: of each run, and for each row.
     pub flops: Table<OpId, Flops>,
+    /// What the profile was asked for every operator: for each kernel its shape.
+    pub charges: Table<OpId, Vec<Charge>>,
     /// What the profile had to extrapolate, each once.
     pub extrapolated: BTreeSet<String>,
+}
+
+/// The shape of a kernel, over a whole tile where it can be cut by rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Charge {
+    /// A matrix product.
+    Gemm(Gemm),
+    /// Attention.
+    Attention(Attention),
+    /// A kernel that is bound by memory, or an update: bytes read plus written.
+    Kernel(Bytes),
 }
 
 /// Floating-point operations of a run over `n` rows: `fixed + n × row`. Causal attention counts the
@@ -174,6 +187,7 @@ pub fn lower(
         tiling,
         value_of: vec![None; graph.graph.node_count()],
         flops: Table::new(),
+        charges: Table::new(),
         extrapolated: BTreeSet::new(),
         too_long: None,
         problem: Problem {
@@ -203,6 +217,7 @@ pub fn lower(
     let Lowering {
         problem,
         flops,
+        charges,
         extrapolated,
         ..
     } = lowering;
@@ -210,6 +225,7 @@ pub fn lower(
         problem,
         tiling,
         flops,
+        charges,
         extrapolated,
     })
 }
@@ -226,6 +242,7 @@ struct Lowering<'a> {
     tiling: Tiling,
     value_of: Vec<Option<ValueId>>,
     flops: Table<OpId, Flops>,
+    charges: Table<OpId, Vec<Charge>>,
     extrapolated: BTreeSet<String>,
     too_long: Option<&'static str>,
     problem: Problem,
@@ -331,7 +348,7 @@ impl Lowering<'_> {
             .map(|t| self.value(t))
             .collect();
         reads.retain(|value| !updates.contains(value));
-        let (picos, flops) = self.cost(operator);
+        let (picos, flops, charges) = self.cost(operator);
         let op = self.problem.ops.push(Op {
             name: operator.name.to_owned(),
             block: operator.block,
@@ -353,6 +370,7 @@ impl Lowering<'_> {
             picos,
         });
         self.flops.push(flops);
+        self.charges.push(charges);
         for value in saved {
             self.tensor(value, op);
         }
@@ -382,7 +400,7 @@ impl Lowering<'_> {
 
     // ---- costs --------------------------------------------------------------------------------
 
-    fn cost(&mut self, operator: &Operator) -> (Scaling, Flops) {
+    fn cost(&mut self, operator: &Operator) -> (Scaling, Flops, Vec<Charge>) {
         let by_rows = matches!(operator.cut, Cut::Rows | Cut::RowsAndGroups);
         let tile = match operator.stage {
             Stage::Head => self.tiling.head_tile,
@@ -399,8 +417,11 @@ impl Lowering<'_> {
         };
         let launch = self.profile.launch;
         let (mut picos, mut flops) = (Scaling::default(), Flops::default());
+        let mut charges = Vec::new();
         for &work in &operator.work {
-            let (estimate, count) = self.work(work, rows, groups, operator);
+            let charge = self.charge(work, rows, groups, operator);
+            charges.push(charge);
+            let (estimate, count) = self.estimate(charge, operator.name);
             if estimate.time > LONGEST {
                 self.too_long = Some(operator.name);
                 continue;
@@ -417,11 +438,20 @@ impl Lowering<'_> {
                 flops.fixed += count;
             }
         }
-        (picos, flops)
+        (picos, flops, charges)
     }
 
-    /// Time and FLOPs of one run over `rows` rows of one of `groups` groups.
-    fn work(&self, work: Work, rows: u64, groups: u64, operator: &Operator) -> (Estimate, u128) {
+    /// Time and FLOPs of a kernel of an operator.
+    fn estimate(&self, charge: Charge, operator: &str) -> (Estimate, u128) {
+        match charge {
+            Charge::Gemm(gemm) => (self.costs.gemm(&gemm), gemm.flops()),
+            Charge::Attention(attention) => (self.costs.attention(&attention), attention.flops()),
+            Charge::Kernel(bytes) => (self.costs.operator(operator, bytes), 0),
+        }
+    }
+
+    /// The shape of one run over `rows` rows of one of `groups` groups.
+    fn charge(&self, work: Work, rows: u64, groups: u64, operator: &Operator) -> Charge {
         match work {
             Work::Gemm {
                 k,
@@ -429,7 +459,7 @@ impl Lowering<'_> {
                 product,
                 shared,
             } => {
-                let gemm = Gemm {
+                Charge::Gemm(Gemm {
                     m: rows,
                     k: if shared == Shared::Input {
                         k / groups
@@ -450,16 +480,14 @@ impl Lowering<'_> {
                     accumulate: product == Product::WeightGradient
                         || matches!(operator.name, "output_projection" | "down_projection")
                         || (operator.name == "qkv_input_gradient" && groups > 1),
-                };
-                (self.costs.gemm(&gemm), gemm.flops())
+                })
             }
             Work::Attention { backward, window } => {
-                let attention = self.attention(backward, window);
-                (self.costs.attention(&attention), attention.flops())
+                Charge::Attention(self.attention(backward, window))
             }
             Work::Elementwise { elements } => {
                 let bytes = elements * rows / groups * self.workload.dtype.bytes();
-                (self.costs.elementwise(Bytes::new(bytes)), 0)
+                Charge::Kernel(Bytes::new(bytes))
             }
             Work::Update { .. } => unreachable!("updates are lowered with their states"),
         }
@@ -562,17 +590,13 @@ impl Lowering<'_> {
             1
         };
         let parameters = group.parameters[member] / runs;
-        let estimate = match method {
-            Method::AdamW => self.costs.device_adam(parameters),
-            Method::Sgd | Method::Lomo => {
-                let traffic = parameters * method.update_traffic(self.workload.dtype);
-                self.costs.elementwise(Bytes::new(traffic))
-            }
-        };
+        let name = update_name(method);
+        let traffic = Bytes::new(parameters * method.update_traffic(self.workload.dtype));
+        let estimate = self.costs.update(&name, parameters, traffic);
         let mut updates = vec![self.value(group.weights[member])];
         updates.extend(states);
         let op = self.problem.ops.push(Op {
-            name: format!("{}_update", method.name()),
+            name,
             block: None,
             domain: if by_groups {
                 Domain::Group
@@ -588,6 +612,7 @@ impl Lowering<'_> {
             picos: Scaling::fixed(estimate.time.min(LONGEST).get() * 1000),
         });
         self.flops.push(Flops::default());
+        self.charges.push(vec![Charge::Kernel(traffic)]);
         op
     }
 }
@@ -614,6 +639,11 @@ fn body(stage: Stage, ops: &[(Cut, OpId)]) -> Vec<Node> {
             Node::Groups(inner.collect())
         })
         .collect()
+}
+
+/// What an update on the device is called.
+pub fn update_name(method: Method) -> String {
+    format!("{}_update", method.name())
 }
 
 fn step_name(stage: Stage, block: Option<u32>) -> String {

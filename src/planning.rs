@@ -104,28 +104,34 @@ pub fn plan(
     strategy: Strategy,
     options: &Options,
 ) -> Result<std::result::Result<Planned, Infeasible>> {
-    let begun = Instant::now();
-    let mut variants = variants(request)?;
+    let variants = variants(request)?;
     check_countable(&variants, strategy)?;
+    Ok(plan_variants(request, variants, strategy, options))
+}
+
+/// Plans with these ways to cut the operators and no others.
+///
+/// # Errors
+/// Why nothing fits.
+pub fn plan_variants(
+    request: &Request<'_>,
+    mut variants: Vec<Lowered>,
+    strategy: Strategy,
+    options: &Options,
+) -> std::result::Result<Planned, Infeasible> {
+    let begun = Instant::now();
     let problems = problems(&variants, request.budget);
     let contexts = contexts(&problems, options);
     let floor = contexts.iter().map(Context::floor).min();
-    let solved = search::solve(&contexts, strategy, options).and_then(|first| {
-        let (bound, status) = (first.bound, first.status);
-        let placed = place(&variants, first, strategy, request.budget, options)?;
-        Ok((bound, status, placed))
-    });
-    let (bound, status, placed) = match solved {
-        Ok(solved) => solved,
-        Err(infeasible) => return Ok(Err(infeasible)),
-    };
-    drop(contexts);
+    let first = search::solve(&contexts, strategy, options)?;
+    let (bound, status) = (first.bound, first.status);
     let Placed {
         variant,
         plan,
         found_by,
         schedule,
-    } = placed;
+    } = place(&variants, first, strategy, request.budget, options)?;
+    drop(contexts);
     let lowered = variants.swap_remove(variant);
     let timeline = simulate(&schedule);
     let step = timeline.step;
@@ -164,12 +170,12 @@ pub fn plan(
         solver,
         predicted,
     };
-    Ok(Ok(Planned {
+    Ok(Planned {
         file,
         lowered,
         found_by,
         timeline,
-    }))
+    })
 }
 
 /// Refuses to try all plans where they are too many.

@@ -223,6 +223,18 @@ impl fmt::Display for Nanos {
         f.pad(&format!("{} ns", self.0))
     }
 }
+impl fmt::Display for BytesPerSec {
+    /// One style: `53.0 GB/s`, `200.0 MB/s`, `37 B/s`; decimal, as links are sold.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, one) in [("GB/s", 1_000_000_000u64), ("MB/s", 1_000_000)] {
+            if self.get() >= one {
+                let tenths = (u128::from(self.get()) * 10 + u128::from(one / 2)) / u128::from(one);
+                return f.pad(&format!("{}.{} {unit}", tenths / 10, tenths % 10));
+            }
+        }
+        f.pad(&format!("{} B/s", self.get()))
+    }
+}
 impl fmt::Display for Tokens {
     /// `128k` and `1m` where exact (k = 1024), else the number.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

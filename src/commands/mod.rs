@@ -6,15 +6,18 @@ pub mod check;
 pub mod fit;
 pub mod list;
 pub mod plan;
+pub mod profile;
 pub mod run;
 pub mod setting;
 pub mod simulate;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::format::schedule::{self, ScheduleFile};
 use ebbtide_solver::units::Bytes;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
 
 /// A schedule of 100 blocks is some ten MiB; more than this is another file.
 const LARGEST_SCHEDULE: Bytes = Bytes::gib(1);
@@ -23,4 +26,24 @@ const LARGEST_SCHEDULE: Bytes = Bytes::gib(1);
 fn read_schedule(path: &Path) -> Result<ScheduleFile> {
     let text = read_text(path, LARGEST_SCHEDULE, "a schedule")?;
     schedule::read(&text).map_err(|error| error.within(path.display()))
+}
+
+/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once. A file that grows beyond its
+/// limit is an error to report, not a signal to die of.
+fn interrupts() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    #[cfg(unix)]
+    {
+        use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+        use signal_hook::flag::{register, register_conditional_default};
+        let registered = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
+            // In this order: the first signal only sets the flag.
+            register_conditional_default(signal, Arc::clone(&stop))?;
+            register(signal, Arc::clone(&stop)).map(|_| ())
+        });
+        let ignored = Arc::new(AtomicBool::new(false));
+        let registered = registered.and(register(SIGXFSZ, ignored).map(|_| ()));
+        registered.map_err(|cause| Error::bad_input(format!("cannot handle signals: {cause}")))?;
+    }
+    Ok(stop)
 }

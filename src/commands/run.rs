@@ -10,16 +10,13 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::Arc;
 
 use ebbtide_solver::check;
-use ebbtide_solver::units::{BytesPerSec, Nanos};
+use ebbtide_solver::units::BytesPerSec;
 
-use super::read_schedule;
+use super::{interrupts, read_schedule};
 use crate::cli::{parse, print};
-use crate::device::cpu::{CpuDevice, CpuOptions, LinkSpeed};
-use crate::device::Device;
+use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::execute::{self, Session};
 use crate::files::{check_distinct, check_writable, write_atomically};
@@ -144,7 +141,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let resumed = args.resume.as_deref().map(resume::read).transpose()?;
     let progress = begin(args, &schedule, resumed.as_ref())?;
     let tokens = read_tokens(args, &schedule, &model, progress.seed)?;
-    let device = open(args)?;
+    let device = Target::named(&args.device, args.link)?.open();
     let mut session =
         Session::begin(&schedule, &model, device, args.clip.is_some()).map_err(named)?;
     let mut remarks = load(
@@ -204,55 +201,6 @@ fn check_outputs(args: &Args) -> Result<()> {
         Some(saved) if path.parent() == Some(saved) => Ok(()),
         _ => check_writable(path),
     }
-}
-
-fn open(args: &Args) -> Result<Box<dyn Device>> {
-    let cuda = args.device.strip_prefix("cuda:");
-    let known = args.device == "cpu" || cuda.is_some_and(|number| number.parse::<u32>().is_ok());
-    if !known {
-        return Err(
-            Error::bad_input(format!("`{}` is the name of no device", args.device))
-                .within("--device")
-                .hint("devices are called cpu, cuda:0, cuda:1, …"),
-        );
-    }
-    if args.device != "cpu" {
-        return Err(
-            Error::no_device(format!("there is no device `{}`", args.device))
-                .hint("this build runs on cpu"),
-        );
-    }
-    let link = args.link.map(|rate| LinkSpeed {
-        latency: Nanos::ZERO,
-        rate,
-    });
-    Ok(Box::new(CpuDevice::new(CpuOptions {
-        d2h: link,
-        h2d: link,
-        // The schedule has been checked; filling memory with NaNs would count as its time.
-        poison: false,
-        ..CpuOptions::default()
-    })))
-}
-
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once. A file that grows beyond its
-/// limit is an error to report, not a signal to die of.
-fn interrupts() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    #[cfg(unix)]
-    {
-        use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
-        use signal_hook::flag::{register, register_conditional_default};
-        let registered = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
-            // In this order: the first signal only sets the flag.
-            register_conditional_default(signal, Arc::clone(&stop))?;
-            register(signal, Arc::clone(&stop)).map(|_| ())
-        });
-        let ignored = Arc::new(AtomicBool::new(false));
-        let registered = registered.and(register(SIGXFSZ, ignored).map(|_| ()));
-        registered.map_err(|cause| Error::bad_input(format!("cannot handle signals: {cause}")))?;
-    }
-    Ok(stop)
 }
 
 /// Writes what HF loads and what a resumed run needs, all or nothing.

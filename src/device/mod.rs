@@ -21,6 +21,7 @@ pub mod layout;
 pub mod null;
 mod operator;
 mod rotary;
+mod target;
 
 pub use ebbtide_solver::schedule::{Space, Stream};
 pub use failure::{Cause, Failure, Place};
@@ -29,6 +30,7 @@ pub use operator::{
     Rows, UpdateRule, UpdateSlice,
 };
 pub use rotary::RotaryTable;
+pub use target::{Facts, Target};
 
 use crate::profile::Dtype;
 

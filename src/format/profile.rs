@@ -43,6 +43,7 @@ macro_rules! section {
         }
     )*};
 }
+pub(super) use section;
 
 section! {
     /// The whole file.
@@ -63,6 +64,43 @@ section! {
         slowdown: SlowdownSection,
         /// How long operators take.
         operators: OperatorsSection,
+        /// How `ebbtide profile` measured, and what the sum of the operators misses.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        measurement: Option<MeasurementSection>,
+    }
+
+    /// How it was measured. Nothing is planned by it.
+    MeasurementSection {
+        /// The version of ebbtide.
+        ebbtide_version: String,
+        /// The model whose operators were timed.
+        model: String,
+        /// Steps that are run before any that count.
+        warm_up_steps: Natural,
+        /// Which repetitions do not count.
+        outliers: String,
+        /// What the timer itself adds to an operator's time; taken off.
+        timer_ns: Natural,
+        /// From a stream's signal to the start of what waits for it on another.
+        handover_ns: Natural,
+        /// Blocks from end to end.
+        blocks: Vec<BlockSample>,
+    }
+
+    /// A block from end to end, beside the sum of its operators' median times.
+    BlockSample {
+        /// Tokens.
+        tokens: Dimension,
+        /// Head groups.
+        groups: Dimension,
+        /// Forward: median time.
+        forward_ns: Positive,
+        /// The sum of its operators.
+        forward_operators_ns: Positive,
+        /// Backward: median time.
+        backward_ns: Positive,
+        /// The sum of its operators.
+        backward_operators_ns: Positive,
     }
 
     /// The accelerator.
@@ -258,6 +296,26 @@ section! {
         /// Kernels timed by the bytes they read plus write.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         samples: Option<Vec<SizeSample>>,
+        /// The same for single operators, which then do not follow `samples`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kernels: Option<Vec<KernelSample>>,
+    }
+
+    /// A timed operator of a training step that is limited by memory, or its part beside a matrix
+    /// product (the rotation in `qkv_projection`). Updates of weights are such operators too.
+    KernelSample {
+        /// The operator's name in a schedule.
+        operator: String,
+        /// Bytes that it reads plus writes, as the step's graph counts them.
+        bytes: Positive,
+        /// Median time.
+        ns: Positive,
+        /// Spread of the repetitions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        spread_ns: Option<Natural>,
+        /// How many repetitions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        repetitions: Option<Positive>,
     }
 
     /// A timed copy or kernel.

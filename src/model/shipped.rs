@@ -36,6 +36,7 @@ const SHIPPED: &[(&str, &str)] = shipped_models![
     "qwen2.5-7b",
     "qwen3-8b",
     "tiny",
+    "tiny-llama-10m",
 ];
 
 /// The names that [`load`] knows without a file, sorted.

@@ -31,7 +31,8 @@ pub fn build(file: file::ProfileFile) -> Result<Profile> {
     let launch = Nanos::new(operators.launch.ns.get());
     let gemm = gemm(&operators.gemm, launch, &mut fit)?;
     let attention = attention(&operators.attention, launch, &mut fit)?;
-    let elementwise = elementwise(&operators.elementwise, launch, &mut fit)?;
+    let elementwise_curve = elementwise(&operators.elementwise, launch, &mut fit)?;
+    let kernels = kernels(&operators.elementwise, launch, &mut fit)?;
     Ok(Profile {
         default_dtype: file.default_dtype.into(),
         device: device(&file.device)?,
@@ -57,7 +58,8 @@ pub fn build(file: file::ProfileFile) -> Result<Profile> {
             file::WorkspaceName::None => Workspace::None,
             file::WorkspaceName::Cudnn => Workspace::Cudnn,
         },
-        elementwise,
+        elementwise: elementwise_curve,
+        kernels,
         device_adam_params_per_s: operators.optimizer.adam_params_per_s.map(rate),
         fit,
         sources: sources(&file),
@@ -250,6 +252,34 @@ fn elementwise(
     let (curve, raised) = Curve::new(points.into_iter().collect(), 1.0);
     fit.elementwise_raised_ppm = ppm(raised);
     Ok(Some(curve))
+}
+
+/// A curve for every operator that was timed by name.
+fn kernels(
+    section: &file::ElementwiseSection,
+    launch: Nanos,
+    fit: &mut FitErrors,
+) -> Result<BTreeMap<String, Curve>> {
+    let mut by_name: BTreeMap<&str, BTreeMap<u64, f64>> = BTreeMap::new();
+    for sample in section.kernels.iter().flatten() {
+        let points = by_name.entry(&sample.operator).or_default();
+        let bytes = sample.bytes.get();
+        if points.insert(bytes, net(sample.ns, launch)).is_some() {
+            return Err(Error::bad_input(format!(
+                "operators.elementwise.kernels: {} of {bytes} bytes is there twice",
+                sample.operator
+            )));
+        }
+    }
+    let mut curve = |points: BTreeMap<u64, f64>| {
+        let (curve, raised) = Curve::new(points.into_iter().collect(), 1.0);
+        fit.elementwise_raised_ppm = fit.elementwise_raised_ppm.max(ppm(raised));
+        curve
+    };
+    let curves = by_name.into_iter();
+    Ok(curves
+        .map(|(name, points)| (name.to_owned(), curve(points)))
+        .collect())
 }
 
 /// What a section states: exactly one of the two.

@@ -298,6 +298,31 @@ impl Costs<'_> {
         }
     }
 
+    /// An operator limited by memory, by its own samples or like any other kernel.
+    pub fn operator(&self, name: &str, traffic: Bytes) -> Estimate {
+        self.timed(name, traffic)
+            .unwrap_or_else(|| self.elementwise(traffic))
+    }
+
+    /// An operator by its own samples, if there are any.
+    fn timed(&self, name: &str, traffic: Bytes) -> Option<Estimate> {
+        let curve = self.profile.kernels.get(name)?;
+        Some(Estimate {
+            time: self.profile.kernel_time(whole(curve.at(traffic.get()))),
+            extrapolated: curve.beyond("bytes of a kernel", traffic.get()),
+        })
+    }
+
+    /// An update on the device of `params` parameters, whose memory traffic is `traffic`: by its
+    /// own samples, AdamW by its measured rate, or like any other kernel.
+    pub fn update(&self, name: &str, params: u64, traffic: Bytes) -> Estimate {
+        match self.timed(name, traffic) {
+            Some(estimate) => estimate,
+            None if name == "adamw_update" => self.device_adam(params),
+            None => self.elementwise(traffic),
+        }
+    }
+
     /// AdamW on the device for `params` parameters with f32 states.
     pub fn device_adam(&self, params: u64) -> Estimate {
         let per_param = u128::from(self.profile.machine.host_adam.bytes_per_param.get());

@@ -10,6 +10,7 @@ mod attention;
 mod build;
 pub mod cost;
 mod fit;
+pub mod measure;
 
 pub use attention::{AttentionRate, Family, PerElement};
 pub use build::build;
@@ -48,6 +49,8 @@ pub struct Profile {
     pub workspace: Workspace,
     /// Kernels limited by memory; nothing: they run at the device's memory bandwidth.
     pub elementwise: Option<Curve>,
+    /// Operators limited by memory that were timed by name, over the bytes they read plus write.
+    pub kernels: BTreeMap<String, Curve>,
     /// AdamW on the device, parameters a second; nothing: its traffic at the memory bandwidth.
     pub device_adam_params_per_s: Option<Rate>,
     /// How far the curves are from the samples.

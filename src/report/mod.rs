@@ -2,6 +2,7 @@
 
 pub mod infeasible;
 pub mod plan;
+pub mod profile;
 pub mod run;
 pub mod timeline;
 

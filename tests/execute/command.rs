@@ -259,7 +259,7 @@ fn a_broken_save_is_not_resumed() {
             "number out of range",
         ),
         ("\"adamw\"", "\"sgd\"", "method sgd"),
-        ("}\n", "", "EOF"),
+        ("}\n", "", "cut off at line"),
     ] {
         assert!(good.contains(from), "{from} is not in {good}");
         std::fs::write(&path, good.replacen(from, to, 1)).unwrap();

@@ -11,8 +11,8 @@
 //!
 //! Departures go in the order in which their buffers are complete, retire when they are predicted
 //! to have ended, and earlier, with a stall, where memory is needed. Arrivals go in the order in
-//! which they are needed, each as late as the link allows with one copy's time to spare, later where
-//! memory forbids.
+//! which they are needed, each as late as the link allows with one copy's time to spare, later
+//! where memory forbids.
 
 use super::expand::{Draft, DraftBuffer};
 use crate::ids::StepId;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use half::bf16;
 
+use super::machine;
 use super::ops::vectorised;
 use crate::profile::Dtype;
 
@@ -37,20 +38,12 @@ pub struct Memory {
     bytes: u64,
 }
 
-/// What the machine can give without swapping, where Linux says: it also grants more than it has,
-/// and ends the process that uses it.
-fn available() -> Option<u64> {
-    let all = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let mut lines = all.lines();
-    let line = lines.find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 impl Memory {
     /// A memory full of poison; none where it cannot be had.
     pub fn new(bytes: u64) -> Option<Memory> {
-        if available().is_some_and(|available| bytes > available) {
+        // Linux also grants more than it has, and ends the process that uses it.
+        let machine = machine::memory();
+        if machine.is_ok_and(|machine| bytes > machine.available.get()) {
             return None;
         }
         let count = usize::try_from(bytes.div_ceil(8)).ok()?.checked_add(1)?;

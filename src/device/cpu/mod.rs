@@ -13,6 +13,7 @@
 //! launch ─► queue ─► thread ─► [`run`] ─► load ─► [`ops`] ─► store
 //! ```
 
+pub mod machine;
 pub mod memory;
 pub mod ops;
 mod options;

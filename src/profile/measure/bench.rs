@@ -1,0 +1,87 @@
+//! A device with one reservation, for what is timed outside training steps.
+
+use crate::device::{Device, Region, Reservation, Space, StepParameters, Stream, TraceEntry};
+use crate::error::Result;
+use crate::profile::Dtype;
+
+/// A device whose arena and slab are given out from the front.
+pub(super) struct Bench {
+    device: Box<dyn Device>,
+    taken: [u64; 2],
+}
+
+impl Bench {
+    /// Reserves an arena and a slab of so many bytes, and events.
+    pub(super) fn new(
+        mut device: Box<dyn Device>,
+        dtype: Dtype,
+        (arena_bytes, slab_bytes): (u64, u64),
+        events: u32,
+    ) -> Result<Self> {
+        let reserved = device.reserve(Reservation {
+            dtype,
+            arena_bytes,
+            slab_bytes,
+            events,
+            rows: 1,
+            micro_batches: 1,
+            loss_slots: 0,
+            norm_slots: 0,
+            carry_elements: 0,
+            rotary: None,
+        });
+        reserved.map_err(|failure| failure.told())?;
+        Ok(Self {
+            device,
+            taken: [0; 2],
+        })
+    }
+
+    /// The next bytes of a memory.
+    pub(super) fn take(&mut self, space: Space, bytes: u64) -> Region {
+        const ALIGNMENT: u64 = 256;
+        let taken = &mut self.taken[space as usize];
+        let offset_bytes = *taken;
+        *taken += bytes.next_multiple_of(ALIGNMENT);
+        Region {
+            space,
+            offset_bytes,
+            bytes,
+        }
+    }
+
+    /// Runs what `queue` queues; when everything ran.
+    pub(super) fn step(
+        &mut self,
+        queue: impl FnOnce(&mut dyn Device) -> crate::device::Result<()>,
+    ) -> Result<Vec<TraceEntry>> {
+        let device = self.device.as_mut();
+        let begun = device.begin_step(&StepParameters {
+            step: 1,
+            learning_rate: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            loss_scale: 1.0,
+            clip: None,
+        });
+        let queued = begun.and_then(|()| queue(device));
+        // The step ends even where a command could not be queued.
+        let finished = device.finish();
+        let ended = queued.and(finished);
+        ended.map_err(|failure| failure.told())?;
+        Ok(self.device.trace().to_vec())
+    }
+}
+
+/// The entries of a stream, in order.
+pub(super) fn of(trace: &[TraceEntry], stream: Stream) -> Vec<TraceEntry> {
+    let entries = trace.iter().filter(|entry| entry.stream == stream);
+    entries.copied().collect()
+}
+
+/// How long an entry took.
+pub(super) fn length(entry: &TraceEntry) -> u64 {
+    entry.end_ns.saturating_sub(entry.start_ns)
+}

@@ -1,0 +1,133 @@
+//! How much longer operators take beside copies: one product and one kernel limited by memory, of
+//! the model's own sizes, alone and beside each kind of copy.
+
+use super::bench::{length, of, Bench};
+use super::copies::{busy, within, Sides};
+use super::statistics::Summary;
+use super::Request;
+use crate::device::{Operator, Panel, Space, Stream};
+use crate::error::Result;
+use crate::format::number::Ppm;
+use crate::format::profile::{SlowdownPpm, SlowdownSection};
+
+/// Bytes of a copy.
+const COPY: u64 = 1 << 20;
+/// How long operators run, in nanoseconds, at least.
+const ENOUGH: u64 = 200_000_000;
+/// The fewest and the most operators.
+const OPERATORS: [u64; 2] = [7, 400];
+/// How often everything is done; what drifts is in all.
+const ROUNDS: usize = 3;
+
+/// Measures both.
+pub(super) fn slowdown(request: &Request<'_>) -> Result<SlowdownSection> {
+    let model = request.model;
+    let width = request.dtype.bytes();
+    let rows = request.tokens.iter().copied().max().unwrap_or(1);
+    let up = if model.gated { 2 } else { 1 } * model.intermediate;
+    let sizes = [model.hidden * rows, model.hidden * up, up * rows, up * rows].map(|n| n * width);
+    let arena = sizes.iter().sum::<u64>() + 2 * COPY + 4096;
+    let mut bench = Bench::new(request.target.open(), request.dtype, (arena, 2 * COPY), 0)?;
+    let sides = [(); 2].map(|()| Sides {
+        device: bench.take(Space::Device, COPY),
+        host: bench.take(Space::Host, COPY),
+    });
+    let [x, weight, y, h] = sizes.map(|bytes| bench.take(Space::Device, bytes));
+    let zeroed = [x, weight, y, h].into_iter().zip(0..);
+    bench.step(|device| {
+        for (region, at) in zeroed {
+            device.launch(Stream::Compute, at, &Operator::Zero { region })?;
+        }
+        Ok(())
+    })?;
+    let product = Operator::Linear {
+        rows,
+        x,
+        weight: vec![Panel {
+            region: weight,
+            rows: up,
+            columns: model.hidden,
+            stride: model.hidden,
+        }],
+        bias: Vec::new(),
+        residual: None,
+        y,
+    };
+    let kernel = Operator::Activation {
+        kind: model.activation,
+        gated: model.gated,
+        rows,
+        width: model.intermediate,
+        x: y,
+        h: h.part(0, model.intermediate * rows * width),
+    };
+    Ok(SlowdownSection {
+        source: format!(
+            "measured: the MLP's product and its activation over {rows} tokens, beside copies of \
+             1 MiB{}",
+            request.held_to()
+        ),
+        matmul: beside(&mut bench, sides, &product)?,
+        elementwise: beside(&mut bench, sides, &kernel)?,
+    })
+}
+
+/// Added time beside each kind of copies.
+fn beside(bench: &mut Bench, sides: [Sides; 2], operator: &Operator) -> Result<SlowdownPpm> {
+    const KINDS: [[bool; 2]; 4] = [[false, false], [true, false], [false, true], [true, true]];
+    let first = bench.step(|device| {
+        device.launch(Stream::Compute, 0, operator)?;
+        device.launch(Stream::Compute, 1, operator)?;
+        sides[0].copy(device, Stream::D2h, 0, COPY)?;
+        sides[1].copy(device, Stream::H2d, 0, COPY)
+    })?;
+    let once = |stream| of(&first, stream).last().map_or(1, length).max(1);
+    let operators = (ENOUGH / once(Stream::Compute)).clamp(OPERATORS[0], OPERATORS[1]);
+    let long = 2 * operators * once(Stream::Compute);
+    let copies = [Stream::D2h, Stream::H2d].map(|stream| long.div_ceil(once(stream)) + 1);
+    let mut took: [Vec<u64>; 4] = Default::default();
+    for _ in 0..ROUNDS {
+        for (kind, took) in KINDS.into_iter().zip(&mut took) {
+            let trace = bench.step(|device| {
+                for (at, stream) in [Stream::D2h, Stream::H2d].into_iter().enumerate() {
+                    for copy in (0..copies[at]).filter(|_| kind[at]) {
+                        sides[at].copy(device, stream, number(copy), COPY)?;
+                    }
+                }
+                (0..operators)
+                    .try_for_each(|at| device.launch(Stream::Compute, number(at), operator))
+            })?;
+            let whole = busy(&trace, Stream::Compute);
+            let spans = [Stream::D2h, Stream::H2d].map(|stream| busy(&trace, stream));
+            let spans = spans.into_iter().zip(kind);
+            let spans: Vec<_> = spans.map(|(s, on)| if on { s } else { whole }).collect();
+            // The first fetches its operands from wherever the last step left them.
+            let ran = of(&trace, Stream::Compute);
+            let beside = ran[1..]
+                .iter()
+                .filter(|entry| spans.iter().all(|&span| within(entry, span)));
+            took.extend(beside.map(length));
+        }
+    }
+    let [alone, d2h, h2d, both] = took.map(|took| match took.is_empty() {
+        true => None,
+        false => Some(Summary::of(&took).median.max(1)),
+    });
+    let added = |beside: Option<u64>| {
+        let ratio = match (alone, beside) {
+            (Some(alone), Some(beside)) => beside as f64 / alone as f64 - 1.0,
+            _ => 0.0,
+        };
+        let ppm = (ratio * 1e6).round().clamp(0.0, Ppm::MOST as f64);
+        Ppm::new(ppm as u64).expect("in range")
+    };
+    Ok(SlowdownPpm {
+        d2h_ppm: added(d2h),
+        h2d_ppm: added(h2d),
+        both_ppm: added(both),
+    })
+}
+
+fn number(at: u64) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
+}
