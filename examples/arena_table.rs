@@ -132,7 +132,9 @@ fn real(text: &mut String) {
                 let live = live.get();
                 row(
                     text,
-                    format!("{model} | {k_tokens}K | {name} | {count} | {live} | {above:.4} | {status:?}"),
+                    format!(
+                        "{model} | {k_tokens}K | {name} | {count} | {live} | {above:.4} | {status:?}"
+                    ),
                 );
             }
         }

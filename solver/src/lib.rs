@@ -10,7 +10,7 @@
 //!
 //! | word | what it is |
 //! |---|---|
-//! | *value* | a tensor of the step, split by token rows, by head groups or not at all ([`problem`]) |
+//! | *value* | a tensor of the step, split by token rows, head groups or not at all ([`problem`]) |
 //! | *tensor* | a value that a plan decides about: it is wanted again in backward |
 //! | *piece* | the part of a tensor that is decided as one: a granule of rows, or a head group |
 //! | *fate* | how many pieces are kept, swapped and made again ([`plan`]) |

@@ -19,7 +19,10 @@ pub fn table(file: &ProfileFile, profile: &Profile, remarks: &[String]) -> Strin
     let percent = |ppm: u32| f64::from(ppm) / 1e4;
     let slowdown = &profile.machine.matmul_slowdown;
     let lines = [
-        ("device", format!("{}, {}", profile.name, profile.device.name)),
+        (
+            "device",
+            format!("{}, {}", profile.name, profile.device.name),
+        ),
         (
             "memory",
             format!(
@@ -34,11 +37,17 @@ pub fn table(file: &ProfileFile, profile: &Profile, remarks: &[String]) -> Strin
         ("launch", profile.launch.to_string()),
         (
             "to the host",
-            format!("{} and {}, {} beside the other", links.d2h.latency, links.d2h.rate, both.d2h),
+            format!(
+                "{} and {}, {} beside the other",
+                links.d2h.latency, links.d2h.rate, both.d2h
+            ),
         ),
         (
             "to the device",
-            format!("{} and {}, {} beside the other", links.h2d.latency, links.h2d.rate, both.h2d),
+            format!(
+                "{} and {}, {} beside the other",
+                links.h2d.latency, links.h2d.rate, both.h2d
+            ),
         ),
         (
             "beside copies",
