@@ -133,7 +133,8 @@ fn real(text: &mut String) {
                 row(
                     text,
                     format!(
-                        "{model} | {k_tokens}K | {name} | {count} | {live} | {above:.4} | {status:?}"
+                        "{model} | {k_tokens}K | {name} | {count} | {live} | {above:.4} \
+                         | {status:?}"
                     ),
                 );
             }

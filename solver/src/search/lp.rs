@@ -138,8 +138,8 @@ impl Lp {
     /// A value that no point of the program is below, whatever the solver's arithmetic did: weak
     /// duality. For any `y ≥ 0` and `z`, with reduced costs `r = cost + rowsᵀy − equalitiesᵀz`,
     /// every point costs at least `−limits·y + values·z + Σ min(0, r)·upper`. The solver, an
-    /// interior point method since those find the duals of degenerate programs too, only proposes `y`
-    /// and `z`; the sum is taken here.
+    /// interior point method since those find the duals of degenerate programs too, only proposes
+    /// `y` and `z`; the sum is taken here.
     ///
     /// Columns without an upper bound are taken to be at most twice the optimum: what is proved is
     /// that no point is better where a larger column is no better itself, as one that costs.
