@@ -1,15 +1,13 @@
 //! The optimizer over memory: on the stream's thread, or on the host's threads.
 //!
-//! One pass: a block of gradients, weights and states goes from memory to stack arrays, is changed
-//! there in vectors, and goes back. Blocks are so short that the processor, which looks some
-//! hundred instructions ahead, fetches one while it computes another, and so long that it need not
-//! wait for words that are still on their way to the stack: a quarter and eight times as long take
-//! nearly twice as long (`benches/optimizer.rs`, `reports/host-optimizer`). Neither blocks nor
-//! partial sums depend on the number of threads: host and device give the same bits.
+//! One pass over memory: weights and states are changed where they are, page by page, in vectors;
+//! gradients come through the stack, where their copies are added up. Where somebody else is at a
+//! page, or elements are not aligned, weights and states go through the stack as well. Neither
+//! values nor partial sums depend on the number of threads: host and device give the same bits.
 
 use rayon::prelude::*;
 
-use super::memory::Memory;
+use super::memory::{decode, encode, Exclusive, Memory};
 use super::ops::update::{adamw, add_squares, sgd, Constants};
 use super::run::Outcome;
 use super::state::State;
@@ -17,11 +15,14 @@ use crate::device::operator::{UpdateRule, UpdateSlice};
 use crate::device::{Cause, Region};
 use crate::profile::Dtype;
 
-/// Elements of a block.
-const ELEMENTS: usize = 256;
+/// Elements of a block: so many that locks cost little, few enough for the first-level cache.
+const ELEMENTS: usize = 2048;
 
-/// Words of a block of f32.
-const WORDS: usize = ELEMENTS / 2;
+/// Elements whose squares are added up before they are added to the rest.
+const SQUARES: usize = 256;
+
+/// Weight and states, at most: master, `m`, `v`.
+const OPERANDS: usize = 4;
 
 /// Elements of what one thread takes at a time.
 const TASK: u64 = 1 << 16;
@@ -67,7 +68,7 @@ pub fn square(state: &State, gradients: &[Vec<Region>], slot: u32, on_host: bool
             let mut sum = 0.0;
             for (at, count) in blocks(start, end) {
                 add_up(state, copies, None, at, &mut block[..count]);
-                sum = add_squares(sum, &block[..count]);
+                sum = block[..count].chunks(SQUARES).fold(sum, add_squares);
             }
             sum
         };
@@ -108,66 +109,121 @@ impl SliceUpdate<'_> {
     }
 
     fn task(&self, (row, start, end): Task) {
-        let dtype = self.state.reservation.dtype;
         let panel = self.slice.weight;
-        let master = dtype != Dtype::F32 && self.rule == UpdateRule::AdamW;
-        let memory = self.state.memory(panel.region.space);
-        let states: Vec<(&Memory, u64)> = self
-            .slice
-            .states
-            .iter()
-            .map(|region| (self.state.memory(region.space), region.offset_bytes))
-            .collect();
-        let mut planes = [[0u64; WORDS]; 3];
-        let (mut w, mut g) = ([0u64; WORDS], [0u64; WORDS]);
-        for (at, count) in blocks(start, end) {
-            let [w, g] = [&mut w, &mut g].map(|words| {
-                let floats: &mut [f32] = bytemuck::cast_slice_mut(words);
-                &mut floats[..count]
-            });
-            let dense = row * panel.columns + at;
-            add_up(
-                self.state,
-                &self.slice.gradients,
-                self.slice.carry,
-                dense,
-                g,
-            );
-            if self.slice.carry.is_some_and(|carry| !carry.last) {
-                continue;
-            }
+        let carried_on = self.slice.carry.is_some_and(|carry| !carry.last);
+        let operands = self.operands();
+        let mut gradients = [0.0; ELEMENTS];
+        let mut at = start;
+        while at < end {
             let element = row * panel.stride + at;
-            let weight_at = panel.region.offset_bytes + element * dtype.bytes();
-            let half = count.div_ceil(2);
-            for ((memory, offset), plane) in states.iter().zip(&mut planes) {
-                memory.read(offset + element * 4, &mut plane[..half]);
+            let runs = operands.iter().map(|operand| operand.run(element));
+            let run = runs.fold(ELEMENTS as u64, u64::min).max(1);
+            let count = run.min(end - at);
+            let g = &mut gradients[..count as usize];
+            let slice = self.slice;
+            let dense = row * panel.columns + at;
+            add_up(self.state, &slice.gradients, slice.carry, dense, g);
+            if !carried_on && !self.in_place(&operands, element, g) {
+                self.on_stack(&operands, element, g);
             }
-            if !master {
-                memory.load(weight_at, dtype, w);
-            }
-            let [a, b, c] = planes.each_mut().map(|plane| {
-                let floats: &mut [f32] = bytemuck::cast_slice_mut(plane);
-                &mut floats[..count]
-            });
-            let changed = match (self.rule, master) {
-                (UpdateRule::Sgd, _) => {
-                    sgd(&self.constants, w, g);
-                    w
-                }
-                (UpdateRule::AdamW, false) => {
-                    adamw(&self.constants, w, a, b, g);
-                    w
-                }
-                (UpdateRule::AdamW, true) => {
-                    adamw(&self.constants, a, b, c, g);
-                    a
-                }
-            };
-            memory.store(weight_at, dtype, changed);
-            for ((memory, offset), plane) in states.iter().zip(&planes) {
-                memory.write(offset + element * 4, plane, 4 * count);
+            at += count;
+        }
+    }
+
+    /// The weight and its states.
+    fn operands(&self) -> Vec<Operand<'_>> {
+        let weight = (self.slice.weight.region, self.state.reservation.dtype);
+        let states = self.slice.states.iter().map(|&state| (state, Dtype::F32));
+        let operands = [weight].into_iter().chain(states);
+        let operands = operands.map(|(region, dtype)| Operand {
+            memory: self.state.memory(region.space),
+            offset: region.offset_bytes,
+            size: dtype.bytes(),
+        });
+        operands.collect()
+    }
+
+    /// Updates from an element on, where nobody else is there; whether it did.
+    fn in_place(&self, operands: &[Operand<'_>], element: u64, g: &[f32]) -> bool {
+        let mut held = [const { None }; OPERANDS];
+        for (held, operand) in held.iter_mut().zip(operands) {
+            *held = operand.exclusive(element, g.len() as u64);
+            if held.is_none() {
+                return false;
             }
         }
+        let parts = held
+            .each_mut()
+            .map(|held| held.as_deref_mut().unwrap_or_default());
+        self.update(parts, g);
+        true
+    }
+
+    /// Updates from an element on, wherever it is.
+    fn on_stack(&self, operands: &[Operand<'_>], element: u64, g: &[f32]) {
+        // Words, since they have to be aligned.
+        let mut stack = [[0u64; ELEMENTS / 2]; OPERANDS];
+        let mut parts = stack
+            .each_mut()
+            .map(|words| bytemuck::cast_slice_mut(words));
+        for (part, operand) in parts.iter_mut().zip(operands) {
+            let whole: &mut [u8] = std::mem::take(part);
+            *part = &mut whole[..g.len() * operand.size as usize];
+            operand.memory.read(operand.place(element), part);
+        }
+        self.update(parts.each_mut().map(|part| &mut **part), g);
+        for (part, operand) in parts.iter().zip(operands) {
+            operand.memory.write(operand.place(element), part);
+        }
+    }
+
+    /// Updates a weight by its gradient; its states stand behind it.
+    fn update(&self, [weight, a, b, c]: [&mut [u8]; OPERANDS], g: &[f32]) {
+        let floats = bytemuck::cast_slice_mut::<u8, f32>;
+        let constants = &self.constants;
+        match (self.rule, self.state.reservation.dtype) {
+            (UpdateRule::Sgd, Dtype::F32) => sgd(constants, floats(weight), g),
+            (UpdateRule::Sgd, _) => {
+                let mut decoded = [0.0; ELEMENTS];
+                let decoded = &mut decoded[..g.len()];
+                decode(weight, decoded);
+                sgd(constants, decoded, g);
+                encode(decoded, weight);
+            }
+            (UpdateRule::AdamW, Dtype::F32) => {
+                adamw(constants, floats(weight), floats(a), floats(b), g);
+            }
+            (UpdateRule::AdamW, _) => {
+                let master = floats(a);
+                adamw(constants, master, floats(b), floats(c), g);
+                encode(master, weight);
+            }
+        }
+    }
+}
+
+/// Where elements are that an update changes.
+struct Operand<'a> {
+    memory: &'a Memory,
+    offset: u64,
+    size: u64,
+}
+
+impl<'a> Operand<'a> {
+    fn place(&self, element: u64) -> u64 {
+        self.offset + element * self.size
+    }
+
+    /// How many elements are in one page.
+    fn run(&self, element: u64) -> u64 {
+        Memory::run(self.place(element)) / self.size
+    }
+
+    /// Elements in place; none where they are not aligned or somebody is at them.
+    fn exclusive(&self, element: u64, count: u64) -> Option<Exclusive<'a>> {
+        let aligned = self.offset % self.size == 0;
+        let memory = self.memory;
+        aligned.then(|| memory.exclusive(self.place(element), count * self.size))?
     }
 }
 
