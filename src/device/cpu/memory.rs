@@ -147,10 +147,23 @@ impl Memory {
     /// # Panics
     /// When they are outside either memory.
     pub fn copy_from(&self, offset: u64, from: &Memory, from_offset: u64, bytes: u64) {
-        let mut block = [0; BLOCK];
-        for (at, count) in blocks(bytes, BLOCK) {
-            from.read(from_offset + at, &mut block[..count]);
-            self.write(offset + at, &block[..count]);
+        for (at, page, within) in from.parts(from_offset, bytes) {
+            let mut next = offset + at as u64;
+            let mut from = within.start;
+            while from < within.end {
+                let count = (within.end - from).min(Memory::run(next) as usize);
+                let source = page.read().unwrap_or_else(PoisonError::into_inner);
+                if let Some(mut target) = self.exclusive(next, count as u64) {
+                    target.copy_from_slice(&source.0[from..from + count]);
+                } else {
+                    let mut stack = [0; PAGE];
+                    stack[..count].copy_from_slice(&source.0[from..from + count]);
+                    drop(source);
+                    self.write(next, &stack[..count]);
+                }
+                from += count;
+                next += count as u64;
+            }
         }
     }
 

@@ -1,9 +1,9 @@
 //! The optimizer over memory: on the stream's thread, or on the host's threads.
 //!
-//! One pass over memory: weights and states are changed where they are, page by page, in vectors;
-//! gradients come through the stack, where their copies are added up. Where somebody else is at a
-//! page, or elements are not aligned, weights and states go through the stack as well. Neither
-//! values nor partial sums depend on the number of threads: host and device give the same bits.
+//! One pass over memory: weights and states are changed where they are, page by page, in vectors.
+//! They go through the stack where gradients have to be added up first, where elements are not
+//! aligned, and where somebody else is at a page. Neither values nor partial sums depend on the
+//! way, nor on the number of threads: host and device give the same bits.
 
 use rayon::prelude::*;
 
@@ -15,13 +15,13 @@ use crate::device::operator::{UpdateRule, UpdateSlice};
 use crate::device::{Cause, Region};
 use crate::profile::Dtype;
 
-/// Elements of a block: so many that locks cost little, few enough for the first-level cache.
-const ELEMENTS: usize = 2048;
+/// Elements that go through the stack at a time.
+const ELEMENTS: usize = 512;
 
 /// Elements whose squares are added up before they are added to the rest.
 const SQUARES: usize = 256;
 
-/// Weight and states, at most: master, `m`, `v`.
+/// Weight, and at most master, `m` and `v`.
 const OPERANDS: usize = 4;
 
 /// Elements of what one thread takes at a time.
@@ -110,71 +110,88 @@ impl SliceUpdate<'_> {
 
     fn task(&self, (row, start, end): Task) {
         let panel = self.slice.weight;
-        let carried_on = self.slice.carry.is_some_and(|carry| !carry.last);
-        let operands = self.operands();
-        let mut gradients = [0.0; ELEMENTS];
         let mut at = start;
         while at < end {
-            let element = row * panel.stride + at;
-            let runs = operands.iter().map(|operand| operand.run(element));
-            let run = runs.fold(ELEMENTS as u64, u64::min).max(1);
-            let count = run.min(end - at);
-            let g = &mut gradients[..count as usize];
-            let slice = self.slice;
-            let dense = row * panel.columns + at;
-            add_up(self.state, &slice.gradients, slice.carry, dense, g);
-            if !carried_on && !self.in_place(&operands, element, g) {
-                self.on_stack(&operands, element, g);
-            }
-            at += count;
+            let place = Place {
+                dense: row * panel.columns + at,
+                strided: row * panel.stride + at,
+            };
+            let done = self.in_place(place, end - at);
+            at += done.unwrap_or_else(|| self.on_stack(place, end - at));
         }
     }
 
     /// The weight and its states.
-    fn operands(&self) -> Vec<Operand<'_>> {
-        let weight = (self.slice.weight.region, self.state.reservation.dtype);
-        let states = self.slice.states.iter().map(|&state| (state, Dtype::F32));
+    fn operands(&self) -> impl Iterator<Item = Operand<'_>> {
+        let slice = self.slice;
+        let weight = (slice.weight.region, self.state.reservation.dtype);
+        let states = slice.states.iter().map(|&state| (state, Dtype::F32));
         let operands = [weight].into_iter().chain(states);
-        let operands = operands.map(|(region, dtype)| Operand {
-            memory: self.state.memory(region.space),
-            offset: region.offset_bytes,
-            size: dtype.bytes(),
-        });
-        operands.collect()
+        operands.map(|(region, dtype)| Operand::new(self.state, region, dtype))
     }
 
-    /// Updates from an element on, where nobody else is there; whether it did.
-    fn in_place(&self, operands: &[Operand<'_>], element: u64, g: &[f32]) -> bool {
+    /// Updates up to `most` elements in place and says how many; none where that cannot be done.
+    fn in_place(&self, place: Place, most: u64) -> Option<u64> {
+        let dtype = self.state.reservation.dtype;
+        let ([gradient], None) = (&self.slice.gradients[..], self.slice.carry) else {
+            return None;
+        };
+        let gradient = Operand::new(self.state, *gradient, dtype);
+        let runs = self.operands().map(|operand| operand.run(place.strided));
+        let count = runs.fold(most.min(gradient.run(place.dense)), u64::min);
+        let gradient = gradient.exclusive(place.dense, count)?;
         let mut held = [const { None }; OPERANDS];
-        for (held, operand) in held.iter_mut().zip(operands) {
-            *held = operand.exclusive(element, g.len() as u64);
-            if held.is_none() {
-                return false;
-            }
+        for (held, operand) in held.iter_mut().zip(self.operands()) {
+            *held = Some(operand.exclusive(place.strided, count)?);
         }
-        let parts = held
-            .each_mut()
-            .map(|held| held.as_deref_mut().unwrap_or_default());
-        self.update(parts, g);
-        true
+        let mut sizes = [dtype.bytes(), 4, 4, 4].into_iter();
+        let mut parts = held.each_mut().map(|held| {
+            let size = sizes.next().unwrap_or_default() as usize;
+            let bytes: &mut [u8] = held.as_deref_mut().unwrap_or_default();
+            bytes.chunks_mut(ELEMENTS * size)
+        });
+        let mut decoded = [0.0; ELEMENTS];
+        for gradient in gradient.chunks(ELEMENTS * dtype.bytes() as usize) {
+            let g = match dtype {
+                Dtype::F32 => bytemuck::cast_slice(gradient),
+                _ => {
+                    let g = &mut decoded[..gradient.len() / 2];
+                    decode(gradient, g);
+                    g
+                }
+            };
+            let parts = parts.each_mut().map(|part| part.next().unwrap_or_default());
+            self.update(parts, g);
+        }
+        Some(count)
     }
 
-    /// Updates from an element on, wherever it is.
-    fn on_stack(&self, operands: &[Operand<'_>], element: u64, g: &[f32]) {
-        // Words, since they have to be aligned.
+    /// Updates up to `most` elements wherever they are and says how many.
+    fn on_stack(&self, place: Place, most: u64) -> u64 {
+        let count = most.min(ELEMENTS as u64);
+        let slice = self.slice;
+        let mut gradients = [0.0; ELEMENTS];
+        let g = &mut gradients[..count as usize];
+        add_up(self.state, &slice.gradients, slice.carry, place.dense, g);
+        if slice.carry.is_some_and(|carry| !carry.last) {
+            return count;
+        }
+        // Words, since elements have to be aligned.
         let mut stack = [[0u64; ELEMENTS / 2]; OPERANDS];
-        let mut parts = stack
-            .each_mut()
-            .map(|words| bytemuck::cast_slice_mut(words));
-        for (part, operand) in parts.iter_mut().zip(operands) {
-            let whole: &mut [u8] = std::mem::take(part);
-            *part = &mut whole[..g.len() * operand.size as usize];
-            operand.memory.read(operand.place(element), part);
+        let mut parts = stack.each_mut().map(|words| {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
+            bytes
+        });
+        for (part, operand) in parts.iter_mut().zip(self.operands()) {
+            let whole = std::mem::take(part);
+            *part = &mut whole[..(count * operand.size) as usize];
+            operand.memory.read(operand.offset(place.strided), part);
         }
         self.update(parts.each_mut().map(|part| &mut **part), g);
-        for (part, operand) in parts.iter().zip(operands) {
-            operand.memory.write(operand.place(element), part);
+        for (part, operand) in parts.iter().zip(self.operands()) {
+            operand.memory.write(operand.offset(place.strided), part);
         }
+        count
     }
 
     /// Updates a weight by its gradient; its states stand behind it.
@@ -202,28 +219,43 @@ impl SliceUpdate<'_> {
     }
 }
 
-/// Where elements are that an update changes.
+/// An element's number among gradients, and among weights and states, whose rows have a stride.
+#[derive(Clone, Copy)]
+struct Place {
+    dense: u64,
+    strided: u64,
+}
+
+/// Where the elements of an operand are.
 struct Operand<'a> {
     memory: &'a Memory,
-    offset: u64,
+    first: u64,
     size: u64,
 }
 
 impl<'a> Operand<'a> {
-    fn place(&self, element: u64) -> u64 {
-        self.offset + element * self.size
+    fn new(state: &'a State, region: Region, dtype: Dtype) -> Self {
+        Operand {
+            memory: state.memory(region.space),
+            first: region.offset_bytes,
+            size: dtype.bytes(),
+        }
+    }
+
+    fn offset(&self, element: u64) -> u64 {
+        self.first + element * self.size
     }
 
     /// How many elements are in one page.
     fn run(&self, element: u64) -> u64 {
-        Memory::run(self.place(element)) / self.size
+        Memory::run(self.offset(element)) / self.size
     }
 
     /// Elements in place; none where they are not aligned or somebody is at them.
     fn exclusive(&self, element: u64, count: u64) -> Option<Exclusive<'a>> {
-        let aligned = self.offset % self.size == 0;
+        let aligned = self.first % self.size == 0;
         let memory = self.memory;
-        aligned.then(|| memory.exclusive(self.place(element), count * self.size))?
+        aligned.then(|| memory.exclusive(self.offset(element), count * self.size))?
     }
 }
 
