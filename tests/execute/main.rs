@@ -14,3 +14,4 @@ mod plans;
 mod refused;
 mod runs;
 mod straight;
+mod weights;
