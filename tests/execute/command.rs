@@ -249,18 +249,15 @@ fn every_kind_of_token_file_gives_the_same_steps() {
         "model": {{"type": "WordLevel", "unk_token": "w0", "vocab": {{{}}}}}}}"#,
         vocabulary.join(", ")
     );
-    let files: [(&str, &[u8]); 6] = [
-        ("ids.u16", &u16s),
-        ("ids.u32", &u32s),
-        ("ids.bin", &u16s),
-        (
-            "ids.jsonl",
-            format!("{:?}\n{:?}\n", &ids[..100], &ids[100..]).as_bytes(),
-        ),
-        ("ids.txt", words.join(" ").as_bytes()),
-        ("tokenizer.json", tokenizer.as_bytes()),
-    ];
-    for (name, content) in files {
+    let lines = format!("{:?}\n{:?}\n", &ids[..100], &ids[100..]);
+    for (name, content) in [
+        ("ids.u16", u16s.clone()),
+        ("ids.bin", u16s),
+        ("ids.u32", u32s),
+        ("ids.jsonl", lines.into_bytes()),
+        ("ids.txt", words.join(" ").into_bytes()),
+        ("tokenizer.json", tokenizer.into_bytes()),
+    ] {
         std::fs::write(place.at(name), content).unwrap();
     }
     let tokenizer = place.at("tokenizer.json");
