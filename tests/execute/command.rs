@@ -198,7 +198,8 @@ fn weights_and_tokens_come_from_files() {
     let out = run(&schedule, &["--device", "cuda:0"]);
     assert_eq!(code(&out), 4, "{}", stderr(&out));
     std::fs::write(place.at("none.u16"), []).unwrap();
-    let none = place.at("none.u16");
+    let (none, empty) = (place.at("none.u16"), place.at("empty"));
+    std::fs::create_dir(&empty).unwrap();
     for (args, says) in [
         (vec!["--tokens", &text], "cannot tell from .txt"),
         (
@@ -216,7 +217,8 @@ fn weights_and_tokens_come_from_files() {
         (vec!["--betas", "0.9,1"], "no pair of numbers"),
         (vec!["--steps", "0"], "0 is not in 1.."),
         (vec!["--warmup-above-zero"], "--warmup"),
-        (vec!["--weights", "/nowhere"], "/nowhere"),
+        (vec!["--weights", "/nowhere"], "/nowhere: cannot read"),
+        (vec!["--weights", &empty], "holds neither model.safetensors"),
         (vec!["--resume", &llama], "training.json: cannot read"),
         (vec!["--save", &llama], "--save"),
         (vec!["--save", "/nowhere/at/all"], "does not exist"),
