@@ -5,6 +5,7 @@ mod support;
 
 mod characters;
 mod clipping;
+mod clock;
 mod command;
 mod faults;
 mod hf;
