@@ -146,7 +146,7 @@ fn undo_cuts(part: &Instance, known: &mut Known, enough: u64, effort: Effort, op
         let shrunk = seams::shrink(part, seed);
         // Where hardly any sizes agree there are no cuts to be undone.
         if 10 * shrunk.instance.items.len() > 9 * part.items.len() {
-            return;
+            continue;
         }
         let quick = heuristics::quick(&shrunk.instance, enough);
         known.offer(part, shrunk.expand(&quick.offsets));
