@@ -1,0 +1,307 @@
+//! Predicted against measured on the CPU device, for plans of several strategies side by side.
+//! Writes `reports/cpu-predicted/README.md`'s table (`table.md`) and `steps.csv`.
+//!
+//! `cargo run --release --example cpu_predicted` takes some minutes and wants a quiet machine with
+//! two cores: one computes, the other one copies and updates.
+//!
+//! ```text
+//! profile ─► for every case: plan by every strategy ─► rounds: a few steps of each in turn
+//! ```
+//! Strategies take turns, so that whatever drifts is in all of them.
+
+use std::fmt::Write as _;
+use std::time::Instant;
+
+use ebbtide::device::Target;
+use ebbtide::execute::timing::{measured, timing, Timing};
+use ebbtide::execute::{Optimizer, Session};
+use ebbtide::methods::Method;
+use ebbtide::model::{self, ModelConfig};
+use ebbtide::planning::{self, Planned};
+use ebbtide::profile::measure::{assemble, Request};
+use ebbtide::profile::{build, Dtype, Profile};
+use ebbtide::training::initial;
+use ebbtide::training::tokens::Tokens;
+use ebbtide_solver::problem::Budget;
+use ebbtide_solver::schedule::Stream;
+use ebbtide_solver::search::{Options, Strategy};
+use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
+
+const MODEL: &str = "tiny-llama-10m";
+/// Bytes per second in each direction: a block's tensors travel about as long as it computes.
+const LINK: u64 = 400_000_000;
+/// Method, tokens, and device memory in MiB.
+const CASES: [(Method, u64, u64); 9] = [
+    (Method::Lomo, 256, 72),
+    (Method::Lomo, 256, 60),
+    (Method::Lomo, 512, 100),
+    (Method::Lomo, 512, 80),
+    (Method::Lomo, 512, 60),
+    (Method::Lomo, 1024, 160),
+    (Method::Lomo, 1024, 100),
+    (Method::AdamW, 512, 160),
+    (Method::AdamW, 512, 100),
+];
+const HOST_GIB: u64 = 2;
+const STRATEGIES: [Strategy; 4] = [
+    Strategy::Ilp,
+    Strategy::Checkpoint,
+    Strategy::CheckpointOffload,
+    Strategy::Swap,
+];
+const ROUNDS: usize = 4;
+/// Steps of a turn that count, after one that does not.
+const STEPS: usize = 3;
+
+struct Row {
+    case: (Method, u64, u64),
+    strategy: Strategy,
+    planned: Planned,
+    /// The steps that counted, shortest first.
+    steps: Vec<Timing>,
+}
+
+impl Row {
+    fn predicted(&self) -> Nanos {
+        self.planned.timeline.step
+    }
+
+    /// The step of median length.
+    fn median(&self) -> &Timing {
+        &self.steps[(self.steps.len() - 1) / 2]
+    }
+
+    /// Measured above predicted, in percent.
+    fn off(&self) -> f64 {
+        let measured = self.median().step.get() as f64;
+        (measured / self.predicted().get() as f64 - 1.0) * 100.0
+    }
+}
+
+fn main() {
+    let model = model::load(MODEL).expect("shipped");
+    let target = Target::Cpu(BytesPerSec::new(LINK));
+    let begun = Instant::now();
+    let profile = profile(&model, target);
+    println!("profile in {:.0} s", begun.elapsed().as_secs_f64());
+    let mut rows = Vec::new();
+    for case in CASES {
+        let mut plans = plans(&model, &profile, case);
+        run(&model, target, &mut plans);
+        for row in &plans {
+            println!("{}", line(row));
+        }
+        rows.extend(plans);
+    }
+    let directory = "reports/cpu-predicted";
+    std::fs::create_dir_all(directory).expect("the repository is writable");
+    let save = |name: &str, text: String| {
+        std::fs::write(format!("{directory}/{name}"), text).expect("the repository is writable");
+    };
+    save("steps.csv", csv(&rows));
+    let text = markdown(&rows);
+    print!("{text}\n{:.0} s\n", begun.elapsed().as_secs_f64());
+    save("table.md", text);
+}
+
+/// What `ebbtide profile` measures.
+fn profile(model: &ModelConfig, target: Target) -> Profile {
+    let facts = target.facts().expect("Linux says");
+    let mut tokens: Vec<u64> = CASES.iter().map(|case| case.1).collect();
+    tokens.dedup();
+    let request = Request {
+        target,
+        workspace: facts.workspace,
+        model,
+        dtype: Dtype::F32,
+        tokens,
+        link: BytesPerSec::new(LINK),
+    };
+    let mut file = request.begin("cpu");
+    for stage in request.stages().expect("tokens that the model takes") {
+        request.measure(stage, &mut file).expect("can be measured");
+    }
+    let profile = assemble(&request, &file, &facts).expect("all was measured");
+    build(profile).expect("a valid profile")
+}
+
+/// The strategies' plans, of those that fit.
+fn plans(model: &ModelConfig, profile: &Profile, case: (Method, u64, u64)) -> Vec<Row> {
+    let (method, seq, mib) = case;
+    let request = planning::Request {
+        model,
+        profile,
+        workload: ebbtide::lower::Workload {
+            seq,
+            batch: 1,
+            accumulate: 1,
+            dtype: Dtype::F32,
+        },
+        method,
+        budget: Budget {
+            device: Bytes::mib(mib),
+            host: Bytes::gib(HOST_GIB),
+        },
+    };
+    let plan = |strategy| {
+        let planned = planning::plan(&request, strategy, &Options::default());
+        let planned = planned.expect("can be planned").ok()?;
+        Some(Row {
+            case,
+            strategy,
+            planned,
+            steps: Vec::new(),
+        })
+    };
+    STRATEGIES.into_iter().filter_map(plan).collect()
+}
+
+/// Steps of every plan in turn.
+fn run(model: &ModelConfig, target: Target, rows: &mut [Row]) {
+    let tokens = Tokens::Synthetic {
+        vocab: model.vocab,
+        seed: 0,
+    };
+    // Weights stay as they are, so that every step computes the same.
+    let optimizer = Optimizer {
+        learning_rate: 0.0,
+        ..Optimizer::default()
+    };
+    let mut sessions: Vec<_> = (rows.iter())
+        .map(|row| {
+            let file = &row.planned.file;
+            let mut session =
+                Session::begin(file, model, target.open(), false).expect("can be run");
+            let loaded = session.load(|place| initial::values(model, place, 0));
+            loaded.expect("there is memory");
+            session
+        })
+        .collect();
+    let mut steps: Vec<Vec<Timing>> = rows.iter().map(|_| Vec::new()).collect();
+    for _ in 0..ROUNDS {
+        for ((session, row), steps) in sessions.iter_mut().zip(&*rows).zip(&mut steps) {
+            let batch = [tokens.batch(0, 1, row.case.1)];
+            for at in 0..=STEPS {
+                session.step(1, &batch, &optimizer).expect("can be run");
+                if at > 0 {
+                    let schedule = &row.planned.file.schedule;
+                    steps.push(timing(schedule, &measured(schedule, session.trace())));
+                }
+            }
+        }
+    }
+    drop(sessions);
+    for (row, mut steps) in rows.iter_mut().zip(steps) {
+        steps.sort_by_key(|timing| timing.step);
+        row.steps = steps;
+    }
+}
+
+/// The parts of a step: predicted, measured.
+fn parts(row: &Row) -> [(&'static str, Nanos, Nanos); 7] {
+    let (timeline, measured) = (&row.planned.timeline, row.median());
+    let busy = |stream: Stream| {
+        (
+            timeline.busy[stream as usize],
+            measured.busy[stream as usize],
+        )
+    };
+    let (d2h, h2d, host) = (busy(Stream::D2h), busy(Stream::H2d), busy(Stream::Host));
+    [
+        ("compute", timeline.compute, measured.compute),
+        ("recompute", timeline.recompute, measured.recompute),
+        ("stall", timeline.stall, measured.stall),
+        ("tail", timeline.tail, measured.tail),
+        ("d2h", d2h.0, d2h.1),
+        ("h2d", h2d.0, h2d.1),
+        ("host", host.0, host.1),
+    ]
+}
+
+fn milliseconds(time: Nanos) -> String {
+    format!("{:.1}", time.get() as f64 / 1e6)
+}
+
+/// A plan in a line, for whoever watches.
+fn line(row: &Row) -> String {
+    let (method, tokens, mib) = row.case;
+    let mut text = format!(
+        "{:5} {tokens:5} {mib:4} MiB {:18} {:>7} {:>7} {:+5.1} % ",
+        method.name(),
+        row.strategy.name(),
+        milliseconds(row.predicted()),
+        milliseconds(row.median().step),
+        row.off()
+    );
+    for (name, predicted, measured) in parts(row) {
+        let (predicted, measured) = (milliseconds(predicted), milliseconds(measured));
+        write!(text, " {name} {predicted}/{measured}").expect("a string");
+    }
+    text
+}
+
+fn csv(rows: &[Row]) -> String {
+    let mut text = String::from("method,tokens,device_mib,strategy,predicted_ns,measured_ns");
+    text.push_str(",fastest_ns,slowest_ns,steps");
+    for (name, ..) in rows.first().map(parts).into_iter().flatten() {
+        write!(text, ",{name}_predicted_ns,{name}_measured_ns").expect("a string");
+    }
+    text.push('\n');
+    for row in rows {
+        let (method, tokens, mib) = row.case;
+        let ends = [row.steps.first(), row.steps.last()].map(|t| t.expect("steps ran").step);
+        write!(
+            text,
+            "{},{tokens},{mib},{},{},{},{},{},{}",
+            method.name(),
+            row.strategy.name(),
+            row.predicted().get(),
+            row.median().step.get(),
+            ends[0].get(),
+            ends[1].get(),
+            row.steps.len()
+        )
+        .expect("a string");
+        for (_, predicted, measured) in parts(row) {
+            write!(text, ",{},{}", predicted.get(), measured.get()).expect("a string");
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// A row for every case, a pair of columns for every strategy.
+fn markdown(rows: &[Row]) -> String {
+    let mut text = String::from("| method | tokens | device |");
+    let mut rule = String::from("|---|--:|--:|");
+    for strategy in STRATEGIES {
+        write!(text, " {} |", strategy.name()).expect("a string");
+        rule.push_str("---|");
+    }
+    writeln!(text, "\n{rule}").expect("a string");
+    for case in CASES {
+        let (method, tokens, mib) = case;
+        write!(text, "| {} | {tokens} | {mib} MiB |", method.name()).expect("a string");
+        for strategy in STRATEGIES {
+            let of = |row: &&Row| row.case == case && row.strategy == strategy;
+            let cell = rows.iter().find(of).map_or("does not fit".into(), |row| {
+                let (predicted, measured) = (row.predicted(), row.median().step);
+                let (predicted, measured) = (milliseconds(predicted), milliseconds(measured));
+                format!("{predicted} → {measured} ({:+.1} %)", row.off())
+            });
+            write!(text, " {cell} |").expect("a string");
+        }
+        text.push('\n');
+    }
+    let near = rows.iter().filter(|row| row.off().abs() <= 5.0).count();
+    let mut off: Vec<f64> = rows.iter().map(|row| row.off().abs()).collect();
+    off.sort_by(f64::total_cmp);
+    let (middle, most) = (off[off.len() / 2], off[off.len() - 1]);
+    let all = rows.len();
+    writeln!(
+        text,
+        "\nWithin 5 %: {near} of {all}; median {middle:.1} %, most {most:.1} %."
+    )
+    .expect("a string");
+    text
+}
