@@ -51,7 +51,7 @@ const STRATEGIES: [Strategy; 4] = [
     Strategy::CheckpointOffload,
     Strategy::Swap,
 ];
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 3;
 /// Steps of a turn that count, after one that does not.
 const STEPS: usize = 3;
 /// How busy other processes may be, in processors, and how often a turn is run for that.
@@ -127,6 +127,7 @@ fn profile(model: &ModelConfig, target: Target) -> Profile {
         model,
         dtype: Dtype::F32,
         tokens,
+        memory: facts.usable,
         link: BytesPerSec::new(LINK),
     };
     let mut file = request.begin("cpu");
