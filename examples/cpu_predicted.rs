@@ -1,5 +1,5 @@
 //! Predicted against measured on the CPU device, for plans of several strategies side by side.
-//! Writes `reports/cpu-predicted/README.md`'s table (`table.md`) and `steps.csv`.
+//! Writes `README.md` and `steps.csv` in `reports/cpu-predicted`.
 //!
 //! `cargo run --release --example cpu_predicted` takes some minutes and wants a quiet machine with
 //! two cores: one computes, the other one copies and updates. Numbers behind `--` run only those
@@ -14,7 +14,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use ebbtide::device::Target;
+use ebbtide::device::{Facts, Target};
 use ebbtide::execute::timing::{self, timing, Timing};
 use ebbtide::execute::{Optimizer, Session};
 use ebbtide::methods::Method;
@@ -111,9 +111,10 @@ fn main() {
         std::fs::write(format!("{directory}/{name}"), text).expect("the repository is writable");
     };
     save("steps.csv", csv(&rows));
-    let text = markdown(&rows);
-    print!("{text}\n{:.0} s\n", begun.elapsed().as_secs_f64());
-    save("table.md", text);
+    let text = markdown(&rows, &target.facts().expect("Linux says"));
+    print!("{text}");
+    println!("{:.0} s", begun.elapsed().as_secs_f64());
+    save("README.md", text);
 }
 
 /// What `ebbtide profile` measures.
@@ -324,21 +325,37 @@ fn csv(rows: &[Row]) -> String {
     text
 }
 
-/// A row for every case, a pair of columns for every strategy.
-fn markdown(rows: &[Row]) -> String {
-    let mut text = String::from("| method | tokens | device |");
+/// The report: a row for every case, a column for every strategy.
+fn markdown(rows: &[Row], facts: &Facts) -> String {
+    let mut text = format!(
+        "# Predicted and measured steps of the CPU device\n\n\
+         Written by `cargo run --release --example cpu_predicted` on {}, {} cores: it profiles the \
+         device ({MODEL}, f32), plans, and runs the plans in turn. One thread computes, copies are \
+         held to {} MB/s each way, the host has {HOST_GIB} GiB. Each cell: milliseconds of the \
+         simulated step → the median of {} measured ones, and by how much that is longer. Turns \
+         beside which others used more than {QUIET} processors were run again, whatever they \
+         measured. `steps.csv` has the parts of each step, its fastest and slowest, and what others \
+         used.\n\n| method | tokens | device |",
+        facts.name,
+        facts.cores,
+        LINK / 1_000_000,
+        ROUNDS * STEPS
+    );
     let mut rule = String::from("|---|--:|--:|");
     for strategy in STRATEGIES {
         write!(text, " {} |", strategy.name()).expect("a string");
         rule.push_str("---|");
     }
     writeln!(text, "\n{rule}").expect("a string");
+    let find = |case, strategy| {
+        let mut rows = rows.iter();
+        rows.find(|row| row.case == case && row.strategy == strategy)
+    };
     for case in CASES {
         let (method, tokens, mib) = case;
         write!(text, "| {} | {tokens} | {mib} MiB |", method.name()).expect("a string");
         for strategy in STRATEGIES {
-            let of = |row: &&Row| row.case == case && row.strategy == strategy;
-            let cell = rows.iter().find(of).map_or("does not fit".into(), |row| {
+            let cell = find(case, strategy).map_or("does not fit".into(), |row| {
                 let (predicted, measured) = (row.predicted(), row.median().step);
                 let (predicted, measured) = (milliseconds(predicted), milliseconds(measured));
                 format!("{predicted} → {measured} ({:+.1} %)", row.off())
@@ -352,10 +369,31 @@ fn markdown(rows: &[Row]) -> String {
     off.sort_by(f64::total_cmp);
     let (middle, most) = (off[off.len() / 2], off[off.len() - 1]);
     let all = rows.len();
-    writeln!(
+    write!(
         text,
-        "\nWithin 5 %: {near} of {all}; median {middle:.1} %, most {most:.1} %."
+        "\n* Within 5 %: {near} of {all}; distance in the median {middle:.1} %, at most {most:.1} \
+         %.\n"
     )
     .expect("a string");
+    for other in &STRATEGIES[1..] {
+        let pairs = CASES.map(|case| Some((find(case, STRATEGIES[0])?, find(case, *other)?)));
+        let pairs: Vec<_> = pairs.into_iter().flatten().collect();
+        let ratios = |step: fn(&Row) -> Nanos| {
+            let ratios = pairs.iter().map(|(ilp, other)| {
+                let [ilp, other] = [ilp, other].map(|row| step(row).get() as f64);
+                other / ilp
+            });
+            let least = ratios.clone().fold(f64::INFINITY, f64::min);
+            format!("{least:.2} to {:.2}", ratios.fold(0.0, f64::max))
+        };
+        writeln!(
+            text,
+            "* `{}` takes {} times as long as `ilp` where {} were predicted.",
+            other.name(),
+            ratios(|row| row.median().step),
+            ratios(Row::predicted)
+        )
+        .expect("a string");
+    }
     text
 }

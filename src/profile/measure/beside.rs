@@ -1,5 +1,6 @@
 //! How much longer operators take beside copies: one product and one kernel limited by memory, of
-//! the model's own sizes, alone and beside each kind of copy.
+//! the model's own sizes, alone and beside each kind of copy. Operators and copies go through more
+//! memory than caches hold, as a step does: beside copies that stay in a cache, nothing is slower.
 
 use super::bench::{length, of, Bench};
 use super::copies::{busy, within, Sides};
@@ -12,6 +13,9 @@ use crate::format::profile::{SlowdownPpm, SlowdownSection};
 
 /// Bytes of a copy.
 const COPY: u64 = 1 << 20;
+/// Bytes that the copies of a direction go through, and all operands together: more than caches
+/// hold.
+const THROUGH: u64 = 64 << 20;
 /// How long operators run, in nanoseconds, at least.
 const ENOUGH: u64 = 200_000_000;
 /// The fewest and the most operators.
@@ -26,58 +30,64 @@ pub(super) fn slowdown(request: &Request<'_>) -> Result<SlowdownSection> {
     let rows = request.tokens.iter().copied().max().unwrap_or(1);
     let up = if model.gated { 2 } else { 1 } * model.intermediate;
     let sizes = [model.hidden * rows, model.hidden * up, up * rows, up * rows].map(|n| n * width);
-    let arena = sizes.iter().sum::<u64>() + 2 * COPY + 4096;
-    let mut bench = Bench::new(request.target.open(), request.dtype, (arena, 2 * COPY), 0)?;
+    let places = THROUGH.div_ceil(sizes.iter().sum::<u64>().max(1)).max(2);
+    let arena = places * (sizes.iter().sum::<u64>() + 4096) + 2 * THROUGH;
+    let (memories, device) = ((arena, 2 * THROUGH), request.target.open());
+    let mut bench = Bench::new(device, request.dtype, memories, 0)?;
     let sides = [(); 2].map(|()| Sides {
-        device: bench.take(Space::Device, COPY),
-        host: bench.take(Space::Host, COPY),
+        device: bench.take(Space::Device, THROUGH),
+        host: bench.take(Space::Host, THROUGH),
     });
-    let [x, weight, y, h] = sizes.map(|bytes| bench.take(Space::Device, bytes));
-    let zeroed = [x, weight, y, h].into_iter().zip(0..);
-    bench.step(|device| {
-        for (region, at) in zeroed {
-            device.launch(Stream::Compute, at, &Operator::Zero { region })?;
-        }
-        Ok(())
-    })?;
-    let product = Operator::Linear {
-        rows,
-        x,
-        weight: vec![Panel {
-            region: weight,
-            rows: up,
-            columns: model.hidden,
-            stride: model.hidden,
-        }],
-        bias: Vec::new(),
-        residual: None,
-        y,
-    };
-    let kernel = Operator::Activation {
-        kind: model.activation,
-        gated: model.gated,
-        rows,
-        width: model.intermediate,
-        x: y,
-        h: h.part(0, model.intermediate * rows * width),
-    };
+    let (mut products, mut kernels) = (Vec::new(), Vec::new());
+    for _ in 0..places {
+        let [x, weight, y, h] = sizes.map(|bytes| bench.take(Space::Device, bytes));
+        bench.step(|device| {
+            let zero = |(region, at)| {
+                let operator = Operator::Zero { region };
+                device.launch(Stream::Compute, at, &operator)
+            };
+            [x, weight, y, h].into_iter().zip(0..).try_for_each(zero)
+        })?;
+        products.push(Operator::Linear {
+            rows,
+            x,
+            weight: vec![Panel {
+                region: weight,
+                rows: up,
+                columns: model.hidden,
+                stride: model.hidden,
+            }],
+            bias: Vec::new(),
+            residual: None,
+            y,
+        });
+        kernels.push(Operator::Activation {
+            kind: model.activation,
+            gated: model.gated,
+            rows,
+            width: model.intermediate,
+            x: y,
+            h: h.part(0, model.intermediate * rows * width),
+        });
+    }
     Ok(SlowdownSection {
         source: format!(
             "measured: the MLP's product and its activation over {rows} tokens, beside copies of \
-             1 MiB{}",
+             1 MiB; operands and copies go through 64 MiB each{}",
             request.held_to()
         ),
-        matmul: beside(&mut bench, sides, &product)?,
-        elementwise: beside(&mut bench, sides, &kernel)?,
+        matmul: beside(&mut bench, sides, &products)?,
+        elementwise: beside(&mut bench, sides, &kernels)?,
     })
 }
 
-/// Added time beside each kind of copies.
-fn beside(bench: &mut Bench, sides: [Sides; 2], operator: &Operator) -> Result<SlowdownPpm> {
+/// Added time of like operators beside each kind of copies.
+fn beside(bench: &mut Bench, sides: [Sides; 2], alike: &[Operator]) -> Result<SlowdownPpm> {
     const KINDS: [[bool; 2]; 4] = [[false, false], [true, false], [false, true], [true, true]];
+    let operator = |at: u64| &alike[(at % alike.len() as u64) as usize];
     let first = bench.step(|device| {
-        device.launch(Stream::Compute, 0, operator)?;
-        device.launch(Stream::Compute, 1, operator)?;
+        device.launch(Stream::Compute, 0, operator(0))?;
+        device.launch(Stream::Compute, 1, operator(1))?;
         sides[0].copy(device, Stream::D2h, 0, COPY)?;
         sides[1].copy(device, Stream::H2d, 0, COPY)
     })?;
@@ -91,11 +101,12 @@ fn beside(bench: &mut Bench, sides: [Sides; 2], operator: &Operator) -> Result<S
             let trace = bench.step(|device| {
                 for (at, stream) in [Stream::D2h, Stream::H2d].into_iter().enumerate() {
                     for copy in (0..copies[at]).filter(|_| kind[at]) {
-                        sides[at].copy(device, stream, number(copy), COPY)?;
+                        let side = sides[at].part(copy * COPY % THROUGH, COPY);
+                        side.copy(device, stream, number(copy), COPY)?;
                     }
                 }
                 (0..operators)
-                    .try_for_each(|at| device.launch(Stream::Compute, number(at), operator))
+                    .try_for_each(|at| device.launch(Stream::Compute, number(at), operator(at)))
             })?;
             let whole = busy(&trace, Stream::Compute);
             let spans = [Stream::D2h, Stream::H2d].map(|stream| busy(&trace, stream));

@@ -60,6 +60,14 @@ pub(super) struct Sides {
 }
 
 impl Sides {
+    /// A part of both.
+    pub(super) fn part(self, offset: u64, bytes: u64) -> Self {
+        Self {
+            device: self.device.part(offset, bytes),
+            host: self.host.part(offset, bytes),
+        }
+    }
+
     /// Queues a copy of the first `bytes` bytes.
     pub(super) fn copy(
         self,
