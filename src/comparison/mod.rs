@@ -83,11 +83,7 @@ pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) ->
     })
 }
 
-fn cell(
-    strategy: Strategy,
-    tiled: bool,
-    found: std::result::Result<Planned, Infeasible>,
-) -> Cell {
+fn cell(strategy: Strategy, tiled: bool, found: std::result::Result<Planned, Infeasible>) -> Cell {
     let misses = found.as_ref().err().map(report::infeasible::what_binds);
     Cell {
         strategy: strategy.name().into(),
@@ -107,7 +103,9 @@ fn fit(planned: &Planned) -> Fit {
     let predicted = &file.predicted;
     let by_name = |parts: [(Category, Bytes); 6]| {
         let parts = parts.into_iter().filter(|(_, bytes)| !bytes.is_zero());
-        parts.map(|(c, bytes)| (c.name().to_owned(), bytes.get())).collect()
+        parts
+            .map(|(c, bytes)| (c.name().to_owned(), bytes.get()))
+            .collect()
     };
     let mut states: BTreeMap<String, u64> = BTreeMap::new();
     for state in &file.states {

@@ -34,11 +34,13 @@ section! {
         settings: Settings,
         /// What was found for every method and length.
         groups: Vec<Group>,
+        /// What is shown in single plans: the longest sequence up to 128k that fits.
+        focus: Option<Focus>,
         /// The longest sequences that fit.
         longest: Vec<Longest>,
-        /// Step times over device memory, at [`Settings::focus`].
+        /// Step times over device memory, at the focus.
         budgets: Vec<BudgetPoint>,
-        /// One plan in time, at [`Settings::focus`].
+        /// One plan in time, at the focus.
         timeline: Option<Timeline>,
     }
 
@@ -76,8 +78,10 @@ section! {
         link_bytes_per_s: [u64; 2],
         /// Strategies in the order of tables.
         strategies: Vec<String>,
-        /// The method and the tokens of a sequence for which single plans are shown.
-        focus: Focus,
+        /// A plan this close to the bound, as a fraction, is good enough.
+        gap: f64,
+        /// How long the plans of one method and length may be searched for, in milliseconds.
+        time_limit_ms: u64,
     }
 
     /// One method and length.
@@ -253,6 +257,30 @@ impl Fit {
     /// Step by floor.
     pub fn over(&self, floor_ns: u64) -> f64 {
         self.step_ns as f64 / floor_ns.max(1) as f64
+    }
+}
+
+impl ComparisonFile {
+    /// The group of a method and a length.
+    pub fn group(&self, method: &str, seq: u64) -> Option<&Group> {
+        let mut groups = self.groups.iter();
+        groups.find(|group| group.method == method && group.seq == seq)
+    }
+    /// The groups of a method, by length.
+    pub fn of_method<'a>(&'a self, method: &'a str) -> impl Iterator<Item = &'a Group> {
+        self.groups
+            .iter()
+            .filter(move |group| group.method == method)
+    }
+    /// The methods, in the order in which they were asked for.
+    pub fn methods(&self) -> Vec<&str> {
+        let mut methods: Vec<&str> = Vec::new();
+        for group in &self.groups {
+            if !methods.contains(&group.method.as_str()) {
+                methods.push(&group.method);
+            }
+        }
+        methods
     }
 }
 
