@@ -42,20 +42,25 @@ pub struct Args {
 }
 
 /// What is known of one strategy with one method.
-struct Row {
-    strategy: Strategy,
-    method: Method,
+pub(super) struct Row {
+    pub(super) strategy: Strategy,
+    pub(super) method: Method,
     /// The longest length that was found to fit.
-    fits: u64,
-    /// The shortest that was found not to, and why.
-    misses: Option<(u64, Infeasible)>,
+    pub(super) fits: u64,
+    /// The shortest that was found not to, and what binds there.
+    pub(super) misses: Option<(u64, String)>,
+    /// Lengths are told apart to this part of them.
+    pub(super) parts: u64,
 }
+
+/// The part to which `fit` tells lengths apart.
+const PARTS: u64 = 40;
 
 /// The shortest length that is tried first.
 const FIRST: u64 = 4096;
 
 /// How long `ilp` may look for a plan of one length that no simple strategy has one for.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Searches and reports.
 ///
@@ -77,6 +82,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             method,
             fits: 0,
             misses: None,
+            parts: PARTS,
         }));
     }
     let limit = match setting.model.positions {
@@ -95,7 +101,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         method,
         budget: setting.budget,
     };
-    narrow(&mut rows, limit, |seq, method, strategies| {
+    let told = std::io::stderr().is_terminal();
+    narrow(&mut rows, limit, told, |seq, method, strategies| {
         planning::probe(&request(seq, method), strategies, PATIENCE)
     })?;
     let text = if args.json {
@@ -106,16 +113,16 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     print(out, text)
 }
 
-type Probed = Result<Vec<std::result::Result<(), Infeasible>>>;
+pub(super) type Probed = Result<Vec<std::result::Result<(), Infeasible>>>;
 
 /// Asks, as long as a row has a length to ask for, for all rows of one length and method at once:
 /// what they have in common is then prepared once.
-fn narrow(
+pub(super) fn narrow(
     rows: &mut [Row],
     limit: u64,
+    told: bool,
     probe: impl Fn(u64, Method, &[Strategy]) -> Probed,
 ) -> Result<()> {
-    let told = std::io::stderr().is_terminal();
     loop {
         let mut wanted: BTreeMap<(u64, &str), Vec<usize>> = BTreeMap::new();
         for (i, row) in rows.iter().enumerate() {
@@ -134,7 +141,7 @@ fn narrow(
         for (i, found) in asking.into_iter().zip(probe(seq, method, &strategies)?) {
             match found {
                 Ok(()) => rows[i].fits = seq,
-                Err(miss) => rows[i].misses = Some((seq, miss)),
+                Err(miss) => rows[i].misses = Some((seq, report::infeasible::what_binds(&miss))),
             }
         }
     }
@@ -147,28 +154,28 @@ fn narrow(
 impl Row {
     /// The next length to ask for: twice the last one, then the middle.
     fn next(&self, limit: u64) -> Option<u64> {
-        let Some((misses, _)) = self.misses else {
+        let Some((misses, _)) = &self.misses else {
             let next = (2 * self.fits).clamp(FIRST.min(limit), limit);
             return (self.fits < limit).then_some(next);
         };
-        let step = precision(self.fits);
+        let step = precision(self.fits, self.parts);
         let middle = (self.fits + misses) / 2;
         let middle = middle - middle % step;
         (middle > self.fits).then_some(middle)
     }
-    fn binds(&self, limit: u64) -> String {
+    pub(super) fn binds(&self, limit: u64) -> String {
         match &self.misses {
-            Some((_, miss)) => report::infeasible::what_binds(miss),
+            Some((_, binds)) => binds.clone(),
             None => format!("{} tokens are the most", Tokens::new(limit)),
         }
     }
 }
 
-/// To how many tokens lengths are told apart: 256 below 8k, else 1k or a fortieth.
-fn precision(tokens: u64) -> u64 {
+/// To how many tokens lengths are told apart: 256 below 8k, else 1k or a part of them.
+fn precision(tokens: u64, parts: u64) -> u64 {
     match tokens {
         0..8192 => 256,
-        _ => (tokens / 40 / 1024 * 1024).max(1024),
+        _ => (tokens / parts / 1024 * 1024).max(1024),
     }
 }
 
@@ -215,8 +222,9 @@ mod tests {
                 method: Method::Lomo,
                 fits: 0,
                 misses: None,
+                parts: PARTS,
             }];
-            narrow(&mut row, MAX_TOKENS, |seq, _, _| {
+            narrow(&mut row, MAX_TOKENS, false, |seq, _, _| {
                 Ok(vec![match seq <= longest {
                     true => Ok(()),
                     false => Err(Infeasible {
@@ -231,7 +239,7 @@ mod tests {
             .unwrap();
             let found = row[0].fits;
             assert!(
-                found <= longest && longest < found + 2 * precision(longest),
+                found <= longest && longest < found + 2 * precision(longest, PARTS),
                 "{found}"
             );
         }

@@ -3,6 +3,7 @@
 pub mod arena;
 pub mod chain;
 pub mod check;
+pub mod compare;
 pub mod fit;
 pub mod list;
 pub mod plan;
