@@ -6,10 +6,10 @@
 use super::setting;
 use crate::cli::{parse, print};
 use crate::error::Result;
-use crate::lower::{Workload, MAX_TOKENS};
+use crate::lower::MAX_TOKENS;
 use crate::methods::Method;
 use crate::model::Positions;
-use crate::planning::{self, Request};
+use crate::planning;
 use crate::report::{self, columns};
 use ebbtide_solver::build::Infeasible;
 use ebbtide_solver::search::Strategy;
@@ -89,21 +89,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         Positions::Learned { positions } => positions,
         Positions::Rope { .. } => MAX_TOKENS / args.setting.batch,
     };
-    let request = |seq, method| Request {
-        model: &setting.model,
-        profile: &setting.profile,
-        workload: Workload {
-            seq,
-            batch: args.setting.batch,
-            accumulate: args.setting.accumulate,
-            dtype: setting.dtype,
-        },
-        method,
-        budget: setting.budget,
-    };
     let told = std::io::stderr().is_terminal();
     narrow(&mut rows, limit, told, |seq, method, strategies| {
-        planning::probe(&request(seq, method), strategies, PATIENCE)
+        planning::probe(&setting.request(method, seq), strategies, PATIENCE)
     })?;
     let text = if args.json {
         to_json(&rows, limit)

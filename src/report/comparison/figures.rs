@@ -4,7 +4,7 @@ use ebbtide_solver::problem::Category;
 use ebbtide_solver::units::{Bytes, Nanos};
 
 use super::tables::ratios;
-use super::words::{beyond_measured_lengths, cause, fastest, tokens};
+use super::words::{beyond_measured_lengths, cause, fastest, tensor_kinds, tokens};
 use crate::format::comparison::{ComparisonFile, Fit, Group};
 use crate::format::run::{Kind, Measured};
 use crate::report::figure::{Axis, Colour, Figure, Mark, Panel, Shape, Side, PALETTE};
@@ -335,19 +335,7 @@ const DECISIONS: [(&str, Colour); 3] = [
 
 /// For every kind of tensor and length a bar of what is kept, swapped and recomputed.
 fn decisions(method: &str, groups: &[&Group]) -> Figure {
-    let kinds: Vec<String> = groups
-        .iter()
-        .find_map(|g| {
-            Some(
-                fastest(g)?
-                    .1
-                    .shares
-                    .iter()
-                    .map(|s| s.tensor.clone())
-                    .collect(),
-            )
-        })
-        .unwrap_or_default();
+    let kinds = tensor_kinds(groups.iter().copied());
     let mut y = Axis::rows(kinds.clone());
     let mut marks = Vec::new();
     for (column, group) in groups.iter().enumerate() {

@@ -23,6 +23,13 @@ pub(super) fn fastest(group: &Group) -> Option<(&Cell, &Fit)> {
     plans.min_by_key(|(_, fit)| fit.step_ns)
 }
 
+/// The kinds of tensors that blocks have, as the first plan names them.
+pub(super) fn tensor_kinds<'a>(groups: impl IntoIterator<Item = &'a Group>) -> Vec<String> {
+    let first = groups.into_iter().find_map(fastest);
+    let shares = first.map(|(_, fit)| fit.shares.iter().map(|share| share.tensor.clone()));
+    shares.map(Vec::from_iter).unwrap_or_default()
+}
+
 /// `128k`.
 pub(super) fn tokens(seq: u64) -> String {
     Tokens::new(seq).to_string()
