@@ -5,7 +5,7 @@
 
 use super::setting;
 use crate::cli::{parse, print};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lower::MAX_TOKENS;
 use crate::methods::Method;
 use crate::model::Positions;
@@ -60,12 +60,12 @@ const PARTS: u64 = 40;
 const FIRST: u64 = 4096;
 
 /// How long `ilp` may look for a plan of one length that no simple strategy has one for.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Searches and reports.
 ///
 /// # Errors
-/// `BadInput` for what cannot be read or planned.
+/// `BadInput` for what cannot be read or planned; `Infeasible` where nothing fits at any length.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let setting = args.setting.read()?;
     let strategies = if args.strategy.is_empty() {
@@ -98,7 +98,18 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     } else {
         to_table(&rows, limit)
     };
-    print(out, text)
+    print(out, text)?;
+    let Some(row) = rows.iter().min_by_key(|row| std::cmp::Reverse(row.fits)) else {
+        return Ok(());
+    };
+    match row.fits {
+        0 => Err(Error::infeasible(format!(
+            "no strategy fits {} at any length: {}",
+            setting.model.name,
+            row.binds(limit)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 pub(super) type Probed = Result<Vec<std::result::Result<(), Infeasible>>>;
