@@ -14,7 +14,6 @@ use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, read_text, write_atomically};
 use crate::format::measured::{self, MeasuredFile};
-use crate::format::number::LinkRate;
 use crate::format::profile as file;
 use crate::model;
 use crate::profile::measure::{assemble, Request};
@@ -60,12 +59,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut tokens = args.seq.clone();
     tokens.sort_unstable();
     tokens.dedup();
-    if args
-        .link
-        .is_some_and(|rate| LinkRate::new(rate.get()).is_none())
-    {
-        return Err(Error::bad_input("--link: less than 1MB/s"));
-    }
     let request = Request {
         target,
         workspace: facts.workspace,
