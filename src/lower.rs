@@ -15,8 +15,9 @@ use ebbtide_solver::problem::{
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 use petgraph::graph::NodeIndex;
 
+use crate::device::layout::{self, WeightValue};
 use crate::error::{Error, Result};
-use crate::methods::Method;
+use crate::methods::{Method, Updates};
 use crate::model::graph::{
     self, Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work,
 };
@@ -186,6 +187,7 @@ pub fn lower(
         workload: *workload,
         tiling,
         value_of: vec![None; graph.graph.node_count()],
+        whole: method.updates() == Updates::Tensors,
         flops: Table::new(),
         charges: Table::new(),
         extrapolated: BTreeSet::new(),
@@ -241,6 +243,8 @@ struct Lowering<'a> {
     workload: Workload,
     tiling: Tiling,
     value_of: Vec<Option<ValueId>>,
+    /// Whether weights are updated tensor by tensor.
+    whole: bool,
     flops: Table<OpId, Flops>,
     charges: Table<OpId, Vec<Charge>>,
     extrapolated: BTreeSet<String>,
@@ -274,6 +278,10 @@ impl Lowering<'_> {
                     fixed_bytes: Bytes::new(tensor.fixed_elements * width),
                     split: match tensor.layout {
                         Layout::Whole => Split::Whole,
+                        // Updated as a whole, a gradient is kept as a whole.
+                        Layout::ByGroups if self.whole && tensor.role == Role::Gradient => {
+                            Split::Whole
+                        }
                         Layout::ByRows => Split::Rows,
                         Layout::ByGroups => Split::Groups,
                     },
@@ -525,16 +533,14 @@ impl Lowering<'_> {
 
     fn states(&mut self, method: Method, steps: &BTreeMap<(Stage, Option<u32>), StepId>) {
         let last = self.problem.last_step();
-        let state_bytes = method.state_bytes(self.workload.dtype);
         for group in &self.graph.groups {
-            let parameters: u64 = group.parameters.iter().sum();
-            let states = (state_bytes > 0).then(|| {
+            let states = (self.update_costs(method, group).states > 0).then(|| {
                 self.problem.values.push(Value {
                     name: format!("{}.states", group.name),
                     block: None,
                     category: Category::OptimizerStates,
                     row_bytes: 0,
-                    fixed_bytes: Bytes::new(parameters * state_bytes),
+                    fixed_bytes: Bytes::new(self.update_costs(method, group).states),
                     split: Split::Whole,
                     tensor: None,
                 })
@@ -552,26 +558,51 @@ impl Lowering<'_> {
                 name: group.name.clone(),
                 weights: group.weights.iter().map(|&w| self.value(w)).collect(),
                 gradients: group.gradients.iter().map(|&g| self.value(g)).collect(),
-                parameters,
+                parameters: group.parameters.iter().sum(),
                 states,
                 updates,
                 host: method
                     .on_host()
-                    .then(|| self.host_optimizer(method, parameters)),
+                    .then(|| self.host_optimizer(method, group)),
             });
         }
     }
 
-    fn host_optimizer(&self, method: Method, parameters: u64) -> HostOptimizer {
-        let dtype = self.workload.dtype;
+    /// What updates of all weights of a group cost.
+    fn update_costs(&self, method: Method, group: &graph::WeightGroup) -> UpdateCosts {
+        let all = group.weights.iter().map(|&w| self.update_cost(method, w));
+        all.fold(UpdateCosts::default(), |sum, one| UpdateCosts {
+            states: sum.states + one.states,
+            traffic: sum.traffic + one.traffic,
+        })
+    }
+
+    /// What an update of a weight costs.
+    fn update_cost(&self, method: Method, weight: NodeIndex) -> UpdateCosts {
+        let layout = layout::Layout {
+            model: self.model,
+            dtype: self.workload.dtype,
+            groups: u64::from(self.tiling.groups),
+        };
+        let weight = self.graph.tensor(weight).expect("groups list tensors");
+        let value = WeightValue::of(&weight.name).expect("the graph's weights have these names");
+        UpdateCosts {
+            states: method.state_bytes(&layout, value),
+            traffic: method.update_traffic(&layout, value),
+        }
+    }
+
+    fn host_optimizer(&self, method: Method, group: &graph::WeightGroup) -> HostOptimizer {
         let adam = self.profile.machine.host_adam;
+        let parameters: u64 = group.parameters.iter().sum();
+        let costs = self.update_costs(method, group);
         HostOptimizer {
             // Bound by memory, so in proportion to the traffic of the measured AdamW.
             duration: adam.time(parameters).scaled(
-                method.update_traffic(dtype),
-                adam.bytes_per_param.get().max(1),
+                costs.traffic,
+                (parameters * adam.bytes_per_param.get()).max(1),
             ),
-            bytes: Bytes::new(parameters * method.state_bytes(dtype)),
+            bytes: Bytes::new(costs.states),
         }
     }
 
@@ -591,10 +622,13 @@ impl Lowering<'_> {
         };
         let parameters = group.parameters[member] / runs;
         let name = update_name(method);
-        let traffic = Bytes::new(parameters * method.update_traffic(self.workload.dtype));
+        let costs = self.update_cost(method, group.weights[member]);
+        let traffic = Bytes::new(costs.traffic / runs);
         let estimate = self.costs.update(&name, parameters, traffic);
         let mut updates = vec![self.value(group.weights[member])];
-        updates.extend(states);
+        if costs.states > 0 {
+            updates.extend(states);
+        }
         let op = self.problem.ops.push(Op {
             name,
             block: None,
@@ -615,6 +649,13 @@ impl Lowering<'_> {
         self.charges.push(vec![Charge::Kernel(traffic)]);
         op
     }
+}
+
+/// Bytes that an update keeps and moves.
+#[derive(Clone, Copy, Default)]
+struct UpdateCosts {
+    states: u64,
+    traffic: u64,
 }
 
 /// The loop nest of a step: attention loops over head groups and within them over tiles,

@@ -67,7 +67,7 @@ pub fn variants(request: &Request<'_>) -> Result<Vec<Lowered>> {
         budget,
     } = *request;
     workload.check(model)?;
-    method.check(workload.accumulate)?;
+    method.check(workload.accumulate, workload.dtype)?;
     let graph = step_graph(model);
     tilings(model, &workload)
         .into_iter()

@@ -261,7 +261,9 @@ impl Merging<'_, '_> {
                     *slot = self.queue.loss_slots;
                     self.queue.loss_slots += 1;
                 }
-                Operator::Update { .. } if clip && self.queue.norm_slots == 0 => {
+                Operator::Update { .. } | Operator::TensorUpdate { .. }
+                    if clip && self.queue.norm_slots == 0 =>
+                {
                     self.gradient_norms(number)?;
                 }
                 _ => {}
@@ -277,7 +279,7 @@ impl Merging<'_, '_> {
     /// Refuses to clip where some weight is updated before the last gradient is there.
     fn clip(&self) -> Result<()> {
         let schedule = self.program.schedule;
-        if self.program.fused {
+        if self.program.method.fused() {
             return Err(Error::bad_input(
                 "gradients cannot be clipped by their global norm: the method updates weights \
                  inside backward, before all gradients are there",
@@ -310,6 +312,10 @@ impl Merging<'_, '_> {
                     return Err(Error::bad_input("a gradient has no buffer"));
                 };
                 let value: WeightValue = self.program.weight_value(self.program.value(first)?)?;
+                let regions = match regions[..] {
+                    [whole] => self.program.layout.pieces(value, whole),
+                    _ => regions,
+                };
                 let operator = Operator::GradientNorm {
                     gradients: self.program.layout.gradients(value, &regions),
                     slot: self.queue.norm_slots,

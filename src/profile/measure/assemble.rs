@@ -13,6 +13,7 @@ use crate::format::profile::{
     self as file, AttentionSample, GemmDirectionName, GemmSample, KernelSample, ProfileFile,
     WorkspaceName,
 };
+use crate::device::UpdateRule;
 use crate::methods::Method;
 use crate::profile::{Dtype, Workspace};
 
@@ -83,7 +84,7 @@ fn host_section(dtype: Dtype, host: &MeasuredHost, facts: &Facts) -> file::HostS
         memory_bytes_per_s: None,
         pin_bytes_per_s: Some(host.pin_bytes_per_s),
         adam_params_per_s: host.adam_params_per_s,
-        adam_bytes_per_param: natural(Method::AdamW.update_traffic(dtype)),
+        adam_bytes_per_param: natural(UpdateRule::AdamW.traffic(dtype)),
     }
 }
 

@@ -3,6 +3,7 @@
 mod heads;
 mod products;
 mod rows;
+mod tensors;
 
 use super::ops::linear;
 use super::ops::norm::Norm;
@@ -146,6 +147,7 @@ impl<'a> Runner<'a> {
             Operator::Update { rule, ref slices } => {
                 update::run(self.state, rule, slices, self.on_host)
             }
+            Operator::TensorUpdate { ref tensors, .. } => self.run_tensors(tensors),
             Operator::GradientNorm {
                 ref gradients,
                 slot,
