@@ -77,6 +77,8 @@ fn problems(model: &ModelConfig, seq: u64) -> Vec<(String, Problem)> {
             (Method::AdamW, 2),
             (Method::Sgd, 2),
             (Method::Lomo, 1),
+            (Method::AdaLomo, 1),
+            (Method::AdamW8bit, 2),
         ] {
             let dtype = if machine == "unit" {
                 Dtype::F32

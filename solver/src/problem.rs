@@ -253,7 +253,8 @@ pub struct StateGroup {
     /// contribution for a fused method, the last step of all where gradients are kept until the
     /// end.
     pub updates: Vec<(StepId, OpId)>,
-    /// What the host optimizer needs, where the method has one.
+    /// What the host optimizer needs, where the method has one. Without one, states and gradients
+    /// are on the device until the update, whatever the placement.
     pub host: Option<HostOptimizer>,
 }
 
