@@ -1,25 +1,25 @@
-//! From a model's graph, a profile and a workload to the solver's [`Problem`]: the only file that
+//! From a model's graph, a profile and a workload to the solver's [`Problem`]: the only place that
 //! speaks both vocabularies.
 //!
 //! Every tensor node becomes a value (versions of one tensor share it), every operator node an
 //! operator whose time comes from the profile and whose FLOPs from its [`Work`], every stage of a
 //! block a step with a loop nest. What the profile had to guess is collected and reported.
 
+mod states;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebbtide_solver::ids::{OpId, StepId, Table, TensorId, ValueId};
 use ebbtide_solver::problem::{
-    Budget, Category, Domain, HostOptimizer, Node, Op, Phase, Problem, Scaling, Split, StateGroup,
-    Step, Value,
+    Budget, Category, Domain, Node, Op, Phase, Problem, Scaling, Split, Step, Value,
 };
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 use petgraph::graph::NodeIndex;
 
-use crate::device::layout::{self, WeightValue};
 use crate::error::{Error, Result};
 use crate::methods::{Method, Updates};
 use crate::model::graph::{
-    self, Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work,
+    Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work,
 };
 use crate::model::ModelConfig;
 use crate::profile::cost::{Attention, AttentionDirection, Costs, Estimate, Gemm, GemmDirection};
@@ -62,6 +62,18 @@ pub struct Lowered {
     pub charges: Table<OpId, Vec<Charge>>,
     /// What the profile had to extrapolate, each once.
     pub extrapolated: BTreeSet<String>,
+    /// What a step takes more in which the method renews its projections: it is spread over the
+    /// steps' updates.
+    pub renewal: Renewed,
+}
+
+/// Time that is spent every so many steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Renewed {
+    /// How long; 0 where nothing is renewed.
+    pub time: Nanos,
+    /// Steps from one to the next.
+    pub every: u32,
 }
 
 /// The shape of a kernel, over a whole tile where it can be cut by rows.
@@ -176,6 +188,7 @@ pub fn lower(
     budget: Budget,
     tiling: Tiling,
 ) -> Result<Lowered> {
+    let method = method.resolved(model)?;
     let costs = profile.costs(workload.dtype)?;
     let tokens = Tokens::new(workload.tokens());
     let granule = Tokens::new(tokens.get().div_ceil(16).next_multiple_of(128));
@@ -191,6 +204,7 @@ pub fn lower(
         flops: Table::new(),
         charges: Table::new(),
         extrapolated: BTreeSet::new(),
+        renewal: Renewed::default(),
         too_long: None,
         problem: Problem {
             tokens,
@@ -221,6 +235,7 @@ pub fn lower(
         flops,
         charges,
         extrapolated,
+        renewal,
         ..
     } = lowering;
     Ok(Lowered {
@@ -229,6 +244,7 @@ pub fn lower(
         flops,
         charges,
         extrapolated,
+        renewal,
     })
 }
 
@@ -248,6 +264,7 @@ struct Lowering<'a> {
     flops: Table<OpId, Flops>,
     charges: Table<OpId, Vec<Charge>>,
     extrapolated: BTreeSet<String>,
+    renewal: Renewed,
     too_long: Option<&'static str>,
     problem: Problem,
 }
@@ -528,134 +545,6 @@ impl Lowering<'_> {
         });
         Scaling::fixed(bytes.sum())
     }
-
-    // ---- model states -------------------------------------------------------------------------
-
-    fn states(&mut self, method: Method, steps: &BTreeMap<(Stage, Option<u32>), StepId>) {
-        let last = self.problem.last_step();
-        for group in &self.graph.groups {
-            let states = (self.update_costs(method, group).states > 0).then(|| {
-                self.problem.values.push(Value {
-                    name: format!("{}.states", group.name),
-                    block: None,
-                    category: Category::OptimizerStates,
-                    row_bytes: 0,
-                    fixed_bytes: Bytes::new(self.update_costs(method, group).states),
-                    split: Split::Whole,
-                    tensor: None,
-                })
-            });
-            let mut updates = Vec::new();
-            for member in 0..group.weights.len() {
-                let after = if method.fused() {
-                    steps[&group.complete_after[member]]
-                } else {
-                    last
-                };
-                updates.push((after, self.update(method, group, member, states)));
-            }
-            self.problem.states.push(StateGroup {
-                name: group.name.clone(),
-                weights: group.weights.iter().map(|&w| self.value(w)).collect(),
-                gradients: group.gradients.iter().map(|&g| self.value(g)).collect(),
-                parameters: group.parameters.iter().sum(),
-                states,
-                updates,
-                host: method
-                    .on_host()
-                    .then(|| self.host_optimizer(method, group)),
-            });
-        }
-    }
-
-    /// What updates of all weights of a group cost.
-    fn update_costs(&self, method: Method, group: &graph::WeightGroup) -> UpdateCosts {
-        let all = group.weights.iter().map(|&w| self.update_cost(method, w));
-        all.fold(UpdateCosts::default(), |sum, one| UpdateCosts {
-            states: sum.states + one.states,
-            traffic: sum.traffic + one.traffic,
-        })
-    }
-
-    /// What an update of a weight costs.
-    fn update_cost(&self, method: Method, weight: NodeIndex) -> UpdateCosts {
-        let layout = layout::Layout {
-            model: self.model,
-            dtype: self.workload.dtype,
-            groups: u64::from(self.tiling.groups),
-        };
-        let weight = self.graph.tensor(weight).expect("groups list tensors");
-        let value = WeightValue::of(&weight.name).expect("the graph's weights have these names");
-        UpdateCosts {
-            states: method.state_bytes(&layout, value),
-            traffic: method.update_traffic(&layout, value),
-        }
-    }
-
-    fn host_optimizer(&self, method: Method, group: &graph::WeightGroup) -> HostOptimizer {
-        let adam = self.profile.machine.host_adam;
-        let parameters: u64 = group.parameters.iter().sum();
-        let costs = self.update_costs(method, group);
-        HostOptimizer {
-            // Bound by memory, so in proportion to the traffic of the measured AdamW.
-            duration: adam.time(parameters).scaled(
-                costs.traffic,
-                (parameters * adam.bytes_per_param.get()).max(1),
-            ),
-            bytes: Bytes::new(costs.states),
-        }
-    }
-
-    fn update(
-        &mut self,
-        method: Method,
-        group: &graph::WeightGroup,
-        member: usize,
-        states: Option<ValueId>,
-    ) -> OpId {
-        let gradient = self.value(group.gradients[member]);
-        let by_groups = self.problem.values[gradient].split == Split::Groups;
-        let runs = if by_groups {
-            u64::from(self.tiling.groups)
-        } else {
-            1
-        };
-        let parameters = group.parameters[member] / runs;
-        let name = update_name(method);
-        let costs = self.update_cost(method, group.weights[member]);
-        let traffic = Bytes::new(costs.traffic / runs);
-        let estimate = self.costs.update(&name, parameters, traffic);
-        let mut updates = vec![self.value(group.weights[member])];
-        if costs.states > 0 {
-            updates.extend(states);
-        }
-        let op = self.problem.ops.push(Op {
-            name,
-            block: None,
-            domain: if by_groups {
-                Domain::Group
-            } else {
-                Domain::Whole
-            },
-            memory_bound: true,
-            reads: vec![gradient],
-            writes: Vec::new(),
-            accumulates: Vec::new(),
-            updates,
-            workspace: Scaling::default(),
-            picos: Scaling::fixed(estimate.time.min(LONGEST).get() * 1000),
-        });
-        self.flops.push(Flops::default());
-        self.charges.push(vec![Charge::Kernel(traffic)]);
-        op
-    }
-}
-
-/// Bytes that an update keeps and moves.
-#[derive(Clone, Copy, Default)]
-struct UpdateCosts {
-    states: u64,
-    traffic: u64,
 }
 
 /// The loop nest of a step: attention loops over head groups and within them over tiles,

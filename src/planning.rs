@@ -147,6 +147,7 @@ pub fn plan_variants(
         solve_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     let floor = floor.unwrap_or(Nanos::ZERO);
+    let method = request.method.resolved(request.model).ok();
     let predicted = predict(request, &lowered, &schedule, &timeline, floor);
     let file = file::ScheduleFile {
         ebbtide_version: env!("CARGO_PKG_VERSION").into(),
@@ -163,6 +164,7 @@ pub fn plan_variants(
             host_memory: request.profile.host.memory,
         },
         method: request.method.name().into(),
+        method_options: method.and_then(Method::low_rank),
         strategy: strategy.name().into(),
         decisions: decisions(&lowered.problem, &plan, &request.workload),
         states: states(&lowered.problem, &plan.placements),
@@ -333,6 +335,8 @@ fn flops(lowered: &Lowered, schedule: &Schedule) -> (u128, u128) {
         if instruction.action == Action::Run(op) {
             model += match lowered.problem.ops[op].name.as_str() {
                 "attention_backward" => flops * 4 / 5,
+                // A method's own.
+                name if name.ends_with("_update") => 0,
                 _ => flops,
             };
         }
@@ -390,7 +394,7 @@ fn with_slow_links(schedule: &Schedule) -> Schedule {
 }
 
 /// What would make a request fit; nothing where it was not found in time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WouldFit {
     /// Device memory that is enough with the host memory there is.
     pub device: Option<Bytes>,

@@ -32,6 +32,9 @@ pub struct Args {
     /// Training method
     #[arg(long, value_name = "METHOD", default_value = "adamw", value_parser = parse::method())]
     pub method: Method,
+    /// How a low-rank method is run.
+    #[command(flatten)]
+    pub low_rank: setting::LowRankArgs,
     /// How the plan is found
     #[arg(long, value_name = "NAME", default_value = "ilp", value_parser = parse::strategy())]
     pub strategy: Strategy,
@@ -73,7 +76,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             accumulate: args.setting.accumulate,
             dtype: setting.dtype,
         },
-        method: args.method,
+        method: args.method.told(args.low_rank.told())?,
         budget: setting.budget,
     };
     let options = Options {

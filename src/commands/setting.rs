@@ -2,6 +2,7 @@
 
 use crate::cli::parse;
 use crate::error::Result;
+use crate::methods::Told;
 use crate::model::{self, ModelConfig};
 use crate::profile::{self, Dtype, Profile};
 use ebbtide_solver::problem::Budget;
@@ -34,6 +35,52 @@ pub struct Args {
     /// Host memory for the plan, such as 110GiB [default: 90 % of the profile's]
     #[arg(long, value_name = "BYTES", value_parser = parse::bytes, allow_hyphen_values = true)]
     pub host_memory: Option<Bytes>,
+}
+
+/// How a low-rank method is run.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct LowRankArgs {
+    /// Rank of a low-rank method [default: the method's own, at most a quarter of the smallest side
+    /// of a matrix]
+    #[arg(long, value_name = "N")]
+    pub rank: Option<u64>,
+    /// Steps after which a low-rank method renews its projections [default: the method's]
+    #[arg(long, value_name = "STEPS")]
+    pub refresh: Option<u32>,
+    /// What a low-rank method scales its update by [default: the method's]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub scale: Option<f64>,
+    /// Update each weight inside backward, so that no gradient is kept
+    #[arg(long)]
+    pub per_layer: bool,
+    /// Find GaLore's projections by singular value decompositions, not by subspace iterations
+    #[arg(long)]
+    pub svd: bool,
+    /// Keep the moments of galore, apollo and apollo-mini in 8 bits
+    #[arg(long)]
+    pub eight_bit: bool,
+}
+
+impl LowRankArgs {
+    /// What they tell a method.
+    pub fn told(self) -> Told {
+        let Self {
+            rank,
+            refresh,
+            scale,
+            per_layer,
+            svd,
+            eight_bit,
+        } = self;
+        Told {
+            rank,
+            refresh,
+            scale,
+            per_layer,
+            svd,
+            eight_bit,
+        }
+    }
 }
 
 /// What the flags stand for.

@@ -39,6 +39,14 @@ impl TensorShape {
     pub const fn elements(self) -> u64 {
         self.rows * self.columns
     }
+    /// The longer and the shorter side.
+    pub const fn sides(self) -> (u64, u64) {
+        if self.rows >= self.columns {
+            (self.rows, self.columns)
+        } else {
+            (self.columns, self.rows)
+        }
+    }
     /// Whether it has one column.
     pub const fn is_vector(self) -> bool {
         self.columns == 1
@@ -56,6 +64,76 @@ pub enum TensorRule {
     /// over the tensor, a learning rate relative to the weights' size. `β₂ = 1 − t^(−0.8)`; of the
     /// step's parameters it takes `η` and `λ` alone.
     AdaLomo,
+    /// GaLore (Zhao et al. 2024) on a matrix, turned so that it has `M` rows and `μ ≤ M` columns.
+    /// Every `refresh` steps, from the first on, `P [r × μ]` becomes an orthonormal basis of the
+    /// gradient's leading directions. Then `R = g Pᵀ`, `m ← β₁ m + (1 − β₁) R`,
+    /// `v ← β₂ v + (1 − β₂) R²`, `N = m / (√v + ε)`,
+    /// `w ← w − η √(1 − β₂ᵗ)/(1 − β₁ᵗ) · α N P`, `w ← w − ηλ w`. `ε` is added before the bias is
+    /// corrected.
+    Galore {
+        /// Rank and period.
+        projection: Projection,
+        /// α.
+        scale: f64,
+        /// Whether the basis is exact: right singular vectors. Otherwise two subspace iterations,
+        /// from the basis before.
+        svd: bool,
+        /// How moments are kept.
+        moments: Moments,
+    },
+    /// APOLLO (Zhu et al. 2025): `R = g Pᵀ` with a random `P [r × μ]` of variance `1/r`, drawn anew
+    /// every `refresh` steps; Adam as in GaLore makes `R̃` of it. Row `j` of `g` is scaled by
+    /// `s_j = |R̃_j| / (|R_j| + 10⁻⁸)`, or all of it by the same of whole matrices; then
+    /// `|u| ← min(|u|, 1.01 · |u| of the step before)` and `w ← w − η √scale · u`, `w ← w − ηλ w`.
+    Apollo {
+        /// Rank and period.
+        projection: Projection,
+        /// The factor's square.
+        scale: f64,
+        /// Whether each row has a factor of its own.
+        channels: bool,
+        /// How moments are kept.
+        moments: Moments,
+    },
+    /// FLORA (Hao et al. 2024): `u` is the gradient over its factored second moment, as AdaLomo has
+    /// it; `d = (1 − β₁) u + β₁ M A`; every `refresh` steps `M ← M A A'ᵀ` for a new `A'`;
+    /// `M ← β₁ M + (1 − β₁) u Aᵀ`; the weights follow `d` as in AdaLomo. `A [r × μ]` is random with
+    /// variance `1/r`.
+    Flora {
+        /// Rank and period.
+        projection: Projection,
+    },
+}
+
+/// A space of low rank.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Projection {
+    /// `r`.
+    pub rank: u64,
+    /// Steps after which it is renewed.
+    pub refresh: u32,
+}
+
+/// A product `[m × k] · [k × n]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Multiplied {
+    /// Rows.
+    pub m: u64,
+    /// What is summed over.
+    pub k: u64,
+    /// Columns.
+    pub n: u64,
+}
+
+/// What a renewal of a projection takes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// Nothing: it is drawn.
+    None,
+    /// Matrix products.
+    Products(Vec<Multiplied>),
+    /// A singular value decomposition of so many rows and columns.
+    Decomposition(TensorShape),
 }
 
 impl TensorRule {
@@ -63,15 +141,37 @@ impl TensorRule {
     /// a whole number of words of 4 bytes. All begin as zeros.
     ///
     /// Adam: `m`, `v`, and with 8 bits the scales of `m`, those of `v`. AdaLomo: of a matrix `R`
-    /// `[rows]` and `C` `[columns]`, of a vector `V`.
+    /// `[rows]` and `C` `[columns]`, of a vector `V`. GaLore: `P` in the weights' type, then Adam's
+    /// of `[M × r]`. APOLLO: Adam's of `[M × r]`, the last update's norm. FLORA: `M` `[M × r]`, `R`
+    /// `[M]`, `C` `[μ]`.
     pub fn states(self, shape: TensorShape, dtype: Dtype) -> Vec<u64> {
         let words = |bytes: u64| bytes.next_multiple_of(4);
+        let (long, short) = shape.sides();
         match self {
-            TensorRule::Adam(moments) => moments
-                .bytes(shape.elements(), dtype)
-                .into_iter()
-                .map(words)
-                .collect(),
+            TensorRule::Adam(moments) => {
+                let moments = moments.bytes(shape.elements(), dtype).into_iter();
+                moments.map(words).collect()
+            }
+            TensorRule::Galore {
+                projection: Projection { rank, .. },
+                moments,
+                ..
+            } => {
+                let moments = moments.bytes(long * rank, dtype).into_iter();
+                let basis = [rank * short * dtype.bytes()].into_iter();
+                basis.chain(moments).map(words).collect()
+            }
+            TensorRule::Apollo {
+                projection: Projection { rank, .. },
+                moments,
+                ..
+            } => {
+                let moments = moments.bytes(long * rank, dtype).into_iter();
+                moments.chain([4]).map(words).collect()
+            }
+            TensorRule::Flora {
+                projection: Projection { rank, .. },
+            } => vec![4 * long * rank, 4 * long, 4 * short],
             TensorRule::AdaLomo if shape.is_vector() => vec![4 * shape.rows],
             TensorRule::AdaLomo => vec![4 * shape.rows, 4 * shape.columns],
         }
@@ -86,12 +186,80 @@ impl TensorRule {
     /// weight read and written, the states read and written.
     pub fn traffic(self, shape: TensorShape, dtype: Dtype) -> u64 {
         // AdaLomo: moments; the update's norm and the weights'; the update.
+        // APOLLO: its projection; its scaling. FLORA: as AdaLomo, and its update in f32 written and
+        // read twice.
         let (gradient, weight) = match self {
-            TensorRule::Adam(_) => (1, 2),
-            TensorRule::AdaLomo => (3, 3),
+            TensorRule::Adam(_) | TensorRule::Galore { .. } => (1, 2),
+            TensorRule::Apollo { .. } => (2, 2),
+            TensorRule::AdaLomo | TensorRule::Flora { .. } => (3, 3),
         };
         (gradient + weight) * shape.elements() * dtype.bytes()
             + 2 * self.state_bytes(shape, dtype)
+            + 2 * self.workspace_bytes(shape)
+    }
+
+    /// Scratch memory of an update in bytes, all f32: what is projected, random matrices, updates
+    /// that are not formed within a product, and what a renewal needs.
+    pub fn workspace_bytes(self, shape: TensorShape) -> u64 {
+        let (long, short) = shape.sides();
+        let elements = match self {
+            TensorRule::Adam(_) | TensorRule::AdaLomo => 0,
+            TensorRule::Galore {
+                projection, svd, ..
+            } => match svd {
+                // The matrix and its singular vectors.
+                true => 2 * long * short + short * short,
+                // Products from either side.
+                false => (long + short) * projection.rank,
+            },
+            TensorRule::Apollo { projection, .. } => (long + short) * projection.rank + long,
+            TensorRule::Flora { projection } => {
+                (long + 2 * short) * projection.rank + long * short
+            }
+        };
+        4 * elements
+    }
+
+    /// The matrix products of an update.
+    pub fn products(self, shape: TensorShape) -> Vec<Multiplied> {
+        let (m, k) = shape.sides();
+        let down = |n| Multiplied { m, k, n };
+        let up = |n| Multiplied { m, k: n, n: k };
+        match self {
+            TensorRule::Adam(_) | TensorRule::AdaLomo => Vec::new(),
+            TensorRule::Galore { projection, .. } | TensorRule::Flora { projection } => {
+                vec![down(projection.rank), up(projection.rank)]
+            }
+            TensorRule::Apollo { projection, .. } => vec![down(projection.rank)],
+        }
+    }
+
+    /// What a renewal of the projection takes, and after how many steps there is one.
+    pub fn renewal(self, shape: TensorShape) -> (Renewal, u32) {
+        let (m, k) = shape.sides();
+        match self {
+            TensorRule::Adam(_) | TensorRule::AdaLomo => (Renewal::None, 1),
+            TensorRule::Apollo { projection, .. } => (Renewal::None, projection.refresh),
+            TensorRule::Galore {
+                projection: Projection { refresh, .. },
+                svd: true,
+                ..
+            } => (Renewal::Decomposition(shape), refresh),
+            TensorRule::Galore { projection, .. } => {
+                let n = projection.rank;
+                let there = Multiplied { m, k, n };
+                let back = Multiplied { m: k, k: m, n };
+                // A QR decomposition takes as much as two products of that shape.
+                let orthogonal = Multiplied { m: k, k: n, n };
+                let iteration = [there, back, orthogonal, orthogonal];
+                (Renewal::Products(iteration.repeat(2)), projection.refresh)
+            }
+            TensorRule::Flora { projection } => {
+                let n = projection.rank;
+                let moved = vec![Multiplied { m, k: n, n: k }, Multiplied { m, k, n }];
+                (Renewal::Products(moved), projection.refresh)
+            }
+        }
     }
 }
 

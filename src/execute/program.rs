@@ -87,7 +87,7 @@ impl<'a> Program<'a> {
     /// A method or type that is not run, or sizes that are not the model's.
     pub fn new(file: &'a ScheduleFile, model: &'a ModelConfig) -> Result<Self> {
         let schedule = &file.schedule;
-        let method: Method = file.method.parse()?;
+        let method = Method::named(&file.method, file.method_options)?.resolved(model)?;
         let workload = &file.workload;
         let rows = workload.seq.checked_mul(workload.batch);
         if workload.seq == 0 || workload.batch == 0 || rows != Some(schedule.tokens) {

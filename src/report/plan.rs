@@ -8,6 +8,7 @@ use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 
 use super::{by_category, columns, count, grouped, percent, Sheet};
 use crate::format::schedule::{Decision, ScheduleFile, Status};
+use crate::methods::LowRank;
 use crate::memory;
 use crate::planning::{Planned, Sensitivity};
 
@@ -51,7 +52,26 @@ fn head(planned: &Planned, sheet: &mut Sheet) {
         format!("{}, {parameters} parameters", file.model.name),
     );
     sheet.row("workload", format!("{workload}, {}", file.method));
+    if let Some(options) = file.method_options {
+        sheet.row("method", of_low_rank(&options));
+    }
     sheet.row("hardware", &file.hardware.name);
+}
+
+/// `rank 256, refreshed every 200 steps, scale 0.25`.
+fn of_low_rank(options: &LowRank) -> String {
+    let flags = [
+        (options.per_layer, ", updated layer by layer"),
+        (options.svd, ", by singular values"),
+        (options.eight_bit, ", moments in 8 bits"),
+    ];
+    let flags: String = flags.iter().filter(|f| f.0).map(|f| f.1).collect();
+    format!(
+        "rank {}, refreshed every {} steps, scale {}{flags}",
+        options.rank.unwrap_or_default(),
+        options.refresh,
+        options.scale
+    )
 }
 
 // ---- what was decided ---------------------------------------------------------------------------

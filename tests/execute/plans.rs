@@ -233,6 +233,8 @@ pub fn file_of(model: &ModelConfig, cut: &Cut, schedule: Schedule) -> ScheduleFi
         dtype: cut.workload.dtype.to_string(),
     };
     file.method = cut.method.name().into();
+    let resolved = cut.method.resolved(model).expect("suits the model");
+    file.method_options = resolved.low_rank();
     file.predicted.step = Nanos::new(1);
     file.schedule = schedule;
     file

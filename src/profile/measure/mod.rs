@@ -57,7 +57,7 @@ pub struct Request<'a> {
 }
 
 /// A part of the measurement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stage {
     /// What measuring itself costs.
     Calibration,

@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn decay_shrinks_and_zeros_do_no_harm() {
-        let (mut w, mut u) = (vec![2.0; 4], vec![0.0; 4]);
+        let (mut w, mut u) = (vec![2.0f64; 4], vec![0.0; 4]);
         let mut moments = vec![0.0; 4];
         precondition(&mut u, Second::Whole(&mut moments), decay(1));
         assert_eq!(u, [0.0; 4]);

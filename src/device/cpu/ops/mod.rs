@@ -12,6 +12,7 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod factored;
 pub mod linear;
+pub mod low_rank;
 pub mod norm;
 pub mod philox;
 pub mod quantised;

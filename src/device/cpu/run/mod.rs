@@ -1,6 +1,7 @@
 //! Runs one operator: operands from memory to floats, arithmetic, results back, rounded once.
 
 mod heads;
+mod low_rank;
 mod products;
 mod rows;
 mod tensors;

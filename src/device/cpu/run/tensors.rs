@@ -26,11 +26,31 @@ impl<'a> Runner<'a> {
             let mut w = self.load(tensor.weight, tensor.shape.elements())?;
             match tensor.rule {
                 TensorRule::Adam(moments) => {
-                    let moments = moments.of(tensor.shape.elements());
                     let constants = Constants::new(&step, 1.0);
-                    self.with_moments(tensor, moments, |m, v| {
-                        adamw(&constants, &mut w, m, v, &g);
+                    self.with_moments(tensor.key, &tensor.states, &mut w, moments, {
+                        |w, m, v| adamw(&constants, w, m, v, &g)
                     })?;
+                }
+                TensorRule::Galore {
+                    projection,
+                    scale,
+                    svd,
+                    moments,
+                } => {
+                    let how = (scale, svd, moments);
+                    self.run_galore((tensor, projection), how, (&mut w, &mut g))?;
+                }
+                TensorRule::Apollo {
+                    projection,
+                    scale,
+                    channels,
+                    moments,
+                } => {
+                    let how = (scale, channels, moments);
+                    self.run_apollo((tensor, projection), how, (&mut w, &mut g))?;
+                }
+                TensorRule::Flora { projection } => {
+                    self.run_flora((tensor, projection), (&mut w, &mut g))?;
                 }
                 TensorRule::AdaLomo => {
                     let decay = factored::decay(step.step);
@@ -105,20 +125,22 @@ impl<'a> Runner<'a> {
         self.store(region, values)
     }
 
-    /// Lends Adam's moments in f32 and stores what becomes of them.
-    fn with_moments(
+    /// Changes `values` with Adam's moments in f32, and stores what becomes of these.
+    pub(super) fn with_moments(
         &self,
-        tensor: &TensorUpdate,
+        key: u64,
+        states: &[Region],
+        values: &mut [f32],
         moments: Moments,
-        change: impl FnOnce(&mut [f32], &mut [f32]),
+        change: impl FnOnce(&mut [f32], &mut [f32], &mut [f32]),
     ) -> Outcome {
-        let elements = tensor.shape.elements();
-        let (first, second) = (tensor.states[0], tensor.states[1]);
-        match moments {
+        let elements = values.len() as u64;
+        let (first, second) = (states[0], states[1]);
+        match moments.of(elements) {
             Moments::F32 => {
                 let mut m = self.load_as(first, elements, Dtype::F32)?;
                 let mut v = self.load_as(second, elements, Dtype::F32)?;
-                change(&mut m, &mut v);
+                change(values, &mut m, &mut v);
                 self.store_as(first, &m, Dtype::F32)?;
                 self.store_as(second, &v, Dtype::F32)
             }
@@ -127,29 +149,28 @@ impl<'a> Runner<'a> {
                 let [first, second] = [first, second].map(|region| region.part(0, bytes));
                 let mut m = self.load(first, elements)?;
                 let mut v = self.load(second, elements)?;
-                change(&mut m, &mut v);
-                self.store_rounded(first, &mut m, tensor.key, Purpose::FirstMoment)?;
-                self.store_rounded(second, &mut v, tensor.key, Purpose::SecondMoment)
+                change(values, &mut m, &mut v);
+                self.store_rounded(first, &mut m, key, Purpose::FirstMoment)?;
+                self.store_rounded(second, &mut v, key, Purpose::SecondMoment)
             }
             Moments::EightBit => {
                 let maps = [&*SIGNED, &*UNSIGNED];
-                let mut values = [0, 1].map(|_| self.scratch.take(elements as usize));
+                let mut lent = [0, 1].map(|_| self.scratch.take(elements as usize));
                 let mut codes = vec![0; elements as usize];
-                for (nth, values) in values.iter_mut().enumerate() {
-                    let (at, scales) = (tensor.states[nth], self.words(tensor.states[2 + nth])?);
+                for (nth, moment) in lent.iter_mut().enumerate() {
+                    let (at, scales) = (states[nth], self.words(states[2 + nth])?);
                     let memory = self.state.memory(at.space);
                     memory.read_bytes(at.offset_bytes, &mut codes);
-                    dequantise(maps[nth], &codes, &scales, values);
+                    dequantise(maps[nth], &codes, &scales, moment);
                 }
-                let [m, v] = &mut values;
-                change(m, v);
-                for (nth, values) in values.iter().enumerate() {
-                    let at = tensor.states[nth];
-                    let mut scales = self.words(tensor.states[2 + nth])?;
-                    quantise(maps[nth], values, &mut codes, &mut scales);
+                let [m, v] = &mut lent;
+                change(values, m, v);
+                for (nth, moment) in lent.iter().enumerate() {
+                    let (at, mut scales) = (states[nth], self.words(states[2 + nth])?);
+                    quantise(maps[nth], moment, &mut codes, &mut scales);
                     let memory = self.state.memory(at.space);
                     memory.write_bytes(at.offset_bytes, &codes);
-                    self.store_as(tensor.states[2 + nth], &scales, Dtype::F32)?;
+                    self.store_as(states[2 + nth], &scales, Dtype::F32)?;
                 }
                 Ok(())
             }
@@ -157,7 +178,7 @@ impl<'a> Runner<'a> {
     }
 
     /// f32 elements that fill a region.
-    fn words(&self, region: Region) -> Result<Loan<'a>, Cause> {
+    pub(super) fn words(&self, region: Region) -> Result<Loan<'a>, Cause> {
         self.load_as(region, region.bytes / 4, Dtype::F32)
     }
 
