@@ -14,7 +14,7 @@ use super::interrupts;
 use crate::cli::{parse, print};
 use crate::device::Target;
 use crate::error::{Error, Result};
-use crate::files::{read_text, write_atomically};
+use crate::files::{check_writable, read_text, write_atomically};
 use crate::format::measured::{self, MeasuredFile};
 use crate::format::number::LinkRate;
 use crate::format::profile as file;
@@ -74,12 +74,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         model: &model,
         dtype: args.dtype,
         tokens,
+        memory: facts.usable,
         link: args.link,
     };
+    // What cannot be done or written is better known now than after minutes.
     let stages = request.stages().map_err(|error| error.within("--seq"))?;
+    stages.iter().try_for_each(|&stage| request.check(stage))?;
+    check_writable(&args.output)?;
     let partial = beside(&args.output);
     let mut measured = go_on(&partial, request.begin(&args.device))?;
-    // What cannot be written is better known now than after minutes.
     write_atomically(&partial, measured::write(&measured))?;
     let stop = interrupts()?;
     let begun = Instant::now();

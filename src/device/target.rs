@@ -56,6 +56,7 @@ impl Target {
     /// are checked before they run, and it would count as their time.
     pub fn open(self) -> Box<dyn Device> {
         let Self::Cpu(link) = self;
+        let cores = machine::cores().max(1);
         let link = link.map(|rate| LinkSpeed {
             latency: Nanos::ZERO,
             rate,
@@ -64,6 +65,9 @@ impl Target {
             d2h: link,
             h2d: link,
             poison: false,
+            awake: cores > 1,
+            // Compute has one to itself.
+            host_threads: usize::try_from(cores - 1).unwrap_or(1).max(1),
             ..CpuOptions::default()
         }))
     }

@@ -69,6 +69,14 @@ impl Known {
             lower_bound: instance.lower_bound,
         }
     }
+
+    /// Keeps the offsets if they are lower.
+    pub fn offer(&mut self, instance: &Instance, offsets: Vec<u64>) {
+        let height = instance.height(&offsets);
+        if height < self.height {
+            (self.offsets, self.height) = (offsets, height);
+        }
+    }
 }
 
 /// The styles that runs cycle through.
@@ -120,32 +128,43 @@ pub(crate) fn improve(instance: &Instance, known: Known, goal: u64, options: &Op
     best
 }
 
-/// How often cuts are undone, each time a little differently.
+/// How often cuts are undone in one round, each time a little differently.
 const UNDOINGS: u64 = 24;
 
-/// A placement no higher than `capacity`, if undoing the cuts of a full arena leads to one.
-fn undo_cuts(part: &Instance, capacity: u64, nodes: u64, options: &Options) -> Option<Vec<u64>> {
+/// Undoes the cuts of a full arena, and keeps the lowest placement to which that leads.
+fn undo_cuts(part: &Instance, known: &mut Known, enough: u64, effort: Effort, options: &Options) {
     let late = || {
         options
             .deadline
             .is_some_and(|deadline| Clock::now() >= deadline)
     };
-    let shrunk = (0..UNDOINGS)
-        .take_while(|_| !late())
-        .map(|seed| seams::shrink(part, seed));
-    // Where hardly any sizes agree there are no cuts to be undone.
-    let mut shrunk =
-        shrunk.take_while(|shrunk| 10 * shrunk.instance.items.len() <= 9 * part.items.len());
-    shrunk.find_map(|shrunk| {
-        let quick = heuristics::quick(&shrunk.instance, capacity);
-        if quick.height <= capacity {
-            return Some(shrunk.expand(&quick.offsets));
+    let first = u64::from(effort.round) * UNDOINGS;
+    for seed in first..first + UNDOINGS {
+        if late() || known.height <= enough {
+            return;
         }
-        match decide(&shrunk.instance, capacity, 0, nodes, options) {
-            Answer::Fits(offsets) => Some(shrunk.expand(&offsets)),
-            Answer::Never | Answer::Unknown => None,
+        let shrunk = seams::shrink(part, seed);
+        // Where hardly any sizes agree there are no cuts to be undone.
+        if 10 * shrunk.instance.items.len() > 9 * part.items.len() {
+            continue;
         }
-    })
+        let quick = heuristics::quick(&shrunk.instance, enough);
+        known.offer(part, shrunk.expand(&quick.offsets));
+        if quick.height <= enough {
+            return;
+        }
+        let answer = decide(&shrunk.instance, enough, 0, effort.nodes, options);
+        if let Answer::Fits(offsets) = answer {
+            known.offer(part, shrunk.expand(&offsets));
+        }
+    }
+}
+
+/// How hard to try.
+#[derive(Clone, Copy)]
+struct Effort {
+    round: u32,
+    nodes: u64,
 }
 
 /// Decides the least capacity of use, then by ever smaller steps down from the height known, with
@@ -154,14 +173,15 @@ fn improve_part(part: &Instance, mut known: Known, enough: u64, options: &Option
     let asked = options.capacity.map(|capacity| capacity.get() / part.unit);
     let (mut round, mut left) = (0u32, options.nodes);
     let first = FIRST_DECISION.min(24 * part.items.len() as u64);
-    let least = known.lower_bound.max(enough);
-    if known.height > least {
-        if let Some(offsets) = undo_cuts(part, least, first.min(left), options) {
-            known.height = part.height(&offsets);
-            known.offsets = offsets;
-        }
-    }
     loop {
+        let least = known.lower_bound.max(enough);
+        let effort = Effort {
+            round,
+            nodes: first.min(left),
+        };
+        if left > 0 {
+            undo_cuts(part, &mut known, least, effort, options);
+        }
         // Asked for a capacity, nothing looser helps.
         let eighths: &[u64] = if asked.is_some() { &[0] } else { &[0, 4, 6, 7] };
         let mut next = 0;
@@ -175,17 +195,11 @@ fn improve_part(part: &Instance, mut known: Known, enough: u64, options: &Option
                 return known;
             }
             let capacity = least + (known.height - 1 - least) * eighth / 8;
-            let growing = if asked.is_some() {
-                u64::MAX
-            } else {
-                first << (2 * round).min(40)
-            };
-            let nodes = left.min(growing);
+            let nodes = left.min(first << (2 * round).min(40));
             left -= nodes;
             match decide(part, capacity, round, nodes, options) {
                 Answer::Fits(offsets) => {
-                    known.height = part.height(&offsets);
-                    known.offsets = offsets;
+                    known.offer(part, offsets);
                     // Halfway down again.
                     next = 1;
                 }

@@ -56,10 +56,7 @@ struct Best<'a> {
 impl Best<'_> {
     /// Keeps the offsets if they are lower, and says whether the best is low enough.
     fn offer(&mut self, offsets: Vec<u64>) -> bool {
-        let height = self.instance.height(&offsets);
-        if height < self.known.height {
-            (self.known.offsets, self.known.height) = (offsets, height);
-        }
+        self.known.offer(self.instance, offsets);
         self.known.height <= self.known.lower_bound.max(self.enough)
     }
 }
