@@ -18,9 +18,7 @@ use petgraph::graph::NodeIndex;
 
 use crate::error::{Error, Result};
 use crate::methods::{Method, Updates};
-use crate::model::graph::{
-    Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work,
-};
+use crate::model::graph::{Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work};
 use crate::model::ModelConfig;
 use crate::profile::cost::{Attention, AttentionDirection, Costs, Estimate, Gemm, GemmDirection};
 use crate::profile::{Dtype, Profile};

@@ -64,8 +64,9 @@ fn gradient_peak(model: &ModelConfig, method: Method) -> u64 {
     let schedule = planned.expect("it fits").file.schedule;
     let (mut live, mut peak) = (0i128, 0);
     for change in memory::changes(&schedule) {
-        if change.category == Category::Gradients {
-            live += i128::from(change.bytes.get()) * if change.begins { 1 } else { -1 };
+        let buffer = &schedule.buffers[change.buffer];
+        if buffer.category == Category::Gradients {
+            live += i128::from(buffer.bytes.get()) * if change.begins { 1 } else { -1 };
             peak = peak.max(live);
         }
     }
@@ -73,7 +74,10 @@ fn gradient_peak(model: &ModelConfig, method: Method) -> u64 {
 }
 
 fn close(found: f64, published: f64) {
-    assert!((found - published).abs() < 0.005, "{found}, published {published}");
+    assert!(
+        (found - published).abs() < 0.005,
+        "{found}, published {published}"
+    );
 }
 
 /// P1: LOMO's table 1, LLaMA-7B: 12.55 GiB of parameters and of gradients, 75.31 of AdamW's states.
@@ -90,7 +94,11 @@ fn p1_states_of_llama_7b() {
     close(gib(&lomo, Category::Weights), 12.55);
     close(gib(&lomo, Category::OptimizerStates), 0.0);
     // With activation checkpointing the paper adds 1.79: 102.20 and 14.58 in all.
-    let sum = [Category::Weights, Category::Gradients, Category::OptimizerStates];
+    let sum = [
+        Category::Weights,
+        Category::Gradients,
+        Category::OptimizerStates,
+    ];
     let adamw: f64 = sum.iter().map(|&c| gib(&adamw, c)).sum();
     assert!((adamw + 1.79 - 102.20).abs() < 0.01, "{adamw}");
     let gradient = gradient_peak(&model, Method::Lomo) as f64 / GIB;
@@ -107,7 +115,10 @@ fn p1_fused_methods_keep_one_gradient() {
     for method in [Method::Lomo, Method::AdaLomo] {
         // Final norm's beside the head's.
         let peak = gradient_peak(&model, method);
-        assert!((largest..largest + 65536).contains(&peak), "{method}: {peak}");
+        assert!(
+            (largest..largest + 65536).contains(&peak),
+            "{method}: {peak}"
+        );
     }
     let adamw = gradient_peak(&model, Method::AdamW);
     assert_eq!(adamw, 2 * model.parameters());
@@ -128,11 +139,18 @@ fn p8_eight_bit_galore_of_7b() {
     });
     let lowered = lowered(&model, method);
     let states = gib(&lowered, Category::OptimizerStates);
-    let outside = lowered.problem.states.iter().filter(|g| !g.name.starts_with("block"));
+    let outside = lowered
+        .problem
+        .states
+        .iter()
+        .filter(|g| !g.name.starts_with("block"));
     let outside = outside.map(|g| lowered.problem.value_bytes(g.states.unwrap()).get());
     let outside = outside.sum::<u64>() as f64 / GIB;
     // Norms are in f32: they are smaller than a block of 8-bit moments is worth.
-    assert!((states - outside - 4.81).abs() < 0.01, "{states}, {outside}");
+    assert!(
+        (states - outside - 4.81).abs() < 0.01,
+        "{states}, {outside}"
+    );
     close(outside, 0.50);
     let all = gib(&lowered, Category::Weights) + states;
     assert!((all - 17.86).abs() < 0.01, "{all}");
@@ -169,7 +187,10 @@ fn states_are_those_of_the_formulas() {
     let (r, rest) = (256, 2 * 32000 * 4096 + 65 * 4096);
     let blocks = 32 * (4 * (8 * r * 4096 + 4) + 3 * (8 * r * 11008 + 4));
     let apollo = states(Method::Apollo(LowRank::APOLLO)) * GIB;
-    assert!((apollo - (blocks + 8 * rest) as f64).abs() < 1.0, "{apollo}");
+    assert!(
+        (apollo - (blocks + 8 * rest) as f64).abs() < 1.0,
+        "{apollo}"
+    );
     let mini = states(Method::ApolloMini(LowRank::APOLLO_MINI)) * GIB;
     let blocks = 32 * (4 * (8 * 4096 + 4) + 3 * (8 * 11008 + 4));
     assert!((mini - (blocks + 8 * rest) as f64).abs() < 1.0, "{mini}");
@@ -227,7 +248,7 @@ fn renewals_are_amortised() {
 fn what_cannot_be_combined_is_refused_with_a_way_out() {
     for method in [Method::Lomo, Method::AdaLomo] {
         let error = method.check(2, Dtype::F32).unwrap_err();
-        assert_eq!(error.kind(), Kind::BadInput);
+        assert_eq!(error.kind, Kind::BadInput);
         assert!(error.to_string().contains("cannot accumulate"), "{error}");
     }
     let error = Method::AdamWBf16Sr.check(1, Dtype::F32).unwrap_err();

@@ -213,9 +213,7 @@ impl TensorRule {
                 false => (long + short) * projection.rank,
             },
             TensorRule::Apollo { projection, .. } => (long + short) * projection.rank + long,
-            TensorRule::Flora { projection } => {
-                (long + 2 * short) * projection.rank + long * short
-            }
+            TensorRule::Flora { projection } => (long + 2 * short) * projection.rank + long * short,
         };
         4 * elements
     }

@@ -27,10 +27,10 @@ use crate::device::{
     ArenaUse, Device, Failure, Region, Reservation, RotaryTable, StepParameters, StepResult,
     TraceEntry, UpdateRule,
 };
-use crate::methods::Updates;
 use crate::error::{Error, Result};
 use crate::format::schedule::ScheduleFile;
 use crate::memory;
+use crate::methods::Updates;
 use crate::model::ModelConfig;
 use crate::profile::Dtype;
 use crate::training::checkpoint::encode;

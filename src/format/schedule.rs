@@ -19,8 +19,8 @@ use ebbtide_solver::plan::Placement;
 use ebbtide_solver::schedule::Schedule;
 use ebbtide_solver::units::{Bytes, Nanos};
 
-use crate::methods::LowRank;
 use crate::error::{Error, Result};
+use crate::methods::LowRank;
 
 /// The format that is written and read.
 pub const SCHEMA: &str = "ebbtide/schedule/1";

@@ -17,7 +17,11 @@ use crate::model::graph::{Stage, WeightGroup};
 use crate::profile::cost::{Gemm, GemmDirection};
 
 impl<'a> Lowering<'a> {
-    pub(super) fn states(&mut self, method: Method, steps: &BTreeMap<(Stage, Option<u32>), StepId>) {
+    pub(super) fn states(
+        &mut self,
+        method: Method,
+        steps: &BTreeMap<(Stage, Option<u32>), StepId>,
+    ) {
         let last = self.problem.last_step();
         for group in &self.graph.groups {
             let states = (self.update_costs(method, group).states > 0).then(|| {
@@ -47,9 +51,7 @@ impl<'a> Lowering<'a> {
                 parameters: group.parameters.iter().sum(),
                 states,
                 updates,
-                host: method
-                    .on_host()
-                    .then(|| self.host_optimizer(method, group)),
+                host: method.on_host().then(|| self.host_optimizer(method, group)),
             });
         }
     }

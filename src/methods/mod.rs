@@ -93,7 +93,9 @@ impl Method {
     pub const fn summary(self) -> &'static str {
         match self {
             Method::AdamW => "f32 moments and master weights; gradients kept until the update",
-            Method::AdamWBf16Sr => "weights and moments in bf16, rounded stochastically; no masters",
+            Method::AdamWBf16Sr => {
+                "weights and moments in bf16, rounded stochastically; no masters"
+            }
             Method::AdamW8bit => "moments in 8 bits with a scale for every 256; no masters",
             Method::Sgd => "plain gradient descent; gradients kept until the update, no state",
             Method::Lomo => "gradient descent inside backward; no gradients kept, no state",
@@ -144,7 +146,11 @@ impl Method {
             };
         };
         let wrong = [
-            (told.svd && !matches!(self, Method::Galore(_)), "--svd", "galore"),
+            (
+                told.svd && !matches!(self, Method::Galore(_)),
+                "--svd",
+                "galore",
+            ),
             (
                 told.eight_bit && matches!(self, Method::Flora(_)),
                 "--eight-bit",
@@ -162,7 +168,9 @@ impl Method {
         }
         let positive = told.scale.is_none_or(|s| s.is_finite() && s > 0.0);
         if !positive || told.refresh == Some(0) {
-            return Err(Error::bad_input("--scale and --refresh must be more than 0"));
+            return Err(Error::bad_input(
+                "--scale and --refresh must be more than 0",
+            ));
         }
         Ok(self.with_low_rank(low_rank.with(told)))
     }

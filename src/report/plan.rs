@@ -8,8 +8,8 @@ use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 
 use super::{by_category, columns, count, grouped, percent, Sheet};
 use crate::format::schedule::{Decision, ScheduleFile, Status};
-use crate::methods::LowRank;
 use crate::memory;
+use crate::methods::LowRank;
 use crate::planning::{Planned, Sensitivity};
 
 /// The table.
@@ -182,6 +182,12 @@ fn time(planned: &Planned, sheet: &mut Sheet) {
             &format!("  {name}"),
             format!("{length:>9}  {share:>7}{words}"),
         );
+    }
+    let renewal = planned.lowered.renewal;
+    if !renewal.time.is_zero() {
+        let (time, every) = (renewal.time, renewal.every);
+        let words = format!("{time} more in one of {every} steps, spread over all of them");
+        sheet.row("renewals", words);
     }
     let rate = format!(
         "{} tokens/s, MFU {}, HFU {}",

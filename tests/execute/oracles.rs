@@ -94,7 +94,9 @@ fn an_update_before_the_input_gradient_is_wrong_and_refused() {
     stream.insert(needs, moved);
     let violations = check(&bad.schedule);
     assert!(
-        violations.iter().any(|v| v.to_string().starts_with("weights-updated-early")),
+        violations
+            .iter()
+            .any(|v| v.to_string().starts_with("weights-updated-early")),
         "{violations:?}"
     );
     let of = |file: &ScheduleFile| run(file, &model, CpuOptions::default(), 6).unwrap().0;

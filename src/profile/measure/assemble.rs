@@ -6,6 +6,7 @@ use super::statistics::OUTLIERS;
 use super::step::WARM_UP;
 use super::{positive, Request};
 use crate::device::Facts;
+use crate::device::UpdateRule;
 use crate::error::{Error, Result};
 use crate::format::measured::{Calibration, MeasuredFile, MeasuredHost, MeasuredStep};
 use crate::format::number::{Natural, Positive};
@@ -13,7 +14,6 @@ use crate::format::profile::{
     self as file, AttentionSample, GemmDirectionName, GemmSample, KernelSample, ProfileFile,
     WorkspaceName,
 };
-use crate::device::UpdateRule;
 use crate::methods::Method;
 use crate::profile::{Dtype, Workspace};
 

@@ -94,7 +94,10 @@ mod tests {
     #[test]
     fn the_first_step_by_an_outer_product_takes_signs() {
         let (a, b) = (noise(1, 7), noise(2, 9));
-        let mut g: Vec<f64> = a.iter().flat_map(|a| b.iter().map(move |b| a * b)).collect();
+        let mut g: Vec<f64> = a
+            .iter()
+            .flat_map(|a| b.iter().map(move |b| a * b))
+            .collect();
         let signs: Vec<f64> = g.iter().map(|g| g.signum()).collect();
         // What was there before is forgotten.
         let (mut rows, mut columns) = (noise(3, 7), noise(4, 9));
@@ -140,6 +143,8 @@ mod tests {
         precondition(&mut u, Second::Whole(&mut moments), decay(1));
         assert_eq!(u, [0.0; 4]);
         descend(&mut w, &u, 0.1, 0.5);
-        assert!(w.iter().all(|w| (w - 2.0 * (1.0 - 0.1 * 2.0 * 0.5)).abs() < 1e-15));
+        assert!(w
+            .iter()
+            .all(|w| (w - 2.0 * (1.0 - 0.1 * 2.0 * 0.5)).abs() < 1e-15));
     }
 }

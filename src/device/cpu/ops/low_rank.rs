@@ -68,7 +68,9 @@ pub fn descend<T: Real>(w: &mut [T], u: &[T], factor: f64, step: &StepParameters
 pub fn scale_as<T: Real>(g: &mut [T], r: &[T], adam: &[T], sizes: Sizes, channels: bool) {
     let rows = if channels { 1 } else { sizes.long };
     let of = |r: &[T]| r.iter().map(|r| r.f64() * r.f64()).sum::<f64>().sqrt();
-    let small = r.chunks(rows * sizes.rank).zip(adam.chunks(rows * sizes.rank));
+    let small = r
+        .chunks(rows * sizes.rank)
+        .zip(adam.chunks(rows * sizes.rank));
     for (rows, (r, adam)) in g.chunks_mut(rows * sizes.short).zip(small) {
         let factor = T::of(of(adam) / (of(r) + 1e-8));
         rows.iter_mut().for_each(|g| *g = *g * factor);
@@ -90,9 +92,7 @@ pub fn limit_growth<T: Real>(u: &mut [T], before: f64) -> f64 {
 /// The `r` leading right singular vectors of `g`, exactly: `[r × μ]`; nothing where the
 /// decomposition does not converge, as it does for no NaN.
 pub fn singular_basis<T: Real>(g: &[T], sizes: Sizes) -> Option<Vec<T>> {
-    let exact = Mat::from_fn(sizes.long, sizes.short, |i, j| {
-        g[i * sizes.short + j].f64()
-    });
+    let exact = Mat::from_fn(sizes.long, sizes.short, |i, j| g[i * sizes.short + j].f64());
     let svd = exact.thin_svd().ok()?;
     let vectors = svd.V();
     let at = |i: usize| T::of(vectors[(i % sizes.short, i / sizes.short)]);

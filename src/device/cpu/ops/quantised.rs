@@ -58,7 +58,11 @@ pub fn quantise(map: &Map, values: &[f32], codes: &mut [u8], scales: &mut [f32])
         let by = if *scale > 0.0 { scale.recip() } else { 0.0 };
         for (value, code) in values.iter().zip(codes) {
             // A reciprocal can be infinite where a scale is not normal.
-            let quotient = if by.is_finite() { value * by } else { value / *scale };
+            let quotient = if by.is_finite() {
+                value * by
+            } else {
+                value / *scale
+            };
             *code = nearest(map, quotient);
         }
     }
@@ -117,7 +121,10 @@ mod tests {
         let cell = 0.9 / 64.0;
         for ((value, back), at) in values.iter().zip(&back).zip(0..) {
             let scale = scales[at / BLOCK];
-            assert!((value - back).abs() <= scale * cell * 0.51, "{at}: {value} {back}");
+            assert!(
+                (value - back).abs() <= scale * cell * 0.51,
+                "{at}: {value} {back}"
+            );
         }
     }
 }

@@ -88,7 +88,12 @@ impl Runner<'_> {
         self.with_moments(tensor.key, &tensor.states[1..], &mut small, moments, {
             |r, m, v| adam(r, m, v, &step)
         })?;
-        descend(w, &back(&small, &basis, sizes), step.learning_rate * scale, &step);
+        descend(
+            w,
+            &back(&small, &basis, sizes),
+            step.learning_rate * scale,
+            &step,
+        );
         as_was(w, tensor.shape);
         Ok(())
     }

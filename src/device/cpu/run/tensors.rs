@@ -183,11 +183,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Lends second moments, factored for a matrix, and stores what becomes of them.
-    fn with_factors(
-        &self,
-        tensor: &TensorUpdate,
-        change: impl FnOnce(Second<'_, f32>),
-    ) -> Outcome {
+    fn with_factors(&self, tensor: &TensorUpdate, change: impl FnOnce(Second<'_, f32>)) -> Outcome {
         match tensor.states[..] {
             [rows, columns] => {
                 let (mut r, mut c) = (self.words(rows)?, self.words(columns)?);

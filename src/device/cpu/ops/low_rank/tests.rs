@@ -123,7 +123,10 @@ fn r5_orthonormal_rows_lose_less() {
         let again = back(&project(&g, &stretched, sizes), &stretched, sizes);
         error += (apart(&again, &g) / norm(&g)).powi(2) / draws as f64;
     }
-    assert!((error - (n as f64 / r as f64 - 1.0)).abs() < 0.15, "{error}");
+    assert!(
+        (error - (n as f64 / r as f64 - 1.0)).abs() < 0.15,
+        "{error}"
+    );
     let whole = super::Sizes { rank: n, ..sizes };
     let p = orthonormal(7, whole);
     assert!(apart(&back(&project(&g, &p, whole), &p, whole), &g) < 1e-12);
@@ -190,7 +193,9 @@ fn f5_g9_what_was_projected_has_its_rank() {
         let a = drawn(cycle, sizes);
         let update = back(&project(&noise(cycle.into(), 120), &a, sizes), &a, sizes);
         sum.iter_mut().zip(update).for_each(|(s, u)| *s += u);
-        let svd = Mat::from_fn(12, 10, |i, j| sum[i * 10 + j]).thin_svd().unwrap();
+        let svd = Mat::from_fn(12, 10, |i, j| sum[i * 10 + j])
+            .thin_svd()
+            .unwrap();
         let values = svd.S();
         let rank = (0..10).filter(|&i| values[i] > 1e-10).count();
         assert_eq!(rank, 3 * (cycle as usize + 1));
@@ -252,7 +257,9 @@ fn g4_signs_of_a_basis_do_not_matter_but_turns_within_it_do() {
     let sizes = sizes(8, 6, 3);
     let p = singular_basis(&noise(2, 48), sizes).unwrap();
     let dense = galore(&p, sizes, 20);
-    let flipped: Vec<f64> = (0..18).map(|i| if i / 6 == 1 { -p[i] } else { p[i] }).collect();
+    let flipped: Vec<f64> = (0..18)
+        .map(|i| if i / 6 == 1 { -p[i] } else { p[i] })
+        .collect();
     assert_eq!(galore(&flipped, sizes, 20), dense);
     let (cos, sin) = (0.6, 0.8);
     let turn = [cos, sin, 0.0, -sin, cos, 0.0, 0.0, 0.0, 1.0];
@@ -278,7 +285,10 @@ fn g5_g6_the_exact_basis_leaves_the_smallest_singular_values() {
     }
     // Two iterations from a random start leave more than the least, and less than chance.
     let more = apart(&back(&project(&g, &iterated, sizes), &iterated, sizes), &g).powi(2);
-    assert!(more > left && more < norm(&g).powi(2) * 5.0 / 9.0, "{more} {left}");
+    assert!(
+        more > left && more < norm(&g).powi(2) * 5.0 / 9.0,
+        "{more} {left}"
+    );
     // Where the gradient has the basis' rank, nothing is left.
     let thin = back(&noise(8, 48), &noise(9, 36), sizes);
     let exact = iterated_basis(&thin, &drawn(3, sizes), sizes);
@@ -298,7 +308,10 @@ fn g7_the_first_step_takes_signs() {
     descend(&mut w, &back(&small, &p, sizes), 0.01 * 0.25, &step(1));
     let length = 0.01 * 0.25 * 40f64.sqrt();
     assert!((norm(&w) - length).abs() < 1e-4 * length);
-    let exact: Vec<f64> = back(&signs, &p, sizes).iter().map(|u| -0.0025 * u).collect();
+    let exact: Vec<f64> = back(&signs, &p, sizes)
+        .iter()
+        .map(|u| -0.0025 * u)
+        .collect();
     assert!(apart(&w, &exact) < 1e-4 * length);
 }
 
@@ -339,7 +352,10 @@ fn g12_updates_grow_slowly() {
         assert!(now <= free * (1.0 + 1e-14));
         before = now;
     }
-    assert!(before < norm(&noise(49, 30)) * 49.0 / 10.0, "it never limited");
+    assert!(
+        before < norm(&noise(49, 30)) * 49.0 / 10.0,
+        "it never limited"
+    );
 }
 
 #[test]
