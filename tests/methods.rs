@@ -184,7 +184,7 @@ fn states_are_those_of_the_formulas() {
     let adalomo = states(Method::AdaLomo) * GIB;
     assert!((adalomo - 4.0 * sides as f64).abs() < 1.0, "{adalomo}");
     // APOLLO of rank r: 2 r M f32 moments and a norm for each matrix, AdamW on the rest.
-    let (r, rest) = (256, 2 * 32000 * 4096 + 65 * 4096);
+    let (r, rest) = (256u64, 2u64 * 32000 * 4096 + 65 * 4096);
     let blocks = 32 * (4 * (8 * r * 4096 + 4) + 3 * (8 * r * 11008 + 4));
     let apollo = states(Method::Apollo(LowRank::APOLLO)) * GIB;
     assert!(
@@ -192,7 +192,7 @@ fn states_are_those_of_the_formulas() {
         "{apollo}"
     );
     let mini = states(Method::ApolloMini(LowRank::APOLLO_MINI)) * GIB;
-    let blocks = 32 * (4 * (8 * 4096 + 4) + 3 * (8 * 11008 + 4));
+    let blocks = 32u64 * (4 * (8 * 4096 + 4) + 3 * (8 * 11008 + 4));
     assert!((mini - (blocks + 8 * rest) as f64).abs() < 1.0, "{mini}");
 }
 

@@ -160,7 +160,7 @@ impl<'a> Runner<'a> {
                 for (nth, moment) in lent.iter_mut().enumerate() {
                     let (at, scales) = (states[nth], self.words(states[2 + nth])?);
                     let memory = self.state.memory(at.space);
-                    memory.read_bytes(at.offset_bytes, &mut codes);
+                    memory.read(at.offset_bytes, &mut codes);
                     dequantise(maps[nth], &codes, &scales, moment);
                 }
                 let [m, v] = &mut lent;
@@ -169,7 +169,7 @@ impl<'a> Runner<'a> {
                     let (at, mut scales) = (states[nth], self.words(states[2 + nth])?);
                     quantise(maps[nth], moment, &mut codes, &mut scales);
                     let memory = self.state.memory(at.space);
-                    memory.write_bytes(at.offset_bytes, &codes);
+                    memory.write(at.offset_bytes, &codes);
                     self.store_as(states[2 + nth], &scales, Dtype::F32)?;
                 }
                 Ok(())
