@@ -1,6 +1,6 @@
 //! What training methods cost by the planner, beside what their papers print, and what they refuse.
 //!
-//! GiB is 2³⁰ bytes. Rows are called as in the table of published numbers that the project collects:
+//! GiB is 2³⁰ bytes. Rows are called as in the table of published numbers collected:
 //! P1 and P9 of LOMO and GaLore, P8 of GaLore in 8 bits. P11 (memory columns of GaLore's tables 2
 //! and 6) follows no formula that the paper states and is not reproduced.
 

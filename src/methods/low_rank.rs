@@ -112,7 +112,7 @@ impl LowRank {
         let rank = self.rank.unwrap_or(own.min(smallest / 4).max(1));
         if rank == 0 || rank > smallest {
             return Err(Error::bad_input(format!(
-                "--rank {rank} is not between 1 and {smallest}, the smallest side of a matrix of {}",
+                "--rank {rank} is not between 1 and {smallest}, the smallest side of {}'s matrices",
                 model.name
             )));
         }
