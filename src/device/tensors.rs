@@ -188,6 +188,11 @@ impl TensorRule {
         // AdaLomo: moments; the update's norm and the weights'; the update.
         // APOLLO: its projection; its scaling. FLORA: as AdaLomo, and its update in f32 written and
         // read twice.
+        let scratch = match self {
+            // What only a renewal needs is no traffic of every step.
+            TensorRule::Galore { projection, .. } => 4 * shape.sides().0 * projection.rank,
+            _ => self.workspace_bytes(shape),
+        };
         let (gradient, weight) = match self {
             TensorRule::Adam(_) | TensorRule::Galore { .. } => (1, 2),
             TensorRule::Apollo { .. } => (2, 2),
@@ -195,7 +200,7 @@ impl TensorRule {
         };
         (gradient + weight) * shape.elements() * dtype.bytes()
             + 2 * self.state_bytes(shape, dtype)
-            + 2 * self.workspace_bytes(shape)
+            + 2 * scratch
     }
 
     /// Scratch memory of an update in bytes, all f32: what is projected, random matrices, updates
