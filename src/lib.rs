@@ -15,3 +15,4 @@ pub mod planning;
 pub mod profile;
 pub mod report;
 pub mod training;
+pub mod tuning;
