@@ -38,7 +38,7 @@ pub fn precondition<T: Real>(g: &mut [T], second: Second<'_, T>, decay: f64) {
         Second::Whole(moments) => {
             for (g, v) in g.iter_mut().zip(moments) {
                 *v = old * *v + new * square(*g);
-                *g = *g / v.root();
+                *g /= v.root();
             }
         }
         Second::Factored { rows, columns } => {
@@ -47,8 +47,8 @@ pub fn precondition<T: Real>(g: &mut [T], second: Second<'_, T>, decay: f64) {
             for (row, moment) in g.chunks_exact(width).zip(&mut *rows) {
                 let mut sum = T::ZERO;
                 for (g, column) in row.iter().zip(&mut sums) {
-                    sum = sum + square(*g);
-                    *column = *column + square(*g);
+                    sum += square(*g);
+                    *column += square(*g);
                 }
                 *moment = old * *moment + new * (sum / T::of(width as f64));
             }

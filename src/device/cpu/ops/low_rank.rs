@@ -73,7 +73,7 @@ pub fn scale_as<T: Real>(g: &mut [T], r: &[T], adam: &[T], sizes: Sizes, channel
         .zip(adam.chunks(rows * sizes.rank));
     for (rows, (r, adam)) in g.chunks_mut(rows * sizes.short).zip(small) {
         let factor = T::of(of(adam) / (of(r) + 1e-8));
-        rows.iter_mut().for_each(|g| *g = *g * factor);
+        rows.iter_mut().for_each(|g| *g *= factor);
     }
 }
 
@@ -85,7 +85,7 @@ pub fn limit_growth<T: Real>(u: &mut [T], before: f64) -> f64 {
         return norm;
     }
     let factor = T::of(GROWTH * before / norm);
-    u.iter_mut().for_each(|u| *u = *u * factor);
+    u.iter_mut().for_each(|u| *u *= factor);
     GROWTH * before
 }
 
