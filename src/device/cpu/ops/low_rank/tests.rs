@@ -195,7 +195,7 @@ fn f5_g9_what_was_projected_has_its_rank() {
         sum.iter_mut().zip(update).for_each(|(s, u)| *s += u);
         let svd = Mat::from_fn(12, 10, |i, j| sum[i * 10 + j])
             .thin_svd()
-            .unwrap();
+            .expect("converges");
         let values = svd.S();
         let rank = (0..10).filter(|&i| values[i] > 1e-10).count();
         assert_eq!(rank, 3 * (cycle as usize + 1));
@@ -218,7 +218,7 @@ fn galore(p: &[f64], sizes: Sizes, steps: u64) -> Vec<f64> {
 #[test]
 fn g1_full_rank_descent_and_momentum_are_dense() {
     let sizes = sizes(9, 6, 6);
-    let p = singular_basis(&noise(3, 54), sizes).unwrap();
+    let p = singular_basis(&noise(3, 54), sizes).expect("converges");
     let (mut w, mut dense) = (vec![0.0; 54], vec![0.0; 54]);
     let (mut small, mut momentum) = (vec![0.0; 54], vec![0.0; 54]);
     for t in 1..30 {
@@ -247,7 +247,7 @@ fn g2_g3_full_rank_galore_is_adam_in_its_own_axes_only() {
     }
     assert_eq!(galore(&turned, sizes, 30), dense);
     // Any other basis turns Adam's axes.
-    let p = singular_basis(&noise(41, 40), sizes).unwrap();
+    let p = singular_basis(&noise(41, 40), sizes).expect("converges");
     let other = galore(&p, sizes, 30);
     assert!(apart(&other, &dense) / norm(&dense) > 0.1);
 }
@@ -255,7 +255,7 @@ fn g2_g3_full_rank_galore_is_adam_in_its_own_axes_only() {
 #[test]
 fn g4_signs_of_a_basis_do_not_matter_but_turns_within_it_do() {
     let sizes = sizes(8, 6, 3);
-    let p = singular_basis(&noise(2, 48), sizes).unwrap();
+    let p = singular_basis(&noise(2, 48), sizes).expect("converges");
     let dense = galore(&p, sizes, 20);
     let flipped: Vec<f64> = (0..18)
         .map(|i| if i / 6 == 1 { -p[i] } else { p[i] })
@@ -271,8 +271,10 @@ fn g4_signs_of_a_basis_do_not_matter_but_turns_within_it_do() {
 fn g5_g6_the_exact_basis_leaves_the_smallest_singular_values() {
     let sizes = sizes(12, 9, 4);
     let g = noise(6, 108);
-    let p = singular_basis(&g, sizes).unwrap();
-    let svd = Mat::from_fn(12, 9, |i, j| g[i * 9 + j]).thin_svd().unwrap();
+    let p = singular_basis(&g, sizes).expect("converges");
+    let svd = Mat::from_fn(12, 9, |i, j| g[i * 9 + j])
+        .thin_svd()
+        .expect("converges");
     let values = svd.S();
     let left: f64 = (4..9).map(|i| values[i] * values[i]).sum();
     let error = apart(&back(&project(&g, &p, sizes), &p, sizes), &g).powi(2);
@@ -367,7 +369,7 @@ fn a_matrix_of_zeros_moves_nothing() {
     let sizes = sizes(6, 4, 2);
     let zeros = vec![0.0; 24];
     for p in [
-        singular_basis(&zeros, sizes).unwrap(),
+        singular_basis(&zeros, sizes).expect("converges"),
         iterated_basis(&zeros, &drawn(1, sizes), sizes),
     ] {
         let mut r = project(&zeros, &p, sizes);
