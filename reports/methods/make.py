@@ -27,8 +27,8 @@ METHODS = {
     "adamw": ([], "f32", [1e-3, 3e-3, 1e-2]),
     "adamw-bf16-sr": ([], "bf16", [1e-3, 3e-3, 1e-2]),
     "adamw8bit": ([], "f32", [1e-3, 3e-3, 1e-2]),
-    "sgd": ([], "f32", [0.3, 1.0, 3.0]),
-    "lomo": ([], "f32", [0.3, 1.0, 3.0]),
+    "sgd": ([], "f32", [0.1, 0.3, 1.0]),
+    "lomo": ([], "f32", [0.1, 0.3, 1.0]),
     "adalomo": ([], "f32", [0.01, 0.03, 0.1]),
     "galore": (["--rank", "32", "--refresh", "50"], "f32", [3e-3, 1e-2, 3e-2]),
     "apollo": (["--rank", "32", "--refresh", "50"], "f32", [1e-3, 3e-3, 1e-2]),
@@ -71,8 +71,14 @@ def train(program: str, place: pathlib.Path, method: str, rate: float, seed: int
         [program, "run", str(schedule), "--tokens", str(place / "tokens.u16"), "--json"]
         + ["--steps", str(STEPS), "--seed", str(seed), "--lr", str(rate), "--schedule", "cosine"]
         + ["--warmup", "20", "--warmup-above-zero"],
-        check=True, capture_output=True, text=True,
+        capture_output=True, text=True,
     )
+    if run.returncode == 2 and "the loss of step" in run.stderr:  # it diverged
+        return {
+            "method": method, "rate": rate, "seed": seed, "states_bytes": 0, "planned_bytes": 0,
+            "measured_bytes": 0, "losses": "nan",
+        }
+    run.check_returncode()
     found = json.loads(run.stdout)
     states = json.loads(schedule.read_text())
     kept = sum(
