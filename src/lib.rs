@@ -16,3 +16,4 @@ pub mod planning;
 pub mod profile;
 pub mod report;
 pub mod training;
+pub mod tuning;

@@ -256,7 +256,8 @@ pub struct StateGroup {
     /// What counts its gradients for clipping by the global norm, each with the step of the last
     /// contribution. Where there are any, no update of any group runs before all of them.
     pub norms: Vec<(StepId, OpId)>,
-    /// What the host optimizer needs, where the method has one.
+    /// What the host optimizer needs, where the method has one. Without one, states and gradients
+    /// are on the device until the update, whatever the placement.
     pub host: Option<HostOptimizer>,
 }
 
@@ -283,7 +284,9 @@ impl Value {
 impl Problem {
     /// What counts gradients for clipping, each with the step behind which it runs.
     pub fn norms(&self) -> impl Iterator<Item = (StepId, OpId)> + '_ {
-        self.states.iter().flat_map(|group| group.norms.iter().copied())
+        self.states
+            .iter()
+            .flat_map(|group| group.norms.iter().copied())
     }
     /// Whether updates wait for the global norm of all gradients.
     pub fn clips(&self) -> bool {

@@ -202,6 +202,28 @@ impl<'a> Bound<'a, '_> {
         Ok(self.fixed(Category::Gradients, &[weight])?.taken)
     }
 
+    /// The head group's piece of the next operand, which must be this gradient. Where the gradient
+    /// lies as a whole, the group that begins it clears those of the others too.
+    fn group_gradient(&mut self, weight: WeightValue, partial: bool) -> Result<Piece> {
+        let taken = self.gradient(weight)?;
+        if taken.value.by_groups {
+            let (clear, adds) = cleared(&taken, partial);
+            return Ok(Piece {
+                region: taken.region,
+                clear,
+                adds,
+            });
+        }
+        let pieces = self.program.layout.pieces(weight, taken.region);
+        let (clear, adds) = cleared(&taken, partial || pieces.len() > 1);
+        let group = usize::try_from(self.group()?).expect("bounded by the config reader");
+        Ok(Piece {
+            region: pieces[group],
+            clear,
+            adds,
+        })
+    }
+
     /// Scratch memory, if there is any.
     fn workspace(&mut self) -> Result<Option<Region>> {
         let Some(operand) = self.instruction.operands.get(self.next) else {
@@ -280,6 +302,15 @@ struct Fixed<'a> {
     weight: WeightValue,
 }
 
+/// A head group's piece of a gradient.
+struct Piece {
+    region: Region,
+    /// What runs before the operator that makes it.
+    clear: Vec<Operator>,
+    /// Whether that operator is to add.
+    adds: bool,
+}
+
 fn unexpected(taken: &Taken<'_>, names: &[&str]) -> Error {
     Error::bad_input(format!(
         "an operand is {} ({}), expected {}",
@@ -295,6 +326,8 @@ const NORMS: [WeightValue; 3] = [
     WeightValue::FinalNorm,
 ];
 const HEADS: [WeightValue; 2] = [WeightValue::LmHead, WeightValue::Embedding];
+/// What an operator that counts a gradient for clipping is called.
+pub const GRADIENT_NORM: &str = "gradient_norm";
 const RESIDUAL: &str = "residual.gradient";
 
 impl<'a> Bound<'a, '_> {
@@ -329,6 +362,7 @@ impl<'a> Bound<'a, '_> {
             "qkv_input_gradient" => self.qkv_input_gradient(),
             "qkv_weight_gradient" => self.qkv_weight_gradient(),
             "embedding_backward" => self.embedding_backward(),
+            GRADIENT_NORM => self.gradient_norm(),
             name if name.ends_with("_update") => self.update(),
             _ => Err(Error::bad_input("no device knows this operator")),
         }?;

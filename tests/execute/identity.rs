@@ -139,8 +139,8 @@ fn random_plans() {
     for (seed, name) in (1..).zip(models::names()) {
         let model = model(name);
         let mut random = Random::new(seed);
-        for nth in 0..12 {
-            let method = Method::ALL[nth % 3];
+        for nth in 0..4 * Method::ALL.len() {
+            let method = Method::ALL[nth % Method::ALL.len()];
             let cut = random_cut(method, model.kv_heads, &mut random);
             let problem = problem(&model, &cut);
             let plan = random_plan(&problem, &mut random);

@@ -234,6 +234,7 @@ impl Expander<'_> {
     }
 
     /// Resident weights and states get persistent buffers; what the host keeps gets host buffers.
+    /// States that no host optimizer could change are on the device wherever their weights are.
     fn place_states(&mut self) {
         let problem = self.problem;
         for (group, &placement) in problem.states.iter().zip(&self.plan.placements) {
@@ -242,10 +243,12 @@ impl Expander<'_> {
                     self.persistent(weight);
                 }
             }
-            if placement == Placement::Resident {
+            if placement == Placement::Resident || group.host.is_none() {
                 if let Some(states) = group.states {
                     self.persistent(states);
                 }
+            }
+            if placement == Placement::Resident {
                 continue;
             }
             for &weight in &group.weights {

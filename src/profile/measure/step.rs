@@ -131,6 +131,7 @@ fn keep(
             batch: 1,
             accumulate: 1,
             dtype: request.dtype,
+            clip: false,
         },
         method,
         budget: Budget {
@@ -394,6 +395,7 @@ mod tests {
             batch: 1,
             accumulate: 1,
             dtype: crate::profile::Dtype::F32,
+            clip: false,
         };
         let tiling = tilings(&model, &workload)[0];
         let planned = keep(&request, &model, (64, tiling, Method::AdamW)).unwrap();
