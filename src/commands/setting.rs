@@ -12,6 +12,7 @@ use ebbtide_solver::units::Bytes;
 
 /// Model, machine and limits.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)] // clap wants groups' names to be unique, and commands' flags are Args too
 pub struct Args {
     /// An HF config.json, a directory with one, or a name from `ebbtide list models`
     #[arg(long, value_name = "MODEL")]
