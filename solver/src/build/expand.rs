@@ -326,7 +326,18 @@ impl Expander<'_> {
             }
         }
         if self.micro_batch + 1 == self.problem.micro_batches {
+            self.run_norms();
             self.run_updates();
+        }
+    }
+
+    /// Counts the gradients whose last contribution came in this step.
+    fn run_norms(&mut self) {
+        let problem = self.problem;
+        for (step, op) in problem.norms() {
+            if step == self.step {
+                self.run_op(op, &Rc::new(vec![problem.all_rows()]), None, None);
+            }
         }
     }
 

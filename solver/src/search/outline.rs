@@ -10,10 +10,10 @@
 //! still
 //! needs. So a bound that respects all moments is a bound for every plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::build::{expand, Draft};
-use crate::ids::{Id, StepId, Table, TensorId};
+use crate::ids::{Id, OpId, StepId, Table, TensorId};
 use crate::plan::{Fate, Hold, Plan};
 use crate::problem::{Category, Domain, Node, Phase, Problem, Split, StateGroup};
 use crate::units::Span;
@@ -262,6 +262,7 @@ fn steps(
     let rooted = problem.states.iter().filter(|g| g.host.is_none());
     let rooted = rooted.filter_map(|g| g.states);
     let rooted: u64 = rooted.map(|v| problem.value_bytes(v).get()).sum();
+    let norms: BTreeSet<OpId> = problem.norms().map(|(_, op)| op).collect();
     for (position, instruction) in keep.instructions.iter().enumerate() {
         let step = instruction.step;
         let op = &problem.ops[instruction.op];
@@ -270,7 +271,9 @@ fn steps(
             .iter()
             .any(|&v| problem.values[v].category == Category::Weights)
             && problem.states.iter().any(|g| g.host.is_some());
-        if deferred {
+        // Once in every step, where the rest is once in every micro-batch: then left out.
+        let seldom = problem.micro_batches > 1 && norms.contains(&instruction.op);
+        if deferred || seldom {
             continue;
         }
         steps[step].compute_ns += instruction.duration.get();
