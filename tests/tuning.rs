@@ -57,7 +57,7 @@ fn the_fastest_of_what_is_allowed_is_chosen() {
         },
         method: Method::AdamW,
         budget: Budget {
-            device: Bytes::mib(2),
+            device: Bytes::mib(3),
             host: Bytes::mib(64),
         },
     };
