@@ -51,6 +51,7 @@ impl<'a> Lowering<'a> {
                 parameters: group.parameters.iter().sum(),
                 states,
                 updates,
+                norms: Vec::new(),
                 host: method.on_host().then(|| self.host_optimizer(method, group)),
             });
         }
