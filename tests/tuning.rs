@@ -59,7 +59,7 @@ fn the_fastest_of_what_is_allowed_is_chosen() {
         },
         method: Method::AdamW,
         budget: Budget {
-            device: Bytes::mib(2),
+            device: Bytes::mib(3),
             host: Bytes::mib(64),
         },
     };
@@ -90,7 +90,8 @@ fn the_fastest_of_what_is_allowed_is_chosen() {
 
 #[test]
 fn the_table_names_the_choice_and_what_it_changes() {
-    let flags = ["--method", "auto", "--allow", "sgd,lomo", "--batch", "2"];
+    let mut flags = vec!["--method", "auto", "--allow", "sgd,lomo", "--batch", "2"];
+    flags.extend(["--device-memory", "3MiB"]);
     let done = plan(&flags).assert().success();
     let text = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
     assert_eq!(text.matches(" chosen").count(), 1, "{text}");
