@@ -116,7 +116,10 @@ fn updates_wait(schedule: &Schedule, timeline: &Timeline) -> bool {
             .iter()
             .zip(&timeline.spans[0])
     };
-    let named = |i: &Instruction, name: &str| matches!(i.action, Action::Run(op) if schedule.ops[op].name == name);
+    let named = |i: &Instruction, name: &str| match i.action {
+        Action::Run(op) => schedule.ops[op].name == name,
+        _ => false,
+    };
     let norms = compute().filter(|(i, _)| named(i, "gradient_norm"));
     let Some(counted) = norms.map(|(_, span)| span.1).max() else {
         return true;
