@@ -253,15 +253,11 @@ pub struct StateGroup {
     /// contribution for a fused method, the last step of all where gradients are kept until the
     /// end.
     pub updates: Vec<(StepId, OpId)>,
-<<<<<<< HEAD
-    /// What the host optimizer needs, where the method has one. Without one, states and gradients
-    /// are on the device until the update, whatever the placement.
-=======
     /// What counts its gradients for clipping by the global norm, each with the step of the last
     /// contribution. Where there are any, no update of any group runs before all of them.
     pub norms: Vec<(StepId, OpId)>,
-    /// What the host optimizer needs, where the method has one.
->>>>>>> main
+    /// What the host optimizer needs, where the method has one. Without one, states and gradients
+    /// are on the device until the update, whatever the placement.
     pub host: Option<HostOptimizer>,
 }
 
