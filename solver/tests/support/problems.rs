@@ -6,7 +6,8 @@
 //! ```
 //! A block has attention, an MLP or both; what a block lacks, its neighbours read past. Backward
 //! changes one residual gradient in place, block by block. Sizes, times, tiles, links, budgets,
-//! head groups, micro-batches and methods (fused, clipped, with or without states, on the host) are random.
+//! head groups, micro-batches and methods (fused, clipped, with or without states, on the host) are
+//! random.
 
 use super::random::Random;
 use ebbtide_solver::build::build;
