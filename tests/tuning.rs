@@ -88,7 +88,17 @@ fn the_fastest_of_what_is_allowed_is_chosen() {
 
 #[test]
 fn the_table_names_the_choice_and_what_it_changes() {
-    let flags = ["--method", "auto", "--allow", "sgd,lomo", "--batch", "2"];
+    // With less, AdamW's states have to travel.
+    let flags = [
+        "--method",
+        "auto",
+        "--allow",
+        "sgd,lomo",
+        "--batch",
+        "2",
+        "--device-memory",
+        "3MiB",
+    ];
     let done = plan(&flags).assert().success();
     let text = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
     assert_eq!(text.matches(" chosen").count(), 1, "{text}");
