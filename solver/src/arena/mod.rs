@@ -8,10 +8,10 @@
 //! ([`place_quick`]), then an exact search ([`place`]) that decides height after height.
 //!
 //! ```text
-//! offset            requests ─► instance ─► sweep · skyline · best_fit ─► at the bound? ─► done
-//!   ▲  ┌────┐┌──┐                                                           │ no
-//!   │ ┌┴──┐ └┤  │                                                           ▼
-//!   │ │   │  │  │                                                  exact (until the deadline)
+//! offset            requests ─► instance ─► skyline · sweep · best_fit · blame ─► at the bound? ─► done
+//!   ▲  ┌────┐┌──┐                                                                   │ no
+//!   │ ┌┴──┐ └┤  │                                                                   ▼
+//!   │ │   │  │  │                                                      exact (until the deadline)
 //!   └─┴───┴──┴──┴─► position
 //! ```
 //!
@@ -20,6 +20,7 @@
 
 mod best_fit;
 pub mod bilevel;
+mod blame;
 mod exact;
 pub mod generate;
 mod heuristics;
