@@ -74,24 +74,23 @@ impl Best<'_> {
     }
 }
 
-/// Sweeps forwards and backwards, with ever shorter items at the top.
+/// Sweeps forwards and backwards, with ever shorter items at the top, then with large ones there.
 fn sweeps(instance: &Instance, best: &mut Best) -> bool {
     let mirror = instance.mirrored();
     let timelines = [Timeline::new(instance), Timeline::new(&mirror)];
     let sections = instance.sections as u32;
     let mut work = SWEEP_WORK;
-    for short in [
-        0,
-        sections / 2,
-        sections / 8,
-        sections / 32,
-        sections / 128,
-        4,
-        1,
-    ] {
+    let shorts = [0, 2, 8, 32, 128].map(|part| sections.checked_div(part).unwrap_or(0));
+    let by_length = shorts
+        .into_iter()
+        .chain([4, 1])
+        .map(|short| (short, u64::MAX));
+    let by_size = [128, 32].map(|part| (0, instance.lower_bound / part));
+    for (short, large) in by_length.chain(by_size) {
         for fit in [Fit::Best, Fit::First] {
             for timeline in &timelines {
-                let Some(offsets) = sweep(timeline, Sweep { fit, short }, &mut work) else {
+                let how = Sweep { fit, short, large };
+                let Some(offsets) = sweep(timeline, how, &mut work) else {
                     return false;
                 };
                 if best.offer(offsets) {

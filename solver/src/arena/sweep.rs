@@ -2,7 +2,8 @@
 //!
 //! This is what a run-time allocator does, but it knows how long each item will live: the
 //! long-lived ones grow from the bottom up and the short-lived ones from the lower bound down, so
-//! that transients do not leave holes in a stack of activations.
+//! that transients do not leave holes in a stack of activations. Or the large ones do, where small
+//! pieces of many lifetimes would leave no hole that is large enough.
 
 use super::instance::{Instance, Item};
 
@@ -21,7 +22,12 @@ pub(crate) struct Sweep {
     pub fit: Fit,
     /// Items that cover at most this many sections grow downwards from the lower bound.
     pub short: u32,
+    /// So do items of at least this size that are not alive for long.
+    pub large: u64,
 }
+
+/// What covers more than this part of the sections is alive for long.
+const PASSING: u32 = 8;
 
 /// An instance with its items in the orders in which a sweep meets them.
 pub(crate) struct Timeline<'a> {
@@ -46,6 +52,7 @@ impl<'a> Timeline<'a> {
 pub(crate) fn sweep(timeline: &Timeline, how: Sweep, work: &mut u64) -> Option<Vec<u64>> {
     let items = &timeline.instance.items;
     let ceiling = timeline.instance.lower_bound;
+    let passing = timeline.instance.sections as u32 / PASSING;
     let mut offsets = vec![0; items.len()];
     let mut gaps = vec![(0, u64::MAX)];
     let mut ends = timeline.ends.iter().peekable();
@@ -56,7 +63,8 @@ pub(crate) fn sweep(timeline: &Timeline, how: Sweep, work: &mut u64) -> Option<V
             release(&mut gaps, start, start + items[ended as usize].size);
         }
         *work = work.checked_sub(1 + gaps.len() as u64)?;
-        let top_down = item.width() <= how.short;
+        let large = item.size >= how.large && item.width() <= passing;
+        let top_down = large || item.width() <= how.short;
         let under = if top_down {
             highest(&gaps, item.size, ceiling)
         } else {
