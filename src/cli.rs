@@ -5,7 +5,7 @@
 
 pub mod parse;
 
-use crate::commands::{arena, chain, check, fit, list, plan, profile, run, simulate};
+use crate::commands::{arena, chain, check, compare, fit, list, plan, profile, run, simulate};
 use crate::error::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -44,6 +44,16 @@ Examples:
   ebbtide fit --model llama-3.1-8b --profile h100-sxm5-80gb --method lomo
   ebbtide fit --model qwen2.5-7b --profile rtx-4090-24gb --strategy checkpoint,ilp --json")]
     Fit(fit::Args),
+    /// Compare strategies over lengths and methods: tables, figures and one page to read
+    #[command(after_help = "\
+Examples:
+  ebbtide compare --model llama-3.1-8b --profile h100-sxm5-80gb -o comparison
+  ebbtide compare --model qwen2.5-7b --profile rtx-4090-24gb --seq 4k..64k --method lomo -o small
+  ebbtide compare --model llama-2-7b --profile h100-sxm5-80gb --seq 8k,128k --json -o two
+
+DIR gets index.html, report.md, cells.csv, comparison.json, and every figure as SVG and PNG. A
+comparison that was interrupted goes on with the same command.")]
+    Compare(compare::Args),
     /// Simulate a schedule: its timeline, its links and its memory peak
     #[command(after_help = "\
 Examples:
@@ -101,6 +111,7 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
         Command::Profile(args) => profile::run(args, out),
         Command::Plan(args) => plan::run(args, out),
         Command::Fit(args) => fit::run(args, out),
+        Command::Compare(args) => compare::run(args, out),
         Command::Simulate(args) => simulate::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Run(args) => run::run(args, out),

@@ -2,6 +2,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod comparison;
 pub mod device;
 pub mod error;
 pub mod execute;

@@ -21,7 +21,7 @@ use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 use crate::error::{Error, Result};
 use crate::format::number::LARGEST;
 use crate::format::schedule as file;
-use crate::lower::{lower, tilings, Lowered, Workload};
+use crate::lower::{lower, tilings, Lowered, Tiling, Workload};
 use crate::methods::Method;
 use crate::model::{step_graph, ModelConfig};
 use crate::profile::Profile;
@@ -59,6 +59,24 @@ pub struct Planned {
 /// # Errors
 /// A workload that cannot be planned for this model, method or machine.
 pub fn variants(request: &Request<'_>) -> Result<Vec<Lowered>> {
+    lower_with(request, tilings(request.model, &request.workload))
+}
+
+/// Lowers without cutting any operator: what a trainer does that knows no tiles.
+///
+/// # Errors
+/// As [`variants`].
+pub fn untiled(request: &Request<'_>) -> Result<Vec<Lowered>> {
+    let tokens = request.workload.tokens();
+    let whole = Tiling {
+        tile: tokens,
+        head_tile: tokens,
+        groups: 1,
+    };
+    lower_with(request, vec![whole])
+}
+
+fn lower_with(request: &Request<'_>, tilings: Vec<Tiling>) -> Result<Vec<Lowered>> {
     let Request {
         model,
         profile,
@@ -69,7 +87,7 @@ pub fn variants(request: &Request<'_>) -> Result<Vec<Lowered>> {
     workload.check(model)?;
     method.check(workload.accumulate)?;
     let graph = step_graph(model);
-    tilings(model, &workload)
+    tilings
         .into_iter()
         .map(|tiling| lower(&graph, model, profile, method, &workload, budget, tiling))
         .collect()
@@ -115,24 +133,38 @@ pub fn plan(
 /// Why nothing fits.
 pub fn plan_variants(
     request: &Request<'_>,
-    mut variants: Vec<Lowered>,
+    variants: Vec<Lowered>,
+    strategy: Strategy,
+    options: &Options,
+) -> std::result::Result<Planned, Infeasible> {
+    let problems = problems(&variants, request.budget);
+    let contexts = contexts(&problems, options);
+    plan_prepared(request, &variants, &contexts, strategy, options)
+}
+
+/// Plans by one strategy what has been prepared for several: contexts of the problems of these
+/// variants, under the request's budget.
+///
+/// # Errors
+/// Why nothing fits.
+pub fn plan_prepared(
+    request: &Request<'_>,
+    variants: &[Lowered],
+    contexts: &[Context<'_>],
     strategy: Strategy,
     options: &Options,
 ) -> std::result::Result<Planned, Infeasible> {
     let begun = Instant::now();
-    let problems = problems(&variants, request.budget);
-    let contexts = contexts(&problems, options);
     let floor = contexts.iter().map(Context::floor).min();
-    let first = search::solve(&contexts, strategy, options)?;
+    let first = search::solve(contexts, strategy, options)?;
     let (bound, status) = (first.bound, first.status);
     let Placed {
         variant,
         plan,
         found_by,
         schedule,
-    } = place(&variants, first, strategy, request.budget, options)?;
-    drop(contexts);
-    let lowered = variants.swap_remove(variant);
+    } = place(variants, first, strategy, request.budget, options)?;
+    let lowered = variants[variant].clone();
     let timeline = simulate(&schedule);
     let step = timeline.step;
     let gap = step.saturating_sub(bound).get() as f64 / step.get().max(1) as f64;

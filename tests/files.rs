@@ -167,6 +167,11 @@ fn nothing_is_overwritten_by_its_own_result() {
         ],
         "--model and --output are the same file",
     );
+    let requests = scratch.file("a.csv", "id,lower,upper,size\na,0,2,3\n");
+    refused(
+        &["arena", &requests, "-o", &requests],
+        "the instance and --output are the same file",
+    );
 }
 
 #[test]

@@ -34,8 +34,9 @@ pub struct Hold {
     /// What was fetched to make another stays like what was made; else it is fetched again when it
     /// is due itself.
     pub fetched: bool,
-    /// So does what was made for a later block's input; else it is made again for its own block.
-    pub ahead: bool,
+    /// In blocks below this one, so does what was made for a later block's input; else it is made
+    /// again for its own block. The first blocks' turn comes last, when memory is free again.
+    pub ahead: u32,
 }
 
 /// One decision for everything that can be decided.
@@ -81,7 +82,7 @@ impl Hold {
         output: true,
         projections: true,
         fetched: true,
-        ahead: true,
+        ahead: u32::MAX,
     };
     /// The attention output stays for its own block only: made again it takes long, held it takes
     /// much memory.
@@ -104,7 +105,7 @@ impl Hold {
         output: false,
         projections: false,
         fetched: false,
-        ahead: false,
+        ahead: 0,
     };
 }
 

@@ -28,6 +28,28 @@ pub fn tokens(text: &str) -> Parsed<u64> {
     number.checked_mul(unit).ok_or_else(wrong)
 }
 
+/// Lengths: `4k..1m` for 4k, 8k and so on up to 1m, or one length alone; at least one, none of
+/// them zero.
+///
+/// # Errors
+/// Anything else, and a range in which there is nothing.
+pub fn lengths(text: &str) -> Parsed<Vec<u64>> {
+    let (first, last) = match text.split_once("..") {
+        Some((first, last)) => (tokens(first)?, tokens(last)?),
+        None => (tokens(text)?, tokens(text)?),
+    };
+    if first == 0 {
+        return Err(format!("`{text}`: a sequence has at least one token"));
+    }
+    if first > last {
+        return Err(format!(
+            "the range `{text}` is empty: it ends before it begins"
+        ));
+    }
+    let doubled = std::iter::successors(Some(first), |length| length.checked_mul(2));
+    Ok(doubled.take_while(|&length| length <= last).collect())
+}
+
 /// `1048576`: a whole number of whatever a file counts in.
 ///
 /// # Errors
@@ -237,6 +259,17 @@ mod tests {
         for wrong in ["", "k", "-1", "+1", "1.5k", "1g", "99999999999999999999"] {
             assert!(tokens(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn lengths_double_within_their_range() {
+        assert_eq!(lengths("4k..16k"), Ok(vec![4096, 8192, 16384]));
+        assert_eq!(lengths("3k..10k"), Ok(vec![3072, 6144]));
+        assert_eq!(lengths("128k"), Ok(vec![131_072]));
+        for wrong in ["", "0", "0..4k", "8k..4k", "..4k", "4k..", "4k..8k..16k"] {
+            assert!(lengths(wrong).is_err(), "{wrong}");
+        }
+        assert!(lengths("8k..4k").unwrap_err().contains("empty"));
     }
 
     #[test]

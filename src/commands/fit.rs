@@ -5,11 +5,11 @@
 
 use super::setting;
 use crate::cli::{parse, print};
-use crate::error::Result;
-use crate::lower::{Workload, MAX_TOKENS};
+use crate::error::{Error, Result};
+use crate::lower::MAX_TOKENS;
 use crate::methods::Method;
 use crate::model::Positions;
-use crate::planning::{self, Request};
+use crate::planning;
 use crate::report::{self, columns};
 use ebbtide_solver::build::Infeasible;
 use ebbtide_solver::search::Strategy;
@@ -42,25 +42,30 @@ pub struct Args {
 }
 
 /// What is known of one strategy with one method.
-struct Row {
-    strategy: Strategy,
-    method: Method,
+pub(super) struct Row {
+    pub(super) strategy: Strategy,
+    pub(super) method: Method,
     /// The longest length that was found to fit.
-    fits: u64,
-    /// The shortest that was found not to, and why.
-    misses: Option<(u64, Infeasible)>,
+    pub(super) fits: u64,
+    /// The shortest that was found not to, and what binds there.
+    pub(super) misses: Option<(u64, String)>,
+    /// Lengths are told apart to this part of them.
+    pub(super) parts: u64,
 }
+
+/// The part to which `fit` tells lengths apart.
+const PARTS: u64 = 40;
 
 /// The shortest length that is tried first.
 const FIRST: u64 = 4096;
 
 /// How long `ilp` may look for a plan of one length that no simple strategy has one for.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Searches and reports.
 ///
 /// # Errors
-/// `BadInput` for what cannot be read or planned.
+/// `BadInput` for what cannot be read or planned; `Infeasible` where nothing fits at any length.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let setting = args.setting.read()?;
     let strategies = if args.strategy.is_empty() {
@@ -77,45 +82,46 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             method,
             fits: 0,
             misses: None,
+            parts: PARTS,
         }));
     }
     let limit = match setting.model.positions {
         Positions::Learned { positions } => positions,
         Positions::Rope { .. } => MAX_TOKENS / args.setting.batch,
     };
-    let request = |seq, method| Request {
-        model: &setting.model,
-        profile: &setting.profile,
-        workload: Workload {
-            seq,
-            batch: args.setting.batch,
-            accumulate: args.setting.accumulate,
-            dtype: setting.dtype,
-        },
-        method,
-        budget: setting.budget,
-    };
-    narrow(&mut rows, limit, |seq, method, strategies| {
-        planning::probe(&request(seq, method), strategies, PATIENCE)
+    let told = std::io::stderr().is_terminal();
+    narrow(&mut rows, limit, told, |seq, method, strategies| {
+        planning::probe(&setting.request(method, seq), strategies, PATIENCE)
     })?;
     let text = if args.json {
         to_json(&rows, limit)
     } else {
         to_table(&rows, limit)
     };
-    print(out, text)
+    print(out, text)?;
+    let Some(row) = rows.iter().min_by_key(|row| std::cmp::Reverse(row.fits)) else {
+        return Ok(());
+    };
+    match row.fits {
+        0 => Err(Error::infeasible(format!(
+            "no strategy fits {} at any length: {}",
+            setting.model.name,
+            row.binds(limit)
+        ))),
+        _ => Ok(()),
+    }
 }
 
-type Probed = Result<Vec<std::result::Result<(), Infeasible>>>;
+pub(super) type Probed = Result<Vec<std::result::Result<(), Infeasible>>>;
 
 /// Asks, as long as a row has a length to ask for, for all rows of one length and method at once:
 /// what they have in common is then prepared once.
-fn narrow(
+pub(super) fn narrow(
     rows: &mut [Row],
     limit: u64,
+    told: bool,
     probe: impl Fn(u64, Method, &[Strategy]) -> Probed,
 ) -> Result<()> {
-    let told = std::io::stderr().is_terminal();
     loop {
         let mut wanted: BTreeMap<(u64, &str), Vec<usize>> = BTreeMap::new();
         for (i, row) in rows.iter().enumerate() {
@@ -134,7 +140,7 @@ fn narrow(
         for (i, found) in asking.into_iter().zip(probe(seq, method, &strategies)?) {
             match found {
                 Ok(()) => rows[i].fits = seq,
-                Err(miss) => rows[i].misses = Some((seq, miss)),
+                Err(miss) => rows[i].misses = Some((seq, report::infeasible::what_binds(&miss))),
             }
         }
     }
@@ -147,28 +153,28 @@ fn narrow(
 impl Row {
     /// The next length to ask for: twice the last one, then the middle.
     fn next(&self, limit: u64) -> Option<u64> {
-        let Some((misses, _)) = self.misses else {
+        let Some((misses, _)) = &self.misses else {
             let next = (2 * self.fits).clamp(FIRST.min(limit), limit);
             return (self.fits < limit).then_some(next);
         };
-        let step = precision(self.fits);
+        let step = precision(self.fits, self.parts);
         let middle = (self.fits + misses) / 2;
         let middle = middle - middle % step;
         (middle > self.fits).then_some(middle)
     }
-    fn binds(&self, limit: u64) -> String {
+    pub(super) fn binds(&self, limit: u64) -> String {
         match &self.misses {
-            Some((_, miss)) => report::infeasible::what_binds(miss),
+            Some((_, binds)) => binds.clone(),
             None => format!("{} tokens are the most", Tokens::new(limit)),
         }
     }
 }
 
-/// To how many tokens lengths are told apart: 256 below 8k, else 1k or a fortieth.
-fn precision(tokens: u64) -> u64 {
+/// To how many tokens lengths are told apart: 256 below 8k, else 1k or a part of them.
+fn precision(tokens: u64, parts: u64) -> u64 {
     match tokens {
         0..8192 => 256,
-        _ => (tokens / 40 / 1024 * 1024).max(1024),
+        _ => (tokens / parts / 1024 * 1024).max(1024),
     }
 }
 
@@ -215,8 +221,9 @@ mod tests {
                 method: Method::Lomo,
                 fits: 0,
                 misses: None,
+                parts: PARTS,
             }];
-            narrow(&mut row, MAX_TOKENS, |seq, _, _| {
+            narrow(&mut row, MAX_TOKENS, false, |seq, _, _| {
                 Ok(vec![match seq <= longest {
                     true => Ok(()),
                     false => Err(Infeasible {
@@ -231,7 +238,7 @@ mod tests {
             .unwrap();
             let found = row[0].fits;
             assert!(
-                found <= longest && longest < found + 2 * precision(longest),
+                found <= longest && longest < found + 2 * precision(longest, PARTS),
                 "{found}"
             );
         }

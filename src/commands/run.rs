@@ -26,7 +26,7 @@ use crate::format::training::Progress;
 use crate::model::ModelConfig;
 use crate::report;
 use crate::training::checkpoint;
-use crate::training::directory::{check_free, Unfinished};
+use crate::training::directory::Unfinished;
 use crate::training::learning_rate::Shape;
 use crate::training::resume::{self, Saved};
 use crate::training::tokens::IdType;
@@ -190,7 +190,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
 /// Refuses places where nothing can be written, before anything is computed for them.
 fn check_outputs(args: &Args) -> Result<()> {
     if let Some(directory) = &args.save {
-        check_free(directory).map_err(|error| error.within("--save"))?;
+        // Made and taken away again: the only way to know that it can be made.
+        Unfinished::begin(directory).map_err(|error| error.within("--save"))?;
     }
     let Some(path) = &args.output else {
         return Ok(());

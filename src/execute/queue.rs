@@ -290,7 +290,10 @@ impl Merging<'_, '_> {
                  others' gradients are still on the device",
                 group.name
             ))
-            .hint("leave out --clip, or plan with more device memory so that no update is there"));
+            .hint(
+                "leave out --clip, or raise --device-memory of `ebbtide plan` until it says of \
+                 `states` that all groups are on the device",
+            ));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! range ends with one error that names the place in the file.
 
 pub mod chain;
+pub mod comparison;
 pub mod measured;
 pub mod number;
 pub mod pickle;

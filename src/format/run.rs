@@ -1,9 +1,10 @@
 //! `R.json`: what a run measured beside what was predicted (`schemas/run.schema.json`).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{json, Map, Value};
 
 use super::schedule::{self, Predicted};
+use crate::error::{Error, Result};
 use ebbtide_solver::units::Nanos;
 
 /// The format that is written.
@@ -77,6 +78,55 @@ pub struct Part {
     pub predicted: Nanos,
     /// What it took.
     pub measured: Nanos,
+}
+
+/// What a reader of a run's file wants to know for a comparison.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measured {
+    /// What was run: model, method, strategy and device.
+    pub title: String,
+    /// Parts of the step, predicted and measured.
+    pub parts: Vec<Part>,
+}
+
+/// The run of a file.
+///
+/// # Errors
+/// As [`super::read_json`], and a part of a kind that there is not.
+pub fn read(text: &str) -> Result<Measured> {
+    #[derive(Deserialize)]
+    struct Wire {
+        model: String,
+        method: String,
+        strategy: String,
+        device: String,
+        parts: Vec<ReadPart>,
+    }
+    #[derive(Deserialize)]
+    struct ReadPart {
+        kind: String,
+        name: String,
+        predicted_ns: u64,
+        measured_ns: u64,
+    }
+    let wire: Wire = super::read_json(text, SCHEMA)?;
+    let part = |part: ReadPart| {
+        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == part.kind);
+        let unknown = || Error::bad_input(format!("parts: `{}` is no kind of part", part.kind));
+        Ok(Part {
+            kind: kind.ok_or_else(unknown)?,
+            name: part.name,
+            predicted: Nanos::new(part.predicted_ns),
+            measured: Nanos::new(part.measured_ns),
+        })
+    };
+    Ok(Measured {
+        title: format!(
+            "{}, {}, {} on {}",
+            wire.model, wire.method, wire.strategy, wire.device
+        ),
+        parts: wire.parts.into_iter().map(part).collect::<Result<_>>()?,
+    })
 }
 
 #[derive(Serialize)]

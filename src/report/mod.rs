@@ -1,5 +1,7 @@
 //! What a person reads: tables of plain text. Drawing knows no planning.
 
+pub mod comparison;
+pub mod figure;
 pub mod infeasible;
 pub mod plan;
 pub mod profile;

@@ -187,7 +187,9 @@ fn cannot_read(cause: &std::io::Error) -> Error {
 
 /// The files of a checkpoint.
 fn files(path: &Path) -> Result<Vec<PathBuf>> {
-    if path.is_file() {
+    let there = std::fs::metadata(path);
+    let there = there.map_err(|cause| cannot_read(&cause).within(path.display()))?;
+    if there.is_file() {
         return Ok(vec![path.to_owned()]);
     }
     let single = path.join(SINGLE);

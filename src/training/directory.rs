@@ -14,11 +14,8 @@ pub struct Unfinished {
     finished: bool,
 }
 
-/// Refuses a place where a directory cannot be put, before anything is computed for it.
-///
-/// # Errors
-/// What is there and not an empty directory; a parent that is no directory.
-pub fn check_free(path: &Path) -> Result<()> {
+/// Refuses a place where a directory cannot be put.
+fn check_free(path: &Path) -> Result<()> {
     let wrong = |what: &str| Error::bad_input(what).within(path.display());
     if path.is_dir() {
         let taken = fs::read_dir(path).map_or(true, |mut entries| entries.next().is_some());
@@ -48,7 +45,8 @@ impl Unfinished {
     /// Begins a directory.
     ///
     /// # Errors
-    /// As [`check_free`], or when it cannot be made.
+    /// What is there and not an empty directory; a parent that is no directory, or in which nothing
+    /// can be made.
     pub fn begin(path: &Path) -> Result<Self> {
         check_free(path)?;
         let mut beside = path.as_os_str().to_owned();

@@ -308,8 +308,8 @@ fn operands_that_contradict_each_other_are_refused() {
 }
 
 /// Updates on the device and on the host, from the same bytes: a block of a matrix, a gradient in
-/// three copies, or one that arrives in two runs.
-fn updated(dtype: Dtype, space: Space, rule: UpdateRule, split: bool) -> Vec<u8> {
+/// three copies, or one that arrives in two runs. `first`: where memory begins to be used.
+fn updated(dtype: Dtype, space: Space, rule: UpdateRule, split: bool, first: u64) -> Vec<u8> {
     const ROWS: u64 = 37;
     const COLUMNS: u64 = 2500;
     const STRIDE: u64 = 2700;
@@ -319,7 +319,7 @@ fn updated(dtype: Dtype, space: Space, rule: UpdateRule, split: bool) -> Vec<u8>
     device.reserve(reservation).unwrap();
     let size = dtype.bytes();
     let span = (ROWS - 1) * STRIDE + COLUMNS;
-    let mut used = 2;
+    let mut used = first;
     let mut place = |bytes: u64| {
         used += bytes;
         on(space, used - bytes, bytes)
@@ -409,26 +409,26 @@ fn updated(dtype: Dtype, space: Space, rule: UpdateRule, split: bool) -> Vec<u8>
             .unwrap();
     }
     device.finish().unwrap();
-    let mut all = vec![0; used as usize];
-    device.read(on(space, 0, used), &mut all).unwrap();
+    let mut all = vec![0; (used - first) as usize];
+    let region = on(space, first, used - first);
+    device.read(region, &mut all).unwrap();
     all
 }
 
+/// Where elements are aligned they are updated in place, else on the stack; the gradient in copies
+/// always is.
 #[test]
-fn host_and_device_update_to_the_same_bits() {
+fn host_and_device_in_place_and_on_the_stack_update_to_the_same_bits() {
     for dtype in [Dtype::F32, Dtype::Bf16] {
         for rule in [UpdateRule::AdamW, UpdateRule::Sgd] {
-            let device = updated(dtype, Space::Device, rule, false);
-            assert_eq!(
-                device,
-                updated(dtype, Space::Host, rule, false),
-                "{dtype} {rule:?}"
-            );
-            assert_eq!(
-                device,
-                updated(dtype, Space::Device, rule, true),
-                "{dtype} {rule:?}"
-            );
+            let expected = updated(dtype, Space::Device, rule, false, 0);
+            for space in [Space::Device, Space::Host] {
+                for (split, first) in [(false, 0), (true, 0), (false, 2), (false, 1), (true, 3)] {
+                    let found = updated(dtype, space, rule, split, first);
+                    let what = format!("{dtype} {rule:?} {space:?} {split} {first}");
+                    assert!(found == expected, "{what}");
+                }
+            }
         }
     }
 }

@@ -198,7 +198,8 @@ fn weights_and_tokens_come_from_files() {
     let out = run(&schedule, &["--device", "cuda:0"]);
     assert_eq!(code(&out), 4, "{}", stderr(&out));
     std::fs::write(place.at("none.u16"), []).unwrap();
-    let none = place.at("none.u16");
+    let (none, empty) = (place.at("none.u16"), place.at("empty"));
+    std::fs::create_dir(&empty).unwrap();
     for (args, says) in [
         (vec!["--tokens", &text], "cannot tell from .txt"),
         (
@@ -216,7 +217,8 @@ fn weights_and_tokens_come_from_files() {
         (vec!["--betas", "0.9,1"], "no pair of numbers"),
         (vec!["--steps", "0"], "0 is not in 1.."),
         (vec!["--warmup-above-zero"], "--warmup"),
-        (vec!["--weights", "/nowhere"], "/nowhere"),
+        (vec!["--weights", "/nowhere"], "/nowhere: cannot read"),
+        (vec!["--weights", &empty], "holds neither model.safetensors"),
         (vec!["--resume", &llama], "training.json: cannot read"),
         (vec!["--save", &llama], "--save"),
         (vec!["--save", "/nowhere/at/all"], "does not exist"),
@@ -229,6 +231,49 @@ fn weights_and_tokens_come_from_files() {
             "{args:?}: {said}"
         );
     }
+}
+
+/// The same ids, however they are stored.
+#[test]
+fn every_kind_of_token_file_gives_the_same_steps() {
+    let place = Place::new("kinds");
+    let schedule = place.plan("tiny", LEAN);
+    let ids: Vec<u32> = (0..400u32).map(|i| i * i % 251).collect();
+    let u16s: Vec<u8> = ids
+        .iter()
+        .flat_map(|&id| (id as u16).to_le_bytes())
+        .collect();
+    let u32s: Vec<u8> = ids.iter().flat_map(|&id| id.to_le_bytes()).collect();
+    let words: Vec<String> = ids.iter().map(|id| format!("w{id}")).collect();
+    let vocabulary: Vec<String> = (0..251).map(|i| format!("\"w{i}\": {i}")).collect();
+    let tokenizer = format!(
+        r#"{{"version": "1.0", "pre_tokenizer": {{"type": "Whitespace"}},
+        "model": {{"type": "WordLevel", "unk_token": "w0", "vocab": {{{}}}}}}}"#,
+        vocabulary.join(", ")
+    );
+    let lines = format!("{:?}\n{:?}\n", &ids[..100], &ids[100..]);
+    for (name, content) in [
+        ("ids.u16", u16s.clone()),
+        ("ids.bin", u16s),
+        ("ids.u32", u32s),
+        ("ids.jsonl", lines.into_bytes()),
+        ("ids.txt", words.join(" ").into_bytes()),
+        ("tokenizer.json", tokenizer.into_bytes()),
+    ] {
+        std::fs::write(place.at(name), content).unwrap();
+    }
+    let tokenizer = place.at("tokenizer.json");
+    let losses = |name: &str, more: &[&str]| {
+        let path = place.at(name);
+        let with = ["--tokens", &path, "--steps", "3"];
+        report(&schedule, &[&with[..], more].concat())["losses"].clone()
+    };
+    let expected = losses("ids.u16", &[]);
+    assert_ne!(expected[0], expected[1]);
+    assert_eq!(losses("ids.u32", &[]), expected);
+    assert_eq!(losses("ids.bin", &["--token-type", "u16"]), expected);
+    assert_eq!(losses("ids.jsonl", &[]), expected);
+    assert_eq!(losses("ids.txt", &["--tokenizer", &tokenizer]), expected);
 }
 
 /// A saved run that was changed or cut off afterwards.
@@ -303,6 +348,13 @@ fn a_place_that_cannot_be_written_is_told_at_once() {
         );
     }
     assert_eq!(place.bytes("s.json"), plan);
+    // Nobody makes directories there, root included.
+    #[cfg(target_os = "linux")]
+    {
+        let out = run(&schedule, &["--steps", "1000000", "--save", "/proc/saved"]);
+        let said = stderr(&out);
+        assert!(code(&out) == 2 && said.contains("cannot write"), "{said}");
+    }
     // The report may lie in the directory that is saved.
     let (saved, inside) = (place.at("saved"), place.at("saved/r.json"));
     report(

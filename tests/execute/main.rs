@@ -5,6 +5,7 @@ mod support;
 
 mod characters;
 mod clipping;
+mod clock;
 mod command;
 mod faults;
 mod hf;
@@ -14,3 +15,4 @@ mod plans;
 mod refused;
 mod runs;
 mod straight;
+mod weights;

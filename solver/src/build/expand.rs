@@ -17,7 +17,7 @@ use std::rc::Rc;
 use super::pieces::{all_groups, cover, covers, gaps, intersect, pieces_of};
 use crate::ids::{Id, OpId, StepId, Table, TensorId, ValueId};
 use crate::plan::{Placement, Plan};
-use crate::problem::{Category, Domain, Node, Phase, Problem, Split, Value};
+use crate::problem::{Category, Domain, Node, Phase, Problem, Split, Tensor, Value};
 use crate::schedule::Access;
 use crate::units::{Bytes, Nanos, Span};
 
@@ -315,14 +315,7 @@ impl Expander<'_> {
     fn end_step(&mut self) {
         if self.phase == Phase::Backward {
             for tensor in self.problem.tensors.values() {
-                let held = match (self.problem.values[tensor.value].split, tensor.producer) {
-                    (Split::Whole, _) => true,
-                    (Split::Rows, _) => false,
-                    (Split::Groups, op) if self.problem.ops[op].domain == Domain::Group => {
-                        self.plan.hold.output
-                    }
-                    (Split::Groups, _) => self.plan.hold.projections,
-                };
+                let held = self.is_held(tensor);
                 let whole = self.problem.values[tensor.value].split == Split::Whole;
                 let fetched = whole || held && self.plan.hold.fetched;
                 self.live[tensor.value]
@@ -331,6 +324,18 @@ impl Expander<'_> {
         }
         if self.micro_batch + 1 == self.problem.micro_batches {
             self.run_updates();
+        }
+    }
+
+    /// Whether it stays once it was made again.
+    fn is_held(&self, tensor: &Tensor) -> bool {
+        match self.problem.values[tensor.value].split {
+            Split::Whole => true,
+            Split::Rows => false,
+            Split::Groups if self.problem.ops[tensor.producer].domain == Domain::Group => {
+                self.plan.hold.output
+            }
+            Split::Groups => self.plan.hold.projections,
         }
     }
 
@@ -576,11 +581,12 @@ impl Expander<'_> {
     /// What landed for a block only to make its output again, and what was made for it unless that
     /// is held; it lands or is made anew when it is due itself.
     fn drop_passed(&mut self, block: Option<u32>) {
-        let ahead = self.plan.hold.ahead;
+        let ahead = block.is_some_and(|block| block < self.plan.hold.ahead);
         for tensor in self.problem.tensors.values() {
             let value = &self.problem.values[tensor.value];
             if value.block == block && value.split != Split::Whole {
-                let stays = |i: &Instance| !i.landed && (ahead || !i.recomputed);
+                let held = ahead && self.is_held(tensor);
+                let stays = |i: &Instance| !i.landed && (held || !i.recomputed);
                 self.live[tensor.value].retain(stays);
             }
         }

@@ -7,6 +7,8 @@
 //! relaxation then decides everything else for that shape, what it keeps gives a better shape, and
 //! so on until the built plan fits.
 
+use std::ops::Range;
+
 use super::relaxation::{relax, Margins, Relaxed};
 use super::rounding::{place_states, stacked};
 use super::{better, Candidate, Context};
@@ -15,8 +17,11 @@ use crate::ids::{Id, StepId, Table, TensorId};
 use crate::plan::{Fate, Hold, Placement, Plan};
 use crate::problem::{Category, Domain, Phase, Problem, Split};
 
+/// Attention outputs on the way to another block's input stay in so many parts of the blocks, or in
+/// fewer.
+const AHEAD: u32 = 4;
 /// How often a shape is made and built.
-const ROUNDS: usize = 6;
+const ROUNDS: usize = 8;
 /// Shapes are made for so many amounts of what is kept at the turn.
 const AMOUNTS: u64 = 48;
 /// The relaxation is solved for so many of them.
@@ -62,12 +67,30 @@ pub enum Input {
 /// The best plan with segments that is found. Attention outputs that are made again stay for their
 /// own block if that fits.
 pub fn solve(context: &Context<'_>, relaxed: &Relaxed) -> Result<Candidate, Infeasible> {
-    let held = with_hold(context, relaxed, Hold::OUTPUT);
-    match held {
-        Err(miss) if !miss.needed.is_zero() => {
-            better(Err(miss), with_hold(context, relaxed, Hold::NONE))
+    let blocks = context.problem.blocks();
+    let far = |best: &Result<Candidate, Infeasible>| {
+        let step = best.as_ref().map(Candidate::step);
+        !context.expired() && step.map_or(true, |step| context.far(step, 1.0))
+    };
+    let mut best = with_hold(context, relaxed, Hold::OUTPUT);
+    for part in (1..=AHEAD).rev() {
+        if !far(&best) {
+            return best;
         }
-        found => found,
+        let hold = Hold {
+            ahead: blocks * part / AHEAD,
+            ..Hold::OUTPUT
+        };
+        let found = with_hold(context, relaxed, hold);
+        let fits = found.is_ok();
+        best = better(best, found);
+        if fits {
+            return best;
+        }
+    }
+    match best {
+        Ok(best) => Ok(best),
+        Err(miss) => better(Err(miss), with_hold(context, relaxed, Hold::NONE)),
     }
 }
 
@@ -78,7 +101,7 @@ fn with_hold(
 ) -> Result<Candidate, Infeasible> {
     let mut standing = Standing::of(context, relaxed, hold);
     let mut best: Result<Candidate, Infeasible> = Err(Infeasible::default());
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         let shapes = standing.shapes(context);
         let solved = shapes.into_iter().filter_map(|shape| {
             let margins = standing.margins(context, &shape);
@@ -96,7 +119,7 @@ fn with_hold(
         let settled = match &found {
             Ok(_) => true,
             Err(miss) => {
-                standing.learn(context, miss);
+                standing.learn(context, miss, round);
                 miss.needed.is_zero()
             }
         };
@@ -117,6 +140,8 @@ struct Standing {
     resident: u64,
     /// Bytes of a block input.
     input: u64,
+    /// In blocks below this one, attention outputs made for a later block's input stay.
+    ahead: usize,
     /// Bytes of an attention output.
     output: u64,
     /// Bytes of a block that the relaxation retains beside its input.
@@ -161,11 +186,13 @@ impl Standing {
         let groups = context.outline.groups.iter().zip(&plan.placements);
         let resident = groups.filter(|(_, p)| **p != Placement::Streamed);
         let states = context.states_on_host(&plan);
+        let (input, output) = (largest(&|id| is_input(problem, id)), largest(&of_group));
         Self {
             steps: standing(problem, &plan),
+            ahead: hold.ahead as usize,
             resident: resident.map(|(g, _)| g.weight_bytes + g.state_bytes).sum(),
-            input: largest(&|id| is_input(problem, id)),
-            output: largest(&of_group),
+            input,
+            output,
             saved: saved as u64 / u64::from(problem.blocks().max(1)),
             host: problem.budget.host.get().saturating_sub(states),
             learned: vec![problem.budget.device.get() / FRAGMENTATION; context.coarse.epochs.len()],
@@ -244,7 +271,7 @@ impl Standing {
             let fits = |start: usize| {
                 (start..end).all(|j| {
                     // Beside the block's own, the inputs of the segment before it.
-                    let before = (j - start) as u64 * self.input;
+                    let before = self.made(start..j);
                     let own = if stays(start) { self.input } else { 0 };
                     there(j) + before + shape.again[j] <= free[j] + own
                 })
@@ -260,6 +287,12 @@ impl Standing {
             end = start;
         }
         Some((needed.saturating_sub(kept - left + self.host), shape))
+    }
+
+    /// What stays of running these blocks again for the input of the block behind them.
+    fn made(&self, blocks: Range<usize>) -> u64 {
+        let held = blocks.end.min(self.ahead).saturating_sub(blocks.start);
+        blocks.len() as u64 * self.input + held as u64 * self.output
     }
 
     /// What the relaxation must leave free, and which inputs are retained.
@@ -286,7 +319,7 @@ impl Standing {
             let start = block as usize - remade.min(block as usize);
             let kept = u64::from(shape.inputs[start] == Input::Kept);
             (
-                remade as u64 * self.input + shape.again[block as usize],
+                self.made(start..block as usize) + shape.again[block as usize],
                 kept * self.input,
             )
         };
@@ -310,19 +343,22 @@ impl Standing {
     }
 
     /// Takes note of what a built plan missed.
-    fn learn(&mut self, context: &Context<'_>, miss: &Infeasible) {
+    fn learn(&mut self, context: &Context<'_>, miss: &Infeasible, round: usize) {
         let excess = miss.needed.saturating_sub(miss.limit).get();
+        // Less than a piece would lead to the same plan.
+        let least = (context.problem.budget.device.get() / (4 * FRAGMENTATION)) << round;
         if miss.step.is_none() {
             self.learned_host += excess + 1;
             self.host = self.host.saturating_sub(excess + 1);
         } else if miss.missing.is_empty() {
-            let lost = excess.max(context.problem.budget.device.get() / (4 * FRAGMENTATION));
+            let lost = excess.max(least);
             self.learned.iter_mut().for_each(|l| *l += lost);
         }
         for (epoch, learned) in context.coarse.epochs.iter().zip(&mut self.learned) {
             let short = miss.missing.iter();
             let short = short.filter(|(s, _)| epoch.steps.0 <= *s && *s <= epoch.steps.1);
-            *learned += short.map(|(_, bytes)| bytes.get()).max().unwrap_or(0);
+            let short = short.map(|(_, bytes)| bytes.get().max(least)).max();
+            *learned += short.unwrap_or(0);
         }
     }
 }

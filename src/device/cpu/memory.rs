@@ -1,15 +1,17 @@
-//! Memory that any thread may touch at any time: words of 64 bits, loaded and stored one by one.
+//! Memory that any thread may touch at any time: pages, each behind a lock.
 //!
 //! A schedule that was not checked may let two streams meet on the same bytes. With plain memory
-//! that would be undefined; with relaxed atomic words it is a wrong number, which is what a test
-//! wants to see, and it needs no `unsafe`. Words cannot be vectorised, so that whoever computes
-//! moves blocks of words to a stack array that fits the first-level cache and works there: see
-//! [`Words`].
+//! that would be undefined; here the second waits until the first has left the page, and finds a
+//! wrong number, which is what a test wants to see. It needs no `unsafe`, and whoever has a page
+//! has plain memory, over which loops are vectorised.
 //!
-//! Regions begin at any byte: elements behind each other need not be aligned. A word that lies
-//! across the edge of a region is changed by compare-and-swap, so that neighbours are safe.
+//! Nobody waits for a page while it holds another, so that nobody waits for ever:
+//! [`Memory::exclusive`] gives up instead, and then bytes go through the stack.
+//!
+//! Regions begin at any byte: elements behind each other need not be aligned.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard, TryLockError};
 
 use half::bf16;
 
@@ -17,25 +19,47 @@ use super::machine;
 use super::ops::vectorised;
 use crate::profile::Dtype;
 
-/// Every 16 and every 32 bits of it are a NaN.
-pub const POISON: u64 = 0x7FC1_7FC1_7FC1_7FC1;
+/// What unwritten memory is full of: a NaN in every type.
+pub const POISON: u8 = 0xFF;
 
-/// Words of a block: 512 bytes, so that the processor fetches one while it works on another.
-pub const BLOCK: usize = 64;
+/// Bytes of a page: so many that its lock costs nothing beside them.
+const PAGE: usize = 1 << 16;
 
-/// A block on its way between memory and arithmetic. Little-endian.
-pub type Words = [u64; BLOCK];
+/// Bytes that go through the stack at a time: they fit the first-level cache.
+const BLOCK: usize = 1 << 13;
 
 const _: () = assert!(
     cfg!(target_endian = "little"),
     "buffers hold little-endian numbers"
 );
 
+/// Aligned to a cache line, and so for every type.
+#[repr(align(64))]
+struct Page([u8; PAGE]);
+
 /// A memory of fixed size.
 pub struct Memory {
-    /// One more than needed, so that an unaligned read may look at the next word.
-    words: Vec<AtomicU64>,
+    pages: Vec<RwLock<Page>>,
     bytes: u64,
+}
+
+/// Bytes of one page that nobody else reads or writes meanwhile.
+pub struct Exclusive<'a> {
+    page: RwLockWriteGuard<'a, Page>,
+    within: Range<usize>,
+}
+
+impl Deref for Exclusive<'_> {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.page.0[self.within.clone()]
+    }
+}
+
+impl DerefMut for Exclusive<'_> {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.page.0[self.within.clone()]
+    }
 }
 
 impl Memory {
@@ -46,11 +70,11 @@ impl Memory {
         if machine.is_ok_and(|machine| bytes > machine.available.get()) {
             return None;
         }
-        let count = usize::try_from(bytes.div_ceil(8)).ok()?.checked_add(1)?;
-        let mut words = Vec::new();
-        words.try_reserve_exact(count).ok()?;
-        words.resize_with(count, || AtomicU64::new(POISON));
-        Some(Memory { words, bytes })
+        let count = usize::try_from(bytes.div_ceil(PAGE as u64)).ok()?;
+        let mut pages = Vec::new();
+        pages.try_reserve_exact(count).ok()?;
+        pages.resize_with(count, || RwLock::new(Page([POISON; PAGE])));
+        Some(Memory { pages, bytes })
     }
 
     /// Its size.
@@ -58,224 +82,182 @@ impl Memory {
         self.bytes
     }
 
-    /// Reads whole words from any byte on; what lies behind the memory reads as anything.
+    /// How many bytes from `offset` on are within one page.
+    pub fn run(offset: u64) -> u64 {
+        PAGE as u64 - offset % PAGE as u64
+    }
+
+    /// Bytes for whoever calls, alone and in place; none where they are not all in one page, or
+    /// where somebody has that page now, the caller included.
     ///
     /// # Panics
-    /// When the words begin more than a word behind the memory.
-    pub fn read(&self, offset: u64, words: &mut [u64]) {
-        let first = (offset / 8) as usize;
-        let shift = (offset % 8) * 8;
-        let end = (first + words.len()).min(self.words.len());
-        if shift == 0 {
-            let there = end - first;
-            load_words(&mut words[..there], &self.words[first..end]);
-            return;
+    /// When they are outside the memory.
+    pub fn exclusive(&self, offset: u64, bytes: u64) -> Option<Exclusive<'_>> {
+        self.assert_within(offset, bytes);
+        if bytes > Memory::run(offset) {
+            return None;
         }
-        let mut low = self.words[first].load(Relaxed);
-        let behind = (first + 1..first + 1 + words.len()).map(|at| at.min(self.words.len() - 1));
-        for (word, at) in words.iter_mut().zip(behind) {
-            let high = self.words[at].load(Relaxed);
-            *word = (low >> shift) | (high << (64 - shift));
-            low = high;
-        }
+        let page = match self.pages.get((offset / PAGE as u64) as usize)?.try_write() {
+            Ok(page) => page,
+            Err(TryLockError::Poisoned(page)) => page.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        let first = (offset % PAGE as u64) as usize;
+        Some(Exclusive {
+            page,
+            within: first..first + bytes as usize,
+        })
     }
 
-    /// Writes the first `bytes` bytes of `words` from any byte on.
+    /// Reads bytes.
     ///
     /// # Panics
-    /// When they do not fit.
-    pub fn write(&self, offset: u64, words: &[u64], bytes: usize) {
-        assert!(
-            offset + bytes as u64 <= self.bytes && bytes <= words.len() * 8,
-            "{bytes} bytes at {offset} of {}",
-            self.bytes
-        );
-        let mut at = (offset / 8) as usize;
-        let shift = ((offset % 8) * 8) as u32;
-        let whole = bytes / 8;
-        let rest = ((bytes % 8) * 8) as u32;
-        let tail = if rest > 0 { words[whole] } else { 0 };
-        if shift == 0 {
-            store_words(&words[..whole], &self.words[at..]);
-            self.merge(at + whole, tail, low_bits(rest));
-            return;
-        }
-        let mut carried = 0;
-        let mut mask = !low_bits(shift);
-        for &word in &words[..whole] {
-            let value = (word << shift) | carried;
-            if mask == u64::MAX {
-                self.words[at].store(value, Relaxed);
-            } else {
-                self.merge(at, value, mask);
-            }
-            carried = word >> (64 - shift);
-            mask = u64::MAX;
-            at += 1;
-        }
-        // At most 15 bytes are left: those carried over and the tail.
-        let left = u128::from(carried) | (u128::from(tail) << shift);
-        let valid = low_bits128(shift + rest);
-        let valid = valid & (u128::from(mask) | (u128::from(u64::MAX) << 64));
-        self.merge(at, left as u64, valid as u64);
-        self.merge(at + 1, (left >> 64) as u64, (valid >> 64) as u64);
-    }
-
-    /// Changes the bits of a word that `mask` names.
-    fn merge(&self, at: usize, value: u64, mask: u64) {
-        if mask != 0 {
-            let merged = |old| Some((old & !mask) | (value & mask));
-            // Never fails: the closure always has a value.
-            let _ = self.words[at].fetch_update(Relaxed, Relaxed, merged);
-        }
-    }
-
-    /// Fills a range with a word's pattern (a multiple of 16 bits from any even byte on).
-    pub fn fill(&self, offset: u64, bytes: u64, pattern: u64) {
-        let block = [pattern; BLOCK];
-        for (at, count) in blocks(bytes, 8 * BLOCK) {
-            self.write(offset + at, &block, count);
-        }
-    }
-
-    /// Decodes `out.len()` elements.
-    pub fn load(&self, offset: u64, dtype: Dtype, out: &mut [f32]) {
-        if dtype == Dtype::F32 {
-            if let Ok(words) = bytemuck::try_cast_slice_mut(out) {
-                return self.read(offset, words);
-            }
-        }
-        let mut words = [0; BLOCK];
-        let size = dtype.bytes();
-        for (at, count) in blocks(out.len() as u64, elements_of_block(dtype)) {
-            let out = &mut out[at as usize..][..count];
-            let words = &mut words[..(count * size as usize).div_ceil(8)];
-            self.read(offset + at * size, words);
-            decode(words, dtype, out);
-        }
-    }
-
-    /// Stores elements, rounded to the type.
-    pub fn store(&self, offset: u64, dtype: Dtype, values: &[f32]) {
-        if dtype == Dtype::F32 {
-            if let Ok(words) = bytemuck::try_cast_slice(values) {
-                return self.write(offset, words, 8 * words.len());
-            }
-        }
-        let mut words = [0; BLOCK];
-        let size = dtype.bytes();
-        for (at, count) in blocks(values.len() as u64, elements_of_block(dtype)) {
-            encode(&values[at as usize..][..count], dtype, &mut words);
-            self.write(offset + at * size, &words, count * size as usize);
-        }
-    }
-
-    /// Copies bytes from another memory, or another place of this one.
-    pub fn copy_from(&self, offset: u64, from: &Memory, from_offset: u64, bytes: u64) {
-        let mut words = [0; BLOCK];
-        for (at, count) in blocks(bytes, 8 * BLOCK) {
-            from.read(from_offset + at, &mut words[..count.div_ceil(8)]);
-            self.write(offset + at, &words, count);
+    /// When they are outside the memory.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) {
+        for (at, page, within) in self.parts(offset, bytes.len() as u64) {
+            let page = page.read().unwrap_or_else(PoisonError::into_inner);
+            bytes[at..at + within.len()].copy_from_slice(&page.0[within]);
         }
     }
 
     /// Writes bytes.
-    pub fn write_bytes(&self, offset: u64, bytes: &[u8]) {
-        let mut words = [0; BLOCK];
-        for (at, count) in blocks(bytes.len() as u64, 8 * BLOCK) {
-            bytemuck::cast_slice_mut(&mut words)[..count]
-                .copy_from_slice(&bytes[at as usize..][..count]);
-            self.write(offset + at, &words, count);
+    ///
+    /// # Panics
+    /// When they are outside the memory.
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        for (at, page, within) in self.parts(offset, bytes.len() as u64) {
+            let mut page = page.write().unwrap_or_else(PoisonError::into_inner);
+            page.0[within.clone()].copy_from_slice(&bytes[at..at + within.len()]);
         }
     }
 
-    /// Reads bytes.
-    pub fn read_bytes(&self, offset: u64, bytes: &mut [u8]) {
-        let mut words = [0; BLOCK];
-        for (at, count) in blocks(bytes.len() as u64, 8 * BLOCK) {
-            self.read(offset + at, &mut words[..count.div_ceil(8)]);
-            bytes[at as usize..][..count].copy_from_slice(&bytemuck::cast_slice(&words)[..count]);
+    /// Fills a range with a byte.
+    ///
+    /// # Panics
+    /// When it is outside the memory.
+    pub fn fill(&self, offset: u64, bytes: u64, byte: u8) {
+        for (_, page, within) in self.parts(offset, bytes) {
+            let mut page = page.write().unwrap_or_else(PoisonError::into_inner);
+            page.0[within].fill(byte);
         }
+    }
+
+    /// Copies bytes from another memory, or another place of this one.
+    ///
+    /// # Panics
+    /// When they are outside either memory.
+    pub fn copy_from(&self, offset: u64, from: &Memory, from_offset: u64, bytes: u64) {
+        for (at, page, within) in from.parts(from_offset, bytes) {
+            let mut next = offset + at as u64;
+            let mut from = within.start;
+            while from < within.end {
+                let count = (within.end - from).min(Memory::run(next) as usize);
+                let source = page.read().unwrap_or_else(PoisonError::into_inner);
+                if let Some(mut target) = self.exclusive(next, count as u64) {
+                    target.copy_from_slice(&source.0[from..from + count]);
+                } else {
+                    let mut stack = [0; PAGE];
+                    stack[..count].copy_from_slice(&source.0[from..from + count]);
+                    drop(source);
+                    self.write(next, &stack[..count]);
+                }
+                from += count;
+                next += count as u64;
+            }
+        }
+    }
+
+    /// Decodes `out.len()` elements.
+    ///
+    /// # Panics
+    /// When they are outside the memory.
+    pub fn load(&self, offset: u64, dtype: Dtype, out: &mut [f32]) {
+        if dtype == Dtype::F32 {
+            return self.read(offset, bytemuck::cast_slice_mut(out));
+        }
+        let size = dtype.bytes();
+        let mut block = [0; BLOCK];
+        for (at, count) in blocks(out.len() as u64, BLOCK / size as usize) {
+            let block = &mut block[..count * size as usize];
+            self.read(offset + at * size, block);
+            decode(block, &mut out[at as usize..][..count]);
+        }
+    }
+
+    /// Stores elements, rounded to the type.
+    ///
+    /// # Panics
+    /// When they are outside the memory.
+    pub fn store(&self, offset: u64, dtype: Dtype, values: &[f32]) {
+        if dtype == Dtype::F32 {
+            return self.write(offset, bytemuck::cast_slice(values));
+        }
+        let size = dtype.bytes();
+        let mut block = [0; BLOCK];
+        for (at, count) in blocks(values.len() as u64, BLOCK / size as usize) {
+            let block = &mut block[..count * size as usize];
+            encode(&values[at as usize..][..count], block);
+            self.write(offset + at * size, block);
+        }
+    }
+
+    fn assert_within(&self, offset: u64, bytes: u64) {
+        let end = offset.checked_add(bytes);
+        assert!(
+            end.is_some_and(|end| end <= self.bytes),
+            "{bytes} bytes at {offset} of {}",
+            self.bytes
+        );
+    }
+
+    /// A range page by page: where each part begins in the range, its page, its place in there.
+    fn parts(
+        &self,
+        offset: u64,
+        bytes: u64,
+    ) -> impl Iterator<Item = (usize, &RwLock<Page>, Range<usize>)> {
+        self.assert_within(offset, bytes);
+        let end = offset + bytes;
+        let mut next = offset;
+        std::iter::from_fn(move || {
+            if next == end {
+                return None;
+            }
+            let at = next;
+            next = end.min(at + Memory::run(at));
+            let first = (at % PAGE as u64) as usize;
+            let within = first..first + (next - at) as usize;
+            let page = &self.pages[(at / PAGE as u64) as usize];
+            Some(((at - offset) as usize, page, within))
+        })
     }
 }
 
-/// Words that are moved without looking up: the compiler unrolls no loop over atomics.
-const UNROLLED: usize = 8;
-
-fn load_words(words: &mut [u64], from: &[AtomicU64]) {
-    let mut runs = words.chunks_exact_mut(UNROLLED);
-    let mut of_runs = from.chunks_exact(UNROLLED);
-    for (words, from) in (&mut runs).zip(&mut of_runs) {
-        for i in 0..UNROLLED {
-            words[i] = from[i].load(Relaxed);
-        }
-    }
-    for (word, from) in runs.into_remainder().iter_mut().zip(of_runs.remainder()) {
-        *word = from.load(Relaxed);
-    }
+/// Decodes bf16.
+pub fn decode(bytes: &[u8], out: &mut [f32]) {
+    let elements = out.iter_mut().zip(bytes.chunks_exact(2));
+    vectorised(
+        #[inline(always)]
+        || {
+            for (out, half) in elements {
+                let half = u16::from_le_bytes([half[0], half[1]]);
+                *out = f32::from_bits(u32::from(half) << 16);
+            }
+        },
+    );
 }
 
-fn store_words(words: &[u64], to: &[AtomicU64]) {
-    let to = &to[..words.len()];
-    let runs = words.chunks_exact(UNROLLED).zip(to.chunks_exact(UNROLLED));
-    for (words, to) in runs {
-        for i in 0..UNROLLED {
-            to[i].store(words[i], Relaxed);
-        }
-    }
-    let rest = words.len() / UNROLLED * UNROLLED;
-    for (word, to) in words[rest..].iter().zip(&to[rest..]) {
-        to.store(*word, Relaxed);
-    }
-}
-
-/// Elements of a block.
-pub const fn elements_of_block(dtype: Dtype) -> usize {
-    8 * BLOCK / dtype.bytes() as usize
-}
-
-/// Decodes the first `out.len()` elements of `words`.
-///
-/// # Panics
-/// On a type in which nothing is computed.
-pub fn decode(words: &[u64], dtype: Dtype, out: &mut [f32]) {
-    match dtype {
-        Dtype::F32 => out.copy_from_slice(&bytemuck::cast_slice(words)[..out.len()]),
-        Dtype::Bf16 => {
-            let halves: &[u16] = bytemuck::cast_slice(words);
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (out, &half) in out.iter_mut().zip(halves) {
-                        *out = f32::from_bits(u32::from(half) << 16);
-                    }
-                },
-            );
-        }
-        Dtype::Fp8 => unreachable!("refused when memory is reserved"),
-    }
-}
-
-/// Encodes `values` into the first words.
-///
-/// # Panics
-/// On a type in which nothing is computed.
-pub fn encode(values: &[f32], dtype: Dtype, words: &mut [u64]) {
-    match dtype {
-        Dtype::F32 => bytemuck::cast_slice_mut(words)[..values.len()].copy_from_slice(values),
-        Dtype::Bf16 => {
-            let halves: &mut [u16] = bytemuck::cast_slice_mut(words);
-            vectorised(
-                #[inline(always)]
-                || {
-                    for (half, &value) in halves.iter_mut().zip(values) {
-                        *half = round_bf16(value);
-                    }
-                },
-            );
-        }
-        Dtype::Fp8 => unreachable!("refused when memory is reserved"),
-    }
+/// Encodes bf16.
+pub fn encode(values: &[f32], bytes: &mut [u8]) {
+    let elements = bytes.chunks_exact_mut(2).zip(values);
+    vectorised(
+        #[inline(always)]
+        || {
+            for (half, &value) in elements {
+                half.copy_from_slice(&round_bf16(value).to_le_bytes());
+            }
+        },
+    );
 }
 
 /// The bits of the nearest bf16, ties to even: [`bf16::from_f32`] without its branch, so that loops
@@ -306,37 +288,53 @@ fn blocks(total: u64, block: usize) -> impl Iterator<Item = (u64, usize)> {
     starts.map(move |at| (at, (total - at).min(block as u64) as usize))
 }
 
-const fn low_bits(count: u32) -> u64 {
-    low_bits128(count) as u64
-}
-
-const fn low_bits128(count: u32) -> u128 {
-    (1 << count) - 1
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const SIZE: usize = 2 * PAGE + 5000;
+
     #[test]
     fn any_bytes_at_any_offset_come_back_and_leave_their_neighbours() {
-        for offset in 0..9u64 {
-            for count in [0usize, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 4096, 4099] {
-                let memory = Memory::new(5000).unwrap();
-                let bytes: Vec<u8> = (0..count).map(|i| (i * 7 + 3) as u8).collect();
-                memory.write_bytes(offset, &bytes);
-                let mut back = vec![0; 5000];
-                memory.read_bytes(0, &mut back);
-                let end = offset as usize + count;
-                assert_eq!(back[offset as usize..end], bytes, "{count} at {offset}");
-                let poison = POISON.to_le_bytes();
-                let outside = (0..offset as usize).chain(end..5000);
-                assert!(outside.into_iter().all(|i| back[i] == poison[i % 8]));
-                let mut read = vec![0; count];
-                memory.read_bytes(offset, &mut read);
-                assert_eq!(read, bytes);
+        for offset in [0, 1, 7, 8, PAGE - 9, PAGE - 1, PAGE, 2 * PAGE - 3] {
+            for count in [0, 1, 2, 3, 7, 8, 9, 17, 4099, PAGE, PAGE + 11] {
+                let end = (offset + count).min(SIZE);
+                let memory = Memory::new(SIZE as u64).unwrap();
+                let bytes: Vec<u8> = (offset..end).map(|i| (i * 7 % 251) as u8).collect();
+                memory.write(offset as u64, &bytes);
+                let mut back = vec![0; SIZE];
+                memory.read(0, &mut back);
+                assert_eq!(back[offset..end], bytes, "{count} at {offset}");
+                assert!(back[..offset].iter().all(|&byte| byte == POISON));
+                assert!(back[end..].iter().all(|&byte| byte == POISON));
+                memory.fill(offset as u64, (end - offset) as u64, 3);
+                memory.read(0, &mut back);
+                let filled = |(i, &byte)| {
+                    byte == if (offset..end).contains(&i) {
+                        3
+                    } else {
+                        POISON
+                    }
+                };
+                assert!(back.iter().enumerate().all(filled));
             }
         }
+    }
+
+    #[test]
+    fn a_part_of_a_page_is_had_by_one_at_a_time() {
+        let memory = Memory::new(SIZE as u64).unwrap();
+        let edge = PAGE as u64;
+        let mut part = memory.exclusive(edge - 4, 4).unwrap();
+        part.copy_from_slice(&[1, 2, 3, 4]);
+        assert!(memory.exclusive(0, 4).is_none(), "its page is taken");
+        assert!(memory.exclusive(edge - 3, 4).is_none(), "in two pages");
+        assert!(memory.exclusive(edge, 4).is_some(), "another page");
+        drop(part);
+        let mut back = [0; 4];
+        memory.read(edge - 5, &mut back);
+        assert_eq!(back, [POISON, 1, 2, 3]);
+        assert_eq!(Memory::run(edge - 4), 4);
     }
 
     #[test]
@@ -367,12 +365,13 @@ mod tests {
 
     #[test]
     fn copies_reach_from_any_place_to_any_other() {
-        let (a, b) = (Memory::new(9000).unwrap(), Memory::new(9000).unwrap());
-        let bytes: Vec<u8> = (0..8191).map(|i| (i * 31 % 251) as u8).collect();
-        a.write_bytes(5, &bytes);
-        b.copy_from(3, &a, 5, 8191);
-        let mut back = vec![0; 8191];
-        b.read_bytes(3, &mut back);
+        let size = SIZE as u64;
+        let (a, b) = (Memory::new(size).unwrap(), Memory::new(size).unwrap());
+        let bytes: Vec<u8> = (0..PAGE + 4001).map(|i| (i * 31 % 251) as u8).collect();
+        a.write(5, &bytes);
+        b.copy_from(3, &a, 5, bytes.len() as u64);
+        let mut back = vec![0; bytes.len()];
+        b.read(3, &mut back);
         assert_eq!(back, bytes);
     }
 

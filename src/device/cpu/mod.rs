@@ -4,7 +4,7 @@
 //! real, the arena and the host's slab are one piece of memory each, at the schedule's offsets,
 //! full of NaNs before they are written and after they are released. What a wrong schedule would
 //! do on a GPU, it does here: race, read what was freed, overwrite what is needed; never undefined,
-//! since all memory is atomic words ([`memory`]).
+//! since all memory is pages behind locks ([`memory`]).
 //!
 //! Arithmetic is f32. In bf16, operands are decoded and results are rounded once, when they are
 //! stored; products and sums in between are f32, as on a GPU.
@@ -148,7 +148,7 @@ impl Device for CpuDevice {
         same_size(region.bytes, bytes.len() as u64)?;
         state.check(region)?;
         let memory = state.memory(region.space);
-        memory.write_bytes(region.offset_bytes, bytes);
+        memory.write(region.offset_bytes, bytes);
         Ok(())
     }
 
@@ -157,7 +157,7 @@ impl Device for CpuDevice {
         same_size(region.bytes, bytes.len() as u64)?;
         state.check(region)?;
         let memory = state.memory(region.space);
-        memory.read_bytes(region.offset_bytes, bytes);
+        memory.read(region.offset_bytes, bytes);
         Ok(())
     }
 

@@ -59,6 +59,8 @@ pub struct CpuOptions {
     pub host_threads: usize,
     /// Whether released buffers are filled with NaNs; off for timing.
     pub poison: bool,
+    /// Whether compute waits awake, so that what follows is as fast as without a wait; for timing.
+    pub awake: bool,
     /// Random delays.
     pub delays: Option<Delays>,
     /// Injected faults.
@@ -74,6 +76,7 @@ impl Default for CpuOptions {
             h2d: None,
             host_threads: 0,
             poison: true,
+            awake: false,
             delays: None,
             faults: Faults::default(),
         }

@@ -1,15 +1,13 @@
 //! The optimizer over memory: on the stream's thread, or on the host's threads.
 //!
-//! One pass: a block of gradients, weights and states goes from memory to stack arrays, is changed
-//! there in vectors, and goes back. Blocks are so short that the processor, which looks some
-//! hundred instructions ahead, fetches one while it computes another, and so long that it need not
-//! wait for words that are still on their way to the stack: a quarter and eight times as long take
-//! nearly twice as long (`benches/optimizer.rs`, `reports/host-optimizer`). Neither blocks nor
-//! partial sums depend on the number of threads: host and device give the same bits.
+//! One pass over memory: weights and states are changed where they are, page by page, in vectors.
+//! They go through the stack where gradients have to be added up first, where elements are not
+//! aligned, and where somebody else is at a page. Neither values nor partial sums depend on the
+//! way, nor on the number of threads: host and device give the same bits.
 
 use rayon::prelude::*;
 
-use super::memory::Memory;
+use super::memory::{decode, encode, Exclusive, Memory};
 use super::ops::update::{adamw, add_squares, sgd, Constants};
 use super::run::Outcome;
 use super::state::State;
@@ -17,11 +15,14 @@ use crate::device::operator::{UpdateRule, UpdateSlice};
 use crate::device::{Cause, Region};
 use crate::profile::Dtype;
 
-/// Elements of a block.
-const ELEMENTS: usize = 256;
+/// Elements that go through the stack at a time.
+const ELEMENTS: usize = 512;
 
-/// Words of a block of f32.
-const WORDS: usize = ELEMENTS / 2;
+/// Elements whose squares are added up before they are added to the rest.
+const SQUARES: usize = 256;
+
+/// Weight, and at most master, `m` and `v`.
+const OPERANDS: usize = 4;
 
 /// Elements of what one thread takes at a time.
 const TASK: u64 = 1 << 16;
@@ -67,7 +68,7 @@ pub fn square(state: &State, gradients: &[Vec<Region>], slot: u32, on_host: bool
             let mut sum = 0.0;
             for (at, count) in blocks(start, end) {
                 add_up(state, copies, None, at, &mut block[..count]);
-                sum = add_squares(sum, &block[..count]);
+                sum = block[..count].chunks(SQUARES).fold(sum, add_squares);
             }
             sum
         };
@@ -108,66 +109,153 @@ impl SliceUpdate<'_> {
     }
 
     fn task(&self, (row, start, end): Task) {
-        let dtype = self.state.reservation.dtype;
         let panel = self.slice.weight;
-        let master = dtype != Dtype::F32 && self.rule == UpdateRule::AdamW;
-        let memory = self.state.memory(panel.region.space);
-        let states: Vec<(&Memory, u64)> = self
-            .slice
-            .states
-            .iter()
-            .map(|region| (self.state.memory(region.space), region.offset_bytes))
-            .collect();
-        let mut planes = [[0u64; WORDS]; 3];
-        let (mut w, mut g) = ([0u64; WORDS], [0u64; WORDS]);
-        for (at, count) in blocks(start, end) {
-            let [w, g] = [&mut w, &mut g].map(|words| {
-                let floats: &mut [f32] = bytemuck::cast_slice_mut(words);
-                &mut floats[..count]
-            });
-            let dense = row * panel.columns + at;
-            add_up(
-                self.state,
-                &self.slice.gradients,
-                self.slice.carry,
-                dense,
-                g,
-            );
-            if self.slice.carry.is_some_and(|carry| !carry.last) {
-                continue;
-            }
-            let element = row * panel.stride + at;
-            let weight_at = panel.region.offset_bytes + element * dtype.bytes();
-            let half = count.div_ceil(2);
-            for ((memory, offset), plane) in states.iter().zip(&mut planes) {
-                memory.read(offset + element * 4, &mut plane[..half]);
-            }
-            if !master {
-                memory.load(weight_at, dtype, w);
-            }
-            let [a, b, c] = planes.each_mut().map(|plane| {
-                let floats: &mut [f32] = bytemuck::cast_slice_mut(plane);
-                &mut floats[..count]
-            });
-            let changed = match (self.rule, master) {
-                (UpdateRule::Sgd, _) => {
-                    sgd(&self.constants, w, g);
-                    w
-                }
-                (UpdateRule::AdamW, false) => {
-                    adamw(&self.constants, w, a, b, g);
-                    w
-                }
-                (UpdateRule::AdamW, true) => {
-                    adamw(&self.constants, a, b, c, g);
-                    a
+        let mut at = start;
+        while at < end {
+            let place = Place {
+                dense: row * panel.columns + at,
+                strided: row * panel.stride + at,
+            };
+            let done = self.in_place(place, end - at);
+            at += done.unwrap_or_else(|| self.on_stack(place, end - at));
+        }
+    }
+
+    /// The weight and its states.
+    fn operands(&self) -> impl Iterator<Item = Operand<'_>> {
+        let slice = self.slice;
+        let weight = (slice.weight.region, self.state.reservation.dtype);
+        let states = slice.states.iter().map(|&state| (state, Dtype::F32));
+        let operands = [weight].into_iter().chain(states);
+        operands.map(|(region, dtype)| Operand::new(self.state, region, dtype))
+    }
+
+    /// Updates up to `most` elements in place and says how many; none where that cannot be done.
+    fn in_place(&self, place: Place, most: u64) -> Option<u64> {
+        let dtype = self.state.reservation.dtype;
+        let ([gradient], None) = (&self.slice.gradients[..], self.slice.carry) else {
+            return None;
+        };
+        let gradient = Operand::new(self.state, *gradient, dtype);
+        let runs = self.operands().map(|operand| operand.run(place.strided));
+        let count = runs.fold(most.min(gradient.run(place.dense)), u64::min);
+        let gradient = gradient.exclusive(place.dense, count)?;
+        let mut held = [const { None }; OPERANDS];
+        for (held, operand) in held.iter_mut().zip(self.operands()) {
+            *held = Some(operand.exclusive(place.strided, count)?);
+        }
+        let mut sizes = [dtype.bytes(), 4, 4, 4].into_iter();
+        let mut parts = held.each_mut().map(|held| {
+            let size = sizes.next().unwrap_or_default() as usize;
+            let bytes: &mut [u8] = held.as_deref_mut().unwrap_or_default();
+            bytes.chunks_mut(ELEMENTS * size)
+        });
+        let mut decoded = [0.0; ELEMENTS];
+        for gradient in gradient.chunks(ELEMENTS * dtype.bytes() as usize) {
+            let g = match dtype {
+                Dtype::F32 => bytemuck::cast_slice(gradient),
+                _ => {
+                    let g = &mut decoded[..gradient.len() / 2];
+                    decode(gradient, g);
+                    g
                 }
             };
-            memory.store(weight_at, dtype, changed);
-            for ((memory, offset), plane) in states.iter().zip(&planes) {
-                memory.write(offset + element * 4, plane, 4 * count);
+            let parts = parts.each_mut().map(|part| part.next().unwrap_or_default());
+            self.update(parts, g);
+        }
+        Some(count)
+    }
+
+    /// Updates up to `most` elements wherever they are and says how many.
+    fn on_stack(&self, place: Place, most: u64) -> u64 {
+        let count = most.min(ELEMENTS as u64);
+        let slice = self.slice;
+        let mut gradients = [0.0; ELEMENTS];
+        let g = &mut gradients[..count as usize];
+        add_up(self.state, &slice.gradients, slice.carry, place.dense, g);
+        if slice.carry.is_some_and(|carry| !carry.last) {
+            return count;
+        }
+        // Words, since elements have to be aligned.
+        let mut stack = [[0u64; ELEMENTS / 2]; OPERANDS];
+        let mut parts = stack.each_mut().map(|words| {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(words);
+            bytes
+        });
+        for (part, operand) in parts.iter_mut().zip(self.operands()) {
+            let whole = std::mem::take(part);
+            *part = &mut whole[..(count * operand.size) as usize];
+            operand.memory.read(operand.offset(place.strided), part);
+        }
+        self.update(parts.each_mut().map(|part| &mut **part), g);
+        for (part, operand) in parts.iter().zip(self.operands()) {
+            operand.memory.write(operand.offset(place.strided), part);
+        }
+        count
+    }
+
+    /// Updates a weight by its gradient; its states stand behind it.
+    fn update(&self, [weight, a, b, c]: [&mut [u8]; OPERANDS], g: &[f32]) {
+        let floats = bytemuck::cast_slice_mut::<u8, f32>;
+        let constants = &self.constants;
+        match (self.rule, self.state.reservation.dtype) {
+            (UpdateRule::Sgd, Dtype::F32) => sgd(constants, floats(weight), g),
+            (UpdateRule::Sgd, _) => {
+                let mut decoded = [0.0; ELEMENTS];
+                let decoded = &mut decoded[..g.len()];
+                decode(weight, decoded);
+                sgd(constants, decoded, g);
+                encode(decoded, weight);
+            }
+            (UpdateRule::AdamW, Dtype::F32) => {
+                adamw(constants, floats(weight), floats(a), floats(b), g);
+            }
+            (UpdateRule::AdamW, _) => {
+                let master = floats(a);
+                adamw(constants, master, floats(b), floats(c), g);
+                encode(master, weight);
             }
         }
+    }
+}
+
+/// An element's number among gradients, and among weights and states, whose rows have a stride.
+#[derive(Clone, Copy)]
+struct Place {
+    dense: u64,
+    strided: u64,
+}
+
+/// Where the elements of an operand are.
+struct Operand<'a> {
+    memory: &'a Memory,
+    first: u64,
+    size: u64,
+}
+
+impl<'a> Operand<'a> {
+    fn new(state: &'a State, region: Region, dtype: Dtype) -> Self {
+        Operand {
+            memory: state.memory(region.space),
+            first: region.offset_bytes,
+            size: dtype.bytes(),
+        }
+    }
+
+    fn offset(&self, element: u64) -> u64 {
+        self.first + element * self.size
+    }
+
+    /// How many elements are in one page.
+    fn run(&self, element: u64) -> u64 {
+        Memory::run(self.offset(element)) / self.size
+    }
+
+    /// Elements in place; none where they are not aligned or somebody is at them.
+    fn exclusive(&self, element: u64, count: u64) -> Option<Exclusive<'a>> {
+        let aligned = self.first % self.size == 0;
+        let memory = self.memory;
+        aligned.then(|| memory.exclusive(self.offset(element), count * self.size))?
     }
 }
 

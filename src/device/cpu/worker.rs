@@ -4,6 +4,7 @@
 //! signals events and answers the end of the step, so that nobody waits for ever.
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
@@ -21,19 +22,35 @@ const SPIN: Duration = Duration::from_micros(80);
 /// Something that is signalled once.
 #[derive(Default)]
 pub struct Signal {
-    done: Mutex<bool>,
+    done: AtomicBool,
+    lock: Mutex<()>,
     changed: Condvar,
 }
 
 impl Signal {
     fn set(&self) {
-        *self.done.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        self.done.store(true, Ordering::Release);
+        drop(held);
         self.changed.notify_all();
     }
+
+    fn is_set(&self) -> bool {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// Waits asleep.
     fn wait(&self) {
-        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_while(done, |done| !*done);
+        let held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_while(held, |()| !self.is_set());
         drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Waits awake: the processor keeps its clock and its caches, as a GPU does.
+    fn watch(&self) {
+        while !self.is_set() {
+            thread::yield_now();
+        }
     }
 }
 
@@ -66,6 +83,7 @@ pub fn serve(state: &State, stream: Stream, commands: &Receiver<Command>) {
         },
         trace: Vec::new(),
         random: state.options.delays.map_or(0, |d| d.seed) ^ ((stream as u64 + 1) << 56),
+        awake: state.options.awake && stream == Stream::Compute,
     };
     while let Ok(command) = commands.recv() {
         worker.serve(command);
@@ -78,6 +96,8 @@ struct Worker<'a> {
     runner: Runner<'a>,
     trace: Vec<TraceEntry>,
     random: u64,
+    /// Whether it waits awake.
+    awake: bool,
 }
 
 impl Worker<'_> {
@@ -99,6 +119,7 @@ impl Worker<'_> {
             }
             Command::Poison(_) => {}
             Command::Record(signal) => signal.set(),
+            Command::Wait(signal) if self.awake => signal.watch(),
             Command::Wait(signal) => signal.wait(),
             Command::Finish(reply) => {
                 // Nobody listens any more where the device itself has gone.

@@ -37,7 +37,7 @@ use crate::lower::{tilings, Tiling, Workload};
 use crate::methods::Method;
 use crate::model::ModelConfig;
 use crate::profile::{Dtype, Workspace};
-use ebbtide_solver::units::{BytesPerSec, Tokens};
+use ebbtide_solver::units::{Bytes, BytesPerSec, Tokens};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -52,6 +52,8 @@ pub struct Request<'a> {
     pub dtype: Dtype,
     /// Over how many tokens, ascending.
     pub tokens: Vec<u64>,
+    /// What a step may take of the device's memory.
+    pub memory: Bytes,
     /// The speed that copies are held to; none: what the link gives.
     pub link: Option<BytesPerSec>,
 }
@@ -127,6 +129,26 @@ impl Request<'_> {
             }
         }
         Ok(stages)
+    }
+
+    /// Refuses a stage that the device has no memory for, before minutes are spent on others.
+    ///
+    /// # Errors
+    /// `Infeasible` where a step keeps more than can be used.
+    pub fn check(&self, stage: Stage) -> Result<()> {
+        let Stage::Step(tokens, tiling, method) = stage else {
+            return Ok(());
+        };
+        let needed = step::needed(self, (tokens, tiling, method)).map_err(|e| e.within(stage))?;
+        if needed <= self.memory {
+            return Ok(());
+        }
+        let message = format!(
+            "a step keeps {needed}, of which the device has {}",
+            self.memory
+        );
+        let error = Error::infeasible(message).within(stage);
+        Err(error.hint("curves go on beyond what is measured: profile fewer tokens"))
     }
 
     /// A file in which nothing has been measured.

@@ -35,8 +35,9 @@ use crate::profile::cost::{Attention, AttentionDirection, Gemm, GemmDirection};
 use crate::training::initial;
 use crate::training::tokens::Tokens;
 
-/// Blocks of the model that is run: enough that one follows another.
-const BLOCKS: u64 = 2;
+/// Blocks of the model that is run: the first and the last one differ from what is between, in what
+/// they find in caches; of three, most of every pass are alike, so that the median is theirs.
+const BLOCKS: u64 = 3;
 /// Steps that run before any that count.
 pub(super) const WARM_UP: u64 = 2;
 /// The fewest and the most steps that count.
@@ -93,6 +94,15 @@ pub(super) fn step(
     Ok(measured)
 }
 
+/// The arena of the step that is measured.
+///
+/// # Errors
+/// A step that no device has memory for.
+pub(super) fn needed(request: &Request<'_>, cut: (u64, Tiling, Method)) -> Result<Bytes> {
+    let planned = keep(request, &shortened(request.model), cut)?;
+    Ok(planned.file.schedule.arena_bytes)
+}
+
 /// The model with few blocks and attention to all tokens.
 fn shortened(model: &ModelConfig) -> ModelConfig {
     let layers = model.layers.min(BLOCKS);
@@ -110,6 +120,8 @@ fn keep(
     (tokens, tiling, method): (u64, Tiling, Method),
 ) -> Result<Planned> {
     let mut profile = crate::profile::load("unit")?;
+    // What takes too long on this says so by this name.
+    profile.name = "a device of 1 GFLOP/s".into();
     profile.workspace = request.workspace;
     let wanted = planning::Request {
         model,
@@ -348,5 +360,113 @@ fn kernel_sample(operator: &str, bytes: Bytes, summary: Summary) -> file::Kernel
         ns: positive(summary.median),
         spread_ns: Natural::new(summary.spread),
         repetitions: Positive::new(summary.count),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::null::NullDevice;
+    use crate::device::{Operator, Target};
+    use crate::lower::tilings;
+
+    /// Steps on a device with a virtual clock, on which an operator takes 1000 ns and a
+    /// rotation's backward 400 ns; `spoil` changes the trace of the last one.
+    fn samples(spoil: impl Fn(&mut Vec<TraceEntry>)) -> MeasuredStep {
+        let model = crate::model::load("tiny").unwrap();
+        let request = Request {
+            target: Target::Cpu(None),
+            workspace: crate::profile::Workspace::None,
+            model: &model,
+            dtype: crate::profile::Dtype::F32,
+            tokens: vec![64],
+            memory: Bytes::gib(1),
+            link: None,
+        };
+        let known = Calibration {
+            launch_ns: Natural::new(100).unwrap(),
+            timer_ns: Natural::new(30).unwrap(),
+            handover_ns: Natural::new(0).unwrap(),
+        };
+        let model = shortened(&model);
+        let workload = Workload {
+            seq: 64,
+            batch: 1,
+            accumulate: 1,
+            dtype: crate::profile::Dtype::F32,
+        };
+        let tiling = tilings(&model, &workload)[0];
+        let planned = keep(&request, &model, (64, tiling, Method::AdamW)).unwrap();
+        let clock = |_, _, operator: Option<&Operator>| match operator {
+            Some(Operator::RotaryBackward { .. }) => 400,
+            _ => 1000,
+        };
+        let device = Box::new(NullDevice::new(Box::new(clock)));
+        let mut session = Session::begin(&planned.file, &model, device, false).unwrap();
+        let synthetic = Tokens::Synthetic {
+            vocab: model.vocab,
+            seed: 0,
+        };
+        let batch = [synthetic.batch(0, 1, 64)];
+        let mut seen = Seen::new(&planned, &model, &known);
+        for step in 0..5 {
+            session.step(step, &batch, &Optimizer::default()).unwrap();
+            let mut trace = session.trace().to_vec();
+            if step == 4 {
+                spoil(&mut trace);
+            }
+            seen.add(&trace);
+        }
+        let mut measured = MeasuredStep {
+            tokens: dimension(64),
+            groups: dimension(1),
+            method: String::new(),
+            gemm: Vec::new(),
+            attention: Vec::new(),
+            kernels: Vec::new(),
+            block: seen.block(64, tiling),
+            overhead_bytes: Natural::new(0).unwrap(),
+        };
+        seen.samples(&mut measured);
+        measured
+    }
+
+    #[test]
+    fn the_timer_is_taken_off_and_a_launch_put_on() {
+        let measured = samples(|_| {});
+        for sample in &measured.attention {
+            assert_eq!(sample.ns.get(), 1000 - 30 + 100);
+        }
+        // The projection is one operator of 1000 ns; its rotation has the backward's share of it.
+        let forward = |s: &&file::GemmSample| s.direction == file::GemmDirectionName::Forward;
+        let products = measured.gemm.iter().filter(forward);
+        let mut took: Vec<u64> = products.map(|sample| sample.ns.get()).collect();
+        took.sort_unstable();
+        assert_eq!(took, [600, 1070, 1070, 1070, 1070]);
+        let kernel = |name: &str| {
+            let found = measured.kernels.iter().find(|k| k.operator == name);
+            found.unwrap_or_else(|| panic!("no {name}")).ns.get()
+        };
+        assert_eq!(kernel("rotary_backward"), 470);
+        assert_eq!(kernel("qkv_projection"), 470);
+        assert_eq!(kernel("norm"), 1070);
+        assert_eq!(measured.block.forward_operators_ns.get() % 1070, 0);
+    }
+
+    #[test]
+    fn a_step_that_something_disturbed_does_not_count() {
+        let late = |trace: &mut Vec<TraceEntry>| {
+            for entry in trace {
+                entry.end_ns = entry.start_ns + 50 * (entry.end_ns - entry.start_ns);
+            }
+        };
+        let (quiet, disturbed) = (samples(|_| {}), samples(late));
+        assert_eq!(quiet.gemm.len(), disturbed.gemm.len());
+        for (quiet, disturbed) in quiet.gemm.iter().zip(&disturbed.gemm) {
+            assert_eq!(quiet.ns, disturbed.ns, "{quiet:?}");
+            let count = |s: &file::GemmSample| s.repetitions.unwrap().get();
+            // One of five steps.
+            assert_eq!(4 * count(quiet), 5 * count(disturbed), "{quiet:?}");
+        }
     }
 }

@@ -1,0 +1,223 @@
+//! Strategies side by side: plans of one model on one machine, over lengths, methods and device
+//! memories. In: a [`Request`]. Out: the plain values of [`crate::format::comparison`], which know
+//! nothing of plans. Pure but for the clock of the search's time limit.
+//!
+//! Every strategy may take any of the same ways to cut operators into tiles and head groups. The
+//! two that people run today are planned once more without, as their trainers do.
+
+mod timeline;
+
+pub use timeline::timeline;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use ebbtide_solver::build::Infeasible;
+use ebbtide_solver::plan::Placement;
+use ebbtide_solver::problem::{Budget, Category};
+use ebbtide_solver::search::{contexts, find, Context, Options, Status, Strategy};
+use ebbtide_solver::units::Bytes;
+
+use crate::error::Result;
+use crate::format::comparison::{BudgetPoint, Cell, Fit, Group, Share, TensorCost};
+use crate::format::schedule::Status as FileStatus;
+use crate::memory;
+use crate::planning::{self, Planned, Request};
+use crate::report;
+
+/// What people run today: speedups are told against these.
+pub const BASELINES: [Strategy; 2] = [Strategy::Checkpoint, Strategy::CheckpointOffload];
+
+/// How the search is limited.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long one plan of [`Strategy::Ilp`] may be searched for.
+    pub time: Duration,
+    /// A plan this close to the bound, as a fraction, is good enough.
+    pub gap: f64,
+}
+
+impl Limits {
+    fn options(&self) -> Options {
+        Options {
+            deadline: Instant::now().checked_add(self.time),
+            gap: self.gap,
+        }
+    }
+}
+
+/// All strategies for one method and length.
+///
+/// # Errors
+/// As [`planning::variants`].
+pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) -> Result<Group> {
+    let variants = planning::variants(request)?;
+    let problems = planning::problems(&variants, request.budget);
+    let options = limits.options();
+    let prepared = contexts(&problems, &options);
+    let mut extrapolated = None;
+    let mut cells = Vec::new();
+    for &strategy in strategies {
+        let found = planning::plan_prepared(request, &variants, &prepared, strategy, &options);
+        if let Ok(planned) = &found {
+            let guessed = || Vec::from_iter(planned.lowered.extrapolated.iter().cloned());
+            extrapolated.get_or_insert_with(guessed);
+        }
+        cells.push(cell(strategy, true, found));
+    }
+    let whole = planning::untiled(request)?;
+    let problems_whole = planning::problems(&whole, request.budget);
+    let prepared_whole = contexts(&problems_whole, &options);
+    for strategy in BASELINES {
+        let found = planning::plan_prepared(request, &whole, &prepared_whole, strategy, &options);
+        cells.push(cell(strategy, false, found));
+    }
+    let floor = prepared.iter().map(Context::floor).min();
+    Ok(Group {
+        method: request.method.name().into(),
+        seq: request.workload.seq,
+        floor_ns: floor.map_or(0, |floor| floor.get()),
+        cells,
+        tensors: prepared.first().map(tensor_costs).unwrap_or_default(),
+        extrapolated: extrapolated.unwrap_or_default(),
+    })
+}
+
+fn cell(strategy: Strategy, tiled: bool, found: std::result::Result<Planned, Infeasible>) -> Cell {
+    let misses = found.as_ref().err().map(report::infeasible::what_binds);
+    Cell {
+        strategy: strategy.name().into(),
+        tiled,
+        fits: found.ok().map(|planned| fit(&planned)),
+        misses,
+    }
+}
+
+fn fit(planned: &Planned) -> Fit {
+    let Planned {
+        file,
+        lowered,
+        found_by,
+        timeline,
+    } = planned;
+    let predicted = &file.predicted;
+    let by_name = |parts: [(Category, Bytes); 6]| {
+        let parts = parts.into_iter().filter(|(_, bytes)| !bytes.is_zero());
+        parts
+            .map(|(c, bytes)| (c.name().to_owned(), bytes.get()))
+            .collect()
+    };
+    let mut states: BTreeMap<String, u64> = BTreeMap::new();
+    for state in &file.states {
+        let place = match state.placement {
+            Placement::Resident => "resident",
+            Placement::HostOptimizer => "host_optimizer",
+            Placement::Streamed => "streamed",
+        };
+        *states.entry(place.into()).or_default() += state.parameters;
+    }
+    Fit {
+        step_ns: predicted.step.get(),
+        recompute_ns: predicted.recompute.get(),
+        slowed_ns: timeline.slowed.get(),
+        stall_ns: predicted.stall.get(),
+        tail_ns: predicted.optimizer_tail.get(),
+        tokens_per_s: predicted.tokens_per_s,
+        mfu: predicted.mfu,
+        hfu: predicted.hfu,
+        arena_bytes: predicted.arena.get(),
+        device_bytes: by_name(memory::peak(&file.schedule).by_category),
+        host_bytes: by_name(memory::host(&file.schedule)),
+        d2h_bytes: predicted.d2h.get(),
+        h2d_bytes: predicted.h2d.get(),
+        bound_ns: file.solver.bound.map_or(0, |bound| bound.get()),
+        status: match file.solver.status {
+            FileStatus::Optimal => Status::Optimal.name(),
+            FileStatus::TimeLimit => Status::TimeLimit.name(),
+            FileStatus::Gap | FileStatus::Unproved => Status::Gap.name(),
+        }
+        .into(),
+        found_by: found_by.name().into(),
+        tile: lowered.tiling.tile,
+        head_tile: lowered.tiling.head_tile,
+        head_groups: lowered.tiling.groups,
+        shares: shares(planned),
+        states,
+    }
+}
+
+/// What becomes of every kind of tensor that blocks have, all blocks together.
+fn shares(planned: &Planned) -> Vec<Share> {
+    let mut kinds: Vec<(&str, [u64; 3])> = Vec::new();
+    for decision in planned.file.decisions.iter().filter(|d| d.block.is_some()) {
+        let tokens = [
+            decision.keep_tokens,
+            decision.swap_tokens,
+            decision.recompute_tokens,
+        ];
+        let known = kinds.iter_mut().find(|(name, _)| *name == decision.tensor);
+        match known {
+            Some((_, sums)) => sums.iter_mut().zip(tokens).for_each(|(sum, n)| *sum += n),
+            None => kinds.push((&decision.tensor, tokens)),
+        }
+    }
+    let share = |(name, sums): (&str, [u64; 3])| {
+        let all = sums.iter().sum::<u64>().max(1) as f64;
+        let [keep, swap, recompute] = sums.map(|sum| sum as f64 / all);
+        Share {
+            tensor: name.into(),
+            keep,
+            swap,
+            recompute,
+        }
+    };
+    kinds.into_iter().map(share).collect()
+}
+
+/// What recomputing each tensor of the middle block takes, and what copying it takes.
+fn tensor_costs(context: &Context<'_>) -> Vec<TensorCost> {
+    let problem = context.problem;
+    let middle = Some(problem.blocks() / 2);
+    let links = problem.machine.links;
+    let costs = problem.tensors.iter().filter_map(|(id, tensor)| {
+        let value = &problem.values[tensor.value];
+        let outline = &context.outline.tensors[id];
+        let size = Bytes::new(outline.bytes);
+        let copy = links.d2h.time(size).max(links.h2d.time(size));
+        (value.block == middle).then(|| TensorCost {
+            tensor: value.name.clone(),
+            bytes: outline.bytes,
+            recompute_ns: outline.recompute_ns,
+            copy_ns: copy.get(),
+        })
+    });
+    costs.collect()
+}
+
+/// The step of every strategy under another device budget.
+///
+/// # Errors
+/// As [`planning::variants`].
+pub fn under_budget(
+    request: &Request<'_>,
+    strategies: &[Strategy],
+    device: Bytes,
+    limits: &Limits,
+) -> Result<Vec<BudgetPoint>> {
+    let budget = Budget {
+        device,
+        ..request.budget
+    };
+    let variants = planning::variants(request)?;
+    let problems = planning::problems(&variants, budget);
+    let options = limits.options();
+    let prepared = contexts(&problems, &options);
+    let point = |&strategy: &Strategy| BudgetPoint {
+        strategy: strategy.name().into(),
+        device_bytes: device.get(),
+        step_ns: find(&prepared, strategy, &options)
+            .ok()
+            .map(|found| found.candidate.step().get()),
+    };
+    Ok(strategies.iter().map(point).collect())
+}
