@@ -5,7 +5,7 @@ use super::blame::rearrange;
 use super::exact::Known;
 use super::instance::{Instance, Item};
 use super::skyline::{drop_in_order, push_down};
-use super::sweep::{sweep, Fit, Sweep, Timeline};
+use super::sweep::{sweep, sweep_many, Fit, Sweep, Timeline};
 use std::cmp::Reverse;
 
 /// Steps over gaps that all sweeps of one call may take together.
@@ -91,7 +91,8 @@ fn sweeps(instance: &Instance, best: &mut Best) -> bool {
             for timeline in &timelines {
                 let how = Sweep { fit, short, large };
                 let Some(offsets) = sweep(timeline, how, &mut work) else {
-                    return false;
+                    // Of a million items only this one is quick.
+                    return timelines.iter().any(|many| best.offer(sweep_many(many)));
                 };
                 if best.offer(offsets) {
                     return true;

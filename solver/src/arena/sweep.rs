@@ -6,6 +6,7 @@
 //! pieces of many lifetimes would leave no hole that is large enough.
 
 use super::instance::{Instance, Item};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which gap an item gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,48 @@ pub(crate) fn sweep(timeline: &Timeline, how: Sweep, work: &mut u64) -> Option<V
     Some(offsets)
 }
 
+/// Offsets after a sweep with the best fit, in O(log gaps) for each item: for what is too many for
+/// [`sweep`].
+pub(crate) fn sweep_many(timeline: &Timeline) -> Vec<u64> {
+    let items = &timeline.instance.items;
+    let mut offsets = vec![0; items.len()];
+    // Ends by start, and (size, start) of the same gaps.
+    let mut gaps = BTreeMap::from([(0, u64::MAX)]);
+    let mut sizes = BTreeSet::from([(u64::MAX, 0)]);
+    let mut ends = timeline.ends.iter().peekable();
+    for &index in &timeline.begins {
+        let item = &items[index as usize];
+        while let Some(&ended) = ends.next_if(|&&other| items[other as usize].hi <= item.lo) {
+            let mut start = offsets[ended as usize];
+            let mut end = start + items[ended as usize].size;
+            let below = gaps
+                .range(..start)
+                .next_back()
+                .map(|(&start, &end)| (start, end));
+            if let Some((joined, _)) = below.filter(|&(_, top)| top == start) {
+                sizes.remove(&(start - joined, joined));
+                start = joined;
+            }
+            if let Some(joined) = gaps.remove(&end) {
+                sizes.remove(&(joined - end, end));
+                end = joined;
+            }
+            gaps.insert(start, end);
+            sizes.insert((end - start, start));
+        }
+        let fitting = sizes.range((item.size, 0)..).next().copied();
+        let (size, start) = fitting.expect("the last gap has no end");
+        sizes.remove(&(size, start));
+        gaps.remove(&start);
+        offsets[index as usize] = start;
+        if size > item.size {
+            gaps.insert(start + item.size, start + size);
+            sizes.insert((size - item.size, start + item.size));
+        }
+    }
+    offsets
+}
+
 /// Item numbers by section, the widest first within one, then the largest.
 fn by_section(instance: &Instance, section: fn(&Item) -> u32) -> Vec<u32> {
     let mut order: Vec<u32> = (0..instance.items.len() as u32).collect();
@@ -142,5 +185,30 @@ fn release(gaps: &mut Vec<(u64, u64)>, start: u64, end: u64) {
         (true, false) => gaps[next - 1].1 = end,
         (false, true) => gaps[next].0 = start,
         (false, false) => gaps.insert(next, (start, end)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::generate::churn;
+    use crate::units::Bytes;
+
+    #[test]
+    fn both_best_fits_agree() {
+        for seed in 0..50 {
+            let instance = Instance::new(&churn(1000, 200, seed), Bytes::new(1));
+            for instance in [instance.mirrored(), instance] {
+                let timeline = Timeline::new(&instance);
+                let how = Sweep {
+                    fit: Fit::Best,
+                    short: 0,
+                    large: u64::MAX,
+                };
+                let mut work = u64::MAX;
+                let slow = sweep(&timeline, how, &mut work);
+                assert_eq!(slow, Some(sweep_many(&timeline)), "seed {seed}");
+            }
+        }
     }
 }
