@@ -60,6 +60,7 @@ fn arguments(model: &str, device: u64, host: u64) -> setting::Args {
         profile: "h100-sxm5-80gb".into(),
         batch: 1,
         accumulate: 1,
+        clip: false,
         dtype: None,
         device_memory: Some(Bytes::gib(device)),
         host_memory: Some(Bytes::gib(host)),
