@@ -8,7 +8,7 @@ use ebbtide_solver::build::{build, with_addresses};
 use ebbtide_solver::check::check;
 use ebbtide_solver::ids::{Id, OpId};
 use ebbtide_solver::problem::Problem;
-use ebbtide_solver::schedule::{Action, Instruction, Schedule, Stream};
+use ebbtide_solver::schedule::{Action, Instruction, Schedule, Stream, GRADIENT_NORM};
 use ebbtide_solver::search::{contexts, solve, Options, Solution, Status, Strategy};
 use ebbtide_solver::simulate::{simulate, Timeline};
 use ebbtide_solver::units::{Bytes, Nanos};
@@ -120,7 +120,7 @@ fn updates_wait(schedule: &Schedule, timeline: &Timeline) -> bool {
         Action::Run(op) => schedule.ops[op].name == name,
         _ => false,
     };
-    let norms = compute().filter(|(i, _)| named(i, "gradient_norm"));
+    let norms = compute().filter(|(i, _)| named(i, GRADIENT_NORM));
     let Some(counted) = norms.map(|(_, span)| span.1).max() else {
         return true;
     };

@@ -12,7 +12,9 @@ mod backward;
 mod forward;
 
 use ebbtide_solver::problem::Category;
-use ebbtide_solver::schedule::{Access, Action, Buffer, Instruction, ScheduledOp, ScheduledValue};
+use ebbtide_solver::schedule::{
+    Access, Action, Buffer, Instruction, ScheduledOp, ScheduledValue, GRADIENT_NORM,
+};
 use ebbtide_solver::units::Span;
 
 use super::program::Program;
@@ -326,8 +328,6 @@ const NORMS: [WeightValue; 3] = [
     WeightValue::FinalNorm,
 ];
 const HEADS: [WeightValue; 2] = [WeightValue::LmHead, WeightValue::Embedding];
-/// What an operator that counts a gradient for clipping is called.
-pub const GRADIENT_NORM: &str = "gradient_norm";
 const RESIDUAL: &str = "residual.gradient";
 
 impl<'a> Bound<'a, '_> {

@@ -15,10 +15,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebbtide_solver::ids::{BufferId, EventId, Id};
-use ebbtide_solver::schedule::{Access, Action, Buffer, Instruction, Schedule, Space, Stream};
+use ebbtide_solver::schedule::{
+    Access, Action, Buffer, Instruction, Schedule, Space, Stream, GRADIENT_NORM,
+};
 use ebbtide_solver::units::Span;
 
-use super::bind::{copied, operators, GRADIENT_NORM};
+use super::bind::{copied, operators};
 use super::program::Program;
 use crate::device::{Event, Operator, Region};
 use crate::error::{Error, Result};

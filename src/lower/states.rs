@@ -6,6 +6,7 @@ use ebbtide_solver::ids::{OpId, StepId, ValueId};
 use ebbtide_solver::problem::{
     Category, Domain, HostOptimizer, Op, Scaling, Split, StateGroup, Value,
 };
+use ebbtide_solver::schedule::GRADIENT_NORM;
 use ebbtide_solver::units::{Bytes, Nanos};
 use petgraph::graph::NodeIndex;
 
@@ -169,7 +170,7 @@ impl<'a> Lowering<'a> {
         let gradient = self.value(gradient);
         let traffic = self.problem.value_bytes(gradient);
         let op = self.problem.ops.push(Op {
-            name: "gradient_norm".to_owned(),
+            name: GRADIENT_NORM.to_owned(),
             block: None,
             domain: Domain::Whole,
             memory_bound: true,

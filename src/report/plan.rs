@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ebbtide_solver::plan::Placement;
-use ebbtide_solver::schedule::{Schedule, Stream};
+use ebbtide_solver::schedule::{Schedule, Stream, GRADIENT_NORM};
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 
 use super::{by_category, columns, count, grouped, percent, Sheet};
@@ -51,7 +51,17 @@ fn head(planned: &Planned, sheet: &mut Sheet) {
         "model",
         format!("{}, {parameters} parameters", file.model.name),
     );
-    sheet.row("workload", format!("{workload}, {}", file.method));
+    let clips = file
+        .schedule
+        .ops
+        .values()
+        .any(|op| op.name == GRADIENT_NORM);
+    let clipped = if clips {
+        ", clipped by the global norm"
+    } else {
+        ""
+    };
+    sheet.row("workload", format!("{workload}, {}{clipped}", file.method));
     if let Some(options) = file.method_options {
         sheet.row("method", of_low_rank(&options));
     }

@@ -6,7 +6,7 @@ use ebbtide::methods::Method;
 use ebbtide::model::ModelConfig;
 use ebbtide_solver::check::check;
 use ebbtide_solver::plan::{Placement, Plan};
-use ebbtide_solver::schedule::{Action, Instruction, Schedule};
+use ebbtide_solver::schedule::{Action, Instruction, Schedule, GRADIENT_NORM};
 
 use super::models::{self, model};
 use super::plans::{file_of, problem, random_plan, schedule, segments, Cut};
@@ -93,7 +93,7 @@ fn a_schedule_that_does_not_count_in_time_is_refused() {
     let cut = cut(Method::AdamW);
     refused(&cut, &|_| {}).unwrap();
     let counts = |schedule: &Schedule, instruction: &Instruction| match instruction.action {
-        Action::Run(op) => schedule.ops[op].name == "gradient_norm",
+        Action::Run(op) => schedule.ops[op].name == GRADIENT_NORM,
         _ => false,
     };
     let unaware = Cut::new(Method::AdamW, 2);
