@@ -1,5 +1,6 @@
 //! From the text of a flag to a value. Quantities demand a unit; what is refused says what is not.
 
+use crate::export::System;
 use crate::methods::Method;
 use crate::profile::Dtype;
 use crate::training::learning_rate::Shape;
@@ -223,6 +224,11 @@ pub fn strategy() -> impl TypedValueParser<Value = Strategy> {
 /// A training method.
 pub fn method() -> impl TypedValueParser<Value = Method> {
     named(&Method::ALL, Method::name)
+}
+
+/// A system with settings of its own.
+pub fn system() -> impl TypedValueParser<Value = System> {
+    named(&System::ALL, System::name)
 }
 
 /// A type of weights and activations.

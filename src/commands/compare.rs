@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
-use super::fit::{narrow, Row, PATIENCE};
+use super::fit::{narrow, Row};
 use super::{interrupts, setting};
 use crate::cli::{parse, print};
 use crate::comparison::{self, Limits};
@@ -61,11 +61,11 @@ pub struct Args {
     #[arg(long, value_name = "R.json,…", value_delimiter = ',')]
     pub run: Vec<PathBuf>,
     /// When to stop searching for the plans of one length and method, such as 500ms or 10s
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse::time)]
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse::time)]
     #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
-    /// A plan this close to the bound is good enough, such as 0.5% or 0.005
-    #[arg(long, value_name = "GAP", default_value = "0.5%", value_parser = parse::gap)]
+    /// A plan this close to the bound is good enough, such as 1% or 0.01
+    #[arg(long, value_name = "GAP", default_value = "1%", value_parser = parse::gap)]
     #[arg(allow_hyphen_values = true)]
     pub gap: f64,
     /// The directory for all files; made if it is not there
@@ -82,18 +82,10 @@ const LARGEST: Bytes = Bytes::mib(64);
 const FOCUS: u64 = 128 << 10;
 /// To which part of them longest sequences are told apart.
 const PARTS: u64 = 10;
-/// Device memories of which steps are compared, in parts of the device's: halves of a doubling.
-const BUDGETS: [(u64, u64); 9] = [
-    (1, 4),
-    (3, 8),
-    (1, 2),
-    (3, 4),
-    (1, 1),
-    (3, 2),
-    (2, 1),
-    (3, 1),
-    (4, 1),
-];
+/// Device memories of which steps are compared, in parts of the device's.
+const BUDGETS: [(u64, u64); 6] = [(1, 4), (1, 2), (3, 4), (1, 1), (2, 1), (4, 1)];
+/// How long `ilp` may look for a plan of one length that no simple strategy has one for.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Compares, writes and reports.
 ///

@@ -78,7 +78,6 @@ fn lines(
         marks.push(label(last, "floor: all on the device", Colour::Muted));
     }
     let mut dots = Vec::new();
-    let end = groups.last().map_or(0, |group| group.seq);
     for strategy in &file.settings.strategies {
         let (colour, shape, width) = look(file, strategy);
         let mut points = Vec::new();
@@ -108,18 +107,18 @@ fn lines(
                     }
                 ),
             });
-            let next = groups
-                .get(i + 1)
-                .and_then(|next| next.cell(strategy)?.misses.as_deref());
-            last = Some(((x, y), group.seq, next));
+            let next = groups.get(i + 1);
+            let next =
+                next.and_then(|next| Some((next.seq, next.cell(strategy)?.misses.as_deref()?)));
+            last = Some(((x, y), next));
         }
         marks.extend(line(points, colour, width));
-        let Some((at, seq, miss)) = last else {
+        let Some((at, miss)) = last else {
             continue;
         };
         let why = match miss {
-            Some(why) if seq < end => format!("{strategy}, then no {}", cause(why)),
-            _ => strategy.clone(),
+            Some((seq, why)) => format!("{strategy} ({}: {})", tokens(seq), cause(why)),
+            None => strategy.clone(),
         };
         marks.push(label(at, why, colour));
     }
@@ -201,7 +200,8 @@ fn speed(file: &ComparisonFile, method: &str, groups: &[&Group]) -> Figure {
             file.settings.model, file.settings.profile
         ),
         words: "Tokens a second and MFU over the length of a sequence, a line for each strategy; \
-                a line that ends says what is short at the next length. The dashed line is the \
+                a line that ends says what \
+                is short at the next length. The dashed line is the \
                 floor. Rings lie beyond the lengths that the profile measured."
             .into(),
         panels: vec![tokens_per_s, mfu],

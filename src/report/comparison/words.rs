@@ -104,17 +104,18 @@ fn gains(method: &str, groups: &[&Group]) -> Option<String> {
                 group.untiled(strategy)
             };
             let step = cell?.fits.as_ref()?.step_ns as f64;
-            Some(step / fastest(group)?.1.step_ns as f64)
+            Some((step / fastest(group)?.1.step_ns as f64, group.seq))
         });
-        gains.fold(None, |most: Option<f64>, gain| {
-            Some(most.map_or(gain, |m| m.max(gain)))
-        })
+        gains.max_by(|a, b| a.0.total_cmp(&b.0))
     };
     let mut parts = Vec::new();
     for strategy in ["checkpoint", "checkpoint-offload"] {
         for (tiled, words) in [(true, "with the same tiles"), (false, "without tiles")] {
-            if let Some(gain) = gain(strategy, tiled) {
-                parts.push(format!("{gain:.2} × as fast as {strategy} {words}"));
+            if let Some((gain, seq)) = gain(strategy, tiled) {
+                let at = tokens(seq);
+                parts.push(format!(
+                    "{gain:.2} × (at {at}) as fast as {strategy} {words}"
+                ));
             }
         }
     }

@@ -302,37 +302,42 @@ impl<DB: DrawingBackend> Painter<'_, DB> {
             };
             self.text(text, at, SMALL, colour, side)?;
         }
-        free.sort_by_key(|&((x, y), ..)| (x, y));
-        for beside in free.chunk_by(|a, b| a.0 .0 == b.0 .0) {
-            let wanted: Vec<i32> = beside.iter().map(|&((_, y), ..)| y).collect();
-            let placed = spread(&wanted, self.top + 6, self.bottom() - 6);
-            for (&((x, y), text, colour, _), placed) in beside.iter().zip(placed) {
-                if (placed - y).abs() > 3 {
-                    let ends = [(x + 5, y), (x + 12, placed)].map(|at| self.dots(at));
-                    let line = colour.rgb().stroke_width(self.scale as u32);
-                    self.area.draw(&PathElement::new(ends, line))?;
-                }
-                self.text(text, (x + 15, placed), SMALL, colour, HPos::Left)?;
+        free.sort_by_key(|&((x, y), ..)| (y, x));
+        let places = free.iter().map(|&(at, text, ..)| (at, wide(text)));
+        let placed = apart(&Vec::from_iter(places), self.top + 6, self.bottom() - 6);
+        for (((x, y), text, colour, _), placed) in free.into_iter().zip(placed) {
+            if (placed - y).abs() > 3 {
+                let ends = [(x + 5, y), (x + 12, placed)].map(|at| self.dots(at));
+                let line = colour.rgb().stroke_width(self.scale as u32);
+                self.area.draw(&PathElement::new(ends, line))?;
             }
+            self.text(text, (x + 15, placed), SMALL, colour, HPos::Left)?;
         }
         Ok(())
     }
 }
 
-/// Sorted places moved as little as needed to be apart, within the limits as far as they hold all.
-fn spread(wanted: &[i32], least: i32, most: i32) -> Vec<i32> {
-    let mut placed: Vec<i32> = Vec::with_capacity(wanted.len());
-    for &y in wanted {
-        let after = placed.last().map_or(i32::MIN, |last| last + APART);
-        placed.push(y.max(least).max(after));
+/// About how wide a label is.
+fn wide(text: &str) -> i32 {
+    text.chars().count() as i32 * SMALL * 3 / 5
+}
+
+/// Heights for labels of a width at places: each as near to its own as the ones before it allow,
+/// within the limits where there is room.
+fn apart(labels: &[((i32, i32), i32)], least: i32, most: i32) -> Vec<i32> {
+    let mut placed: Vec<(i32, i32, i32)> = Vec::new();
+    for &((x, y), width) in labels {
+        let free = |height: i32| {
+            placed.iter().all(|&(from, to, other)| {
+                x >= to || x + width <= from || (height - other).abs() >= APART
+            })
+        };
+        let steps = (0..40).flat_map(|step| [y + step * 5, y - step * 5]);
+        let mut inside = steps.filter(|height| (least..=most).contains(height));
+        let height = inside.find(|&height| free(height)).unwrap_or(y);
+        placed.push((x, x + width, height));
     }
-    // Back up from the bottom, as far as the top allows.
-    let mut below = most + APART;
-    for y in placed.iter_mut().rev() {
-        *y = (*y).min(below - APART);
-        below = *y;
-    }
-    placed
+    placed.into_iter().map(|(_, _, height)| height).collect()
 }
 
 #[cfg(test)]
@@ -341,12 +346,16 @@ mod tests {
 
     #[test]
     fn labels_are_apart_and_stay_inside() {
-        let placed = spread(&[10, 11, 12, 98], 0, 100);
+        let column = [10, 11, 12, 98].map(|y| ((0, y), 50));
+        let placed = apart(&column, 0, 100);
+        let mut sorted = placed.clone();
+        sorted.sort_unstable();
         assert!(
-            placed.windows(2).all(|w| w[1] - w[0] >= APART),
+            sorted.windows(2).all(|w| w[1] - w[0] >= APART),
             "{placed:?}"
         );
         assert!(placed.iter().all(|y| (0..=100).contains(y)), "{placed:?}");
-        assert_eq!(spread(&[5, 50], 0, 100), [5, 50]);
+        // Beside one another nothing has to move.
+        assert_eq!(apart(&[((0, 5), 50), ((60, 7), 50)], 0, 100), [5, 7]);
     }
 }
