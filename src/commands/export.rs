@@ -70,7 +70,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         ))
         .hint("ebbtide's own schedule does; `ebbtide run` runs it"));
     };
-    let settings = settings(args.to, best.does, &file, &traits);
+    let settings = settings(args.to, best, &file, &traits);
     let words = words(args.to, best, &costs, &file, &traits);
     if !args.json {
         words.iter().for_each(|line| eprintln!("note: {line}"));

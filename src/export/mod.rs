@@ -1,16 +1,17 @@
 //! Other people's trainers: what each can do of what a schedule does, what that costs by
 //! simulation, and how it is written in its settings.
 //!
-//! None of them decides tensor by tensor and range by range. So of what a system can do ([`Does`])
-//! the fastest that fits is exported, simulated without tiles, as it would run there.
+//! None of them decides block by block and range by range. So what a system can do ([`Does`]) is
+//! simulated as it would run there: the same in every block, model states in one place, no tiles.
+//! The fastest that fits is exported.
 
 mod settings;
 
 pub use settings::settings;
 
-use ebbtide_solver::build::build;
+use ebbtide_solver::build::{build, Infeasible};
 use ebbtide_solver::plan::{Fate, Hold, Placement, Plan};
-use ebbtide_solver::search::{contexts, find, Options, Strategy};
+use ebbtide_solver::problem::Problem;
 use ebbtide_solver::units::Nanos;
 
 use crate::error::Result;
@@ -44,7 +45,7 @@ pub enum Does {
     Checkpoint,
     /// Sends block inputs to the host and recomputes the rest.
     CheckpointOffload,
-    /// Recomputes what is cheap.
+    /// Recomputes norms, the activation function and additions.
     Selective,
     /// Keeps, sends or recomputes each kind of tensor as a whole, the same in every block.
     ByName,
@@ -55,7 +56,9 @@ pub enum Does {
 pub struct Cost {
     /// The choice.
     pub does: Does,
-    /// Its step without tiles.
+    /// Where all model states live.
+    pub states: Placement,
+    /// Its step.
     pub step: std::result::Result<Nanos, String>,
 }
 
@@ -89,30 +92,27 @@ impl System {
             System::Jax => "jax",
         }
     }
-    /// What it can do.
+    /// What it can do with activations.
     const fn can(self) -> &'static [Does] {
         match self {
             System::Trl | System::Axolotl | System::DeepSpeed => {
                 &[Does::Keep, Does::Checkpoint, Does::CheckpointOffload]
             }
             System::Torchtitan => &[Does::Keep, Does::Selective, Does::Checkpoint],
-            System::Megatron => &[
-                Does::Keep,
-                Does::Selective,
-                Does::Checkpoint,
-                Does::CheckpointOffload,
-            ],
-            System::Jax => &[Does::Keep, Does::ByName, Does::Checkpoint],
+            System::Megatron | System::Jax => &[Does::Keep, Does::ByName, Does::Checkpoint],
         }
     }
-    /// Whether it can keep optimizer states on the host, and whether weights.
-    const fn states_on_host(self) -> (bool, bool) {
+    /// Where it can leave model states.
+    const fn places(self) -> &'static [Placement] {
         match self {
-            System::DeepSpeed => (true, true),
-            System::Megatron => (true, false),
-            // By a DeepSpeed or FSDP config of their own.
-            System::Trl | System::Axolotl | System::Torchtitan => (true, true),
-            System::Jax => (false, false),
+            System::Trl | System::Axolotl | System::DeepSpeed => &[
+                Placement::Resident,
+                Placement::HostOptimizer,
+                Placement::Streamed,
+            ],
+            System::Megatron => &[Placement::Resident, Placement::HostOptimizer],
+            System::Torchtitan => &[Placement::Resident, Placement::Streamed],
+            System::Jax => &[Placement::Resident],
         }
     }
 }
@@ -124,11 +124,16 @@ impl Does {
             Does::Keep => "keep everything",
             Does::Checkpoint => "checkpoint every block",
             Does::CheckpointOffload => "checkpoint every block, inputs on the host",
-            Does::Selective => "recompute what is cheap",
+            Does::Selective => "recompute norms and activation functions",
             Does::ByName => "keep, offload or recompute by name",
         }
     }
 }
+
+/// Kept, swapped or recomputed, in the order of all triples here.
+const KEPT: usize = 0;
+const SWAPPED: usize = 1;
+const RECOMPUTED: usize = 2;
 
 impl Traits {
     /// Of a schedule.
@@ -179,55 +184,115 @@ const fn place(placement: Placement) -> usize {
     }
 }
 
-/// What each thing that a system can do takes.
+/// What becomes of a kind of tensor of every block.
+fn becomes(system: System, does: Does, tensor: &str, traits: &Traits) -> usize {
+    match does {
+        Does::Keep => KEPT,
+        Does::Checkpoint if tensor == "x" => KEPT,
+        Does::CheckpointOffload if tensor == "x" => SWAPPED,
+        Does::Checkpoint | Does::CheckpointOffload => RECOMPUTED,
+        Does::Selective => match tensor {
+            "n1" | "n2" | "x2" | "h" => RECOMPUTED,
+            _ => KEPT,
+        },
+        Does::ByName if system == System::Megatron => megatron(tensor, traits),
+        Does::ByName => traits.mostly(tensor),
+    }
+}
+
+/// Megatron recomputes norms, attention and the MLP as modules, and offloads what some of them
+/// read; block inputs are always saved, and attention's output travels only with what it reads.
+fn megatron(tensor: &str, traits: &Traits) -> usize {
+    // Modules, not tensors, are recomputed: both norms, and all of the MLP.
+    let leads = match tensor {
+        "n2" => "n1",
+        "h" => "gate_up",
+        other => other,
+    };
+    match (leads, traits.mostly(leads)) {
+        ("n1" | "gate_up" | "o", RECOMPUTED) => RECOMPUTED,
+        ("x" | "x2" | "qkv", SWAPPED) => SWAPPED,
+        ("o", SWAPPED) if traits.mostly("qkv") == SWAPPED => SWAPPED,
+        _ => KEPT,
+    }
+}
+
+/// What each thing that a system can do takes, with model states where it is fastest.
 ///
 /// # Errors
 /// As [`planning::variants`].
 pub fn simulated(system: System, request: &Request<'_>, traits: &Traits) -> Result<Vec<Cost>> {
     let whole = planning::untiled(request)?;
     let problems = planning::problems(&whole, request.budget);
-    let options = Options::default();
-    let prepared = contexts(&problems, &options);
-    let of_strategy = |strategy: Strategy| {
-        let found = find(&prepared, strategy, &options);
-        found
-            .map(|found| found.candidate.step())
-            .map_err(|miss| what_binds(&miss))
-    };
-    let cost = |&does: &Does| Cost {
-        does,
-        step: match does {
-            Does::Keep => of_strategy(Strategy::Keep),
-            Does::Checkpoint => of_strategy(Strategy::Checkpoint),
-            Does::CheckpointOffload => of_strategy(Strategy::CheckpointOffload),
-            Does::Selective => of_strategy(Strategy::Selective),
-            Does::ByName => by_name(&problems[0], traits),
-        },
+    let problem = &problems[0];
+    let cost = |&does: &Does| {
+        let mut best: Option<Cost> = None;
+        let mut miss = String::new();
+        for &states in system.places() {
+            let on_host = problem.states.iter().all(|group| group.host.is_some());
+            if states == Placement::HostOptimizer && !on_host {
+                continue;
+            }
+            let one = |tensor: &str| becomes(system, does, tensor, traits);
+            match uniform(problem, one, states) {
+                Ok(step) => {
+                    let known = best.as_ref().and_then(|cost| cost.step.as_ref().ok());
+                    if known.is_none_or(|known| step < *known) {
+                        best = Some(Cost {
+                            does,
+                            states,
+                            step: Ok(step),
+                        });
+                    }
+                }
+                Err(why) => miss = what_binds(&why),
+            }
+        }
+        best.unwrap_or(Cost {
+            does,
+            states: Placement::Resident,
+            step: Err(miss),
+        })
     };
     Ok(system.can().iter().map(cost).collect())
 }
 
-/// Every kind of tensor as most of it is in the schedule, the same in every block; all model states
-/// on the device.
-fn by_name(
-    problem: &ebbtide_solver::problem::Problem,
-    traits: &Traits,
-) -> std::result::Result<Nanos, String> {
+/// The step with the same decision for a kind of tensor in every block, and all model states in one
+/// place; what is made again stays as long as it fits.
+fn uniform(
+    problem: &Problem,
+    becomes: impl Fn(&str) -> usize,
+    states: Placement,
+) -> std::result::Result<Nanos, Infeasible> {
     let mut plan = Plan::keep_all(problem);
-    plan.hold = Hold::OUTPUT;
-    plan.placements.fill(Placement::Resident);
+    plan.placements.fill(states);
     for (id, tensor) in problem.tensors.iter() {
         let value = &problem.values[tensor.value];
         if value.block.is_some() {
-            plan.fates[id] = match traits.mostly(&value.name) {
-                0 => Fate::kept(tensor.pieces),
-                1 => Fate::swapped(tensor.pieces),
+            plan.fates[id] = match becomes(&value.name) {
+                KEPT => Fate::kept(tensor.pieces),
+                SWAPPED => Fate::swapped(tensor.pieces),
                 _ => Fate::RECOMPUTED,
             };
         }
     }
-    let built = build(problem, &plan).map_err(|miss| what_binds(&miss))?;
-    Ok(built.timeline.step)
+    let mut nearest = None;
+    for hold in Hold::CHOICES {
+        plan.hold = hold;
+        match build(problem, &plan) {
+            Ok(built) => return Ok(built.timeline.step),
+            Err(miss) => nearest = Some(miss),
+        }
+    }
+    Err(nearest.unwrap_or_default())
+}
+
+fn in_words(states: Placement) -> &'static str {
+    match states {
+        Placement::Resident => "on the device",
+        Placement::HostOptimizer => "updated on the host",
+        Placement::Streamed => "streamed from the host",
+    }
 }
 
 /// What the settings leave out of the schedule, and what they cost.
@@ -244,9 +309,10 @@ pub fn words(
     if let Ok(step) = &best.step {
         let over = step.get() as f64 / planned.get().max(1) as f64;
         lines.push(format!(
-            "nearest that {name} can do: {}; {step} a step by simulation, {over:.2} × the \
-             schedule's {planned}",
-            best.does.name()
+            "nearest that {name} can do: {}, model states {}; {step} a step by simulation, \
+             {over:.2} × the schedule's {planned}",
+            best.does.name(),
+            in_words(best.states)
         ));
     }
     for cost in costs.iter().filter(|cost| cost.does != best.does) {
@@ -270,24 +336,12 @@ pub fn words(
             mixed.join("; ")
         ));
     }
-    let [_, updated, streamed] = traits.states;
-    let (optimizer, weights) = system.states_on_host();
-    if updated + streamed > 0.0 && !optimizer {
-        let part = percent(updated + streamed);
+    let [resident, ..] = traits.states;
+    if resident < 1.0 {
         lines.push(format!(
-            "{name} cannot leave optimizer states of {part} on the host"
-        ));
-    }
-    if streamed > 0.0 && !weights {
-        lines.push(format!(
-            "{name} cannot stream the weights of {}",
-            percent(streamed)
-        ));
-    }
-    if updated + streamed > 0.0 && updated + streamed < 1.0 && optimizer {
-        lines.push(format!(
-            "the schedule leaves {} of the states on the host; {name} moves all or none",
-            percent(updated + streamed)
+            "the schedule leaves the states of {} of the parameters on the host; {name} moves all \
+             or none",
+            percent(1.0 - resident)
         ));
     }
     if file.method == "lomo" && system != System::Jax {

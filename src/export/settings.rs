@@ -1,21 +1,22 @@
-//! The settings themselves. Keys are those of TRL 0.24 (`SFTConfig`), axolotl 0.12, DeepSpeed 0.17,
-//! Megatron-LM core 0.15, torchtitan 0.2 and JAX 0.7; `reports/export` holds what the packages
-//! themselves say of them.
+//! The settings themselves. Keys are those of TRL 1.16 (`SFTConfig`), axolotl, DeepSpeed 0.19,
+//! Megatron-LM core 0.16, torchtitan 0.3 and JAX 0.10; `reports/export` holds what the packages say
+//! of them.
 
 use serde_json::json;
 
-use super::{Does, System, Traits};
+use super::{becomes, Cost, Does, System, Traits, KEPT, RECOMPUTED, SWAPPED};
 use crate::format::schedule::ScheduleFile;
+use ebbtide_solver::plan::Placement;
 
-/// What to write into the system's settings: a command line, YAML, JSON, TOML or Python.
-pub fn settings(system: System, does: Does, file: &ScheduleFile, traits: &Traits) -> String {
+/// What to write into the system's settings: flags, YAML, JSON or Python.
+pub fn settings(system: System, cost: &Cost, file: &ScheduleFile, traits: &Traits) -> String {
     match system {
-        System::Trl => trl(does, file),
-        System::Axolotl => axolotl(does, file),
-        System::DeepSpeed => deepspeed(does, file, traits),
-        System::Megatron => megatron(does, file, traits),
-        System::Torchtitan => torchtitan(does, file, traits),
-        System::Jax => jax(does, traits),
+        System::Trl => trl(cost, file),
+        System::Axolotl => axolotl(cost, file),
+        System::DeepSpeed => deepspeed(cost, file),
+        System::Megatron => megatron(cost, file, traits),
+        System::Torchtitan => torchtitan(cost, file),
+        System::Jax => jax(cost.does, traits),
     }
 }
 
@@ -24,7 +25,8 @@ fn bf16(file: &ScheduleFile) -> bool {
 }
 
 /// Flags of `trl sft`.
-fn trl(does: Does, file: &ScheduleFile) -> String {
+fn trl(cost: &Cost, file: &ScheduleFile) -> String {
+    let does = cost.does;
     let mut flags = vec![
         format!("--max_length {}", file.workload.seq),
         format!("--per_device_train_batch_size {}", file.workload.batch),
@@ -44,6 +46,9 @@ fn trl(does: Does, file: &ScheduleFile) -> String {
     if does == Does::CheckpointOffload {
         flags.push("--activation_offloading true".into());
     }
+    if cost.states != Placement::Resident {
+        flags.push("--deepspeed ds_config.json".into());
+    }
     flags.join(" \\\n") + "\n"
 }
 
@@ -56,8 +61,12 @@ fn optimizer(file: &ScheduleFile) -> &'static str {
     }
 }
 
-fn axolotl(does: Does, file: &ScheduleFile) -> String {
-    let checkpointing = match does {
+fn axolotl(cost: &Cost, file: &ScheduleFile) -> String {
+    let deepspeed = match cost.states {
+        Placement::Resident => "",
+        _ => "deepspeed: ds_config.json\n",
+    };
+    let checkpointing = match cost.does {
         Does::Keep => "gradient_checkpointing: false\n",
         Does::CheckpointOffload => "gradient_checkpointing: offload\n",
         _ => {
@@ -67,7 +76,7 @@ fn axolotl(does: Does, file: &ScheduleFile) -> String {
     };
     format!(
         "sequence_len: {}\nmicro_batch_size: {}\ngradient_accumulation_steps: {}\nbf16: {}\n\
-         optimizer: {}\n{checkpointing}",
+         optimizer: {}\n{deepspeed}{checkpointing}",
         file.workload.seq,
         file.workload.batch,
         file.schedule.micro_batches,
@@ -76,19 +85,15 @@ fn axolotl(does: Does, file: &ScheduleFile) -> String {
     )
 }
 
-fn deepspeed(does: Does, file: &ScheduleFile, traits: &Traits) -> String {
-    let [_, updated, streamed] = traits.states;
-    let mut zero = json!({"stage": 0});
-    if streamed > 0.0 {
-        zero = json!({
-            "stage": 3,
-            "offload_param": {"device": "cpu", "pin_memory": true},
-        });
-    } else if updated > 0.0 {
-        zero = json!({"stage": 2});
-    }
-    if (updated > 0.0 || streamed > 0.0) && file.method == "adamw" {
-        zero["offload_optimizer"] = json!({"device": "cpu", "pin_memory": true});
+fn deepspeed(cost: &Cost, file: &ScheduleFile) -> String {
+    let cpu = json!({"device": "cpu", "pin_memory": true});
+    let mut zero = match cost.states {
+        Placement::Resident => json!({"stage": 0}),
+        Placement::HostOptimizer => json!({"stage": 2}),
+        Placement::Streamed => json!({"stage": 3, "offload_param": cpu}),
+    };
+    if cost.states != Placement::Resident && file.method == "adamw" {
+        zero["offload_optimizer"] = cpu;
     }
     let config = json!({
         "train_micro_batch_size_per_gpu": file.workload.batch,
@@ -97,14 +102,14 @@ fn deepspeed(does: Does, file: &ScheduleFile, traits: &Traits) -> String {
         "zero_optimization": zero,
         "activation_checkpointing": {
             "partition_activations": false,
-            "cpu_checkpointing": does == Does::CheckpointOffload,
+            "cpu_checkpointing": cost.does == Does::CheckpointOffload,
             "contiguous_memory_optimization": false,
         },
     });
     serde_json::to_string_pretty(&config).expect("string keys") + "\n"
 }
 
-fn megatron(does: Does, file: &ScheduleFile, traits: &Traits) -> String {
+fn megatron(cost: &Cost, file: &ScheduleFile, traits: &Traits) -> String {
     let mut flags = vec![
         format!("--seq-length {}", file.workload.seq),
         format!("--micro-batch-size {}", file.workload.batch),
@@ -112,68 +117,60 @@ fn megatron(does: Does, file: &ScheduleFile, traits: &Traits) -> String {
     if bf16(file) {
         flags.push("--bf16".into());
     }
-    match does {
-        Does::Keep | Does::ByName => {}
-        Does::Selective => {
+    if cost.does == Does::Checkpoint {
+        flags.push("--recompute-granularity full".into());
+        flags.push("--recompute-method uniform".into());
+        flags.push("--recompute-num-layers 1".into());
+    }
+    if cost.does == Does::ByName {
+        const RECOMPUTES: [(&str, &str); 3] =
+            [("n1", "layernorm"), ("o", "core_attn"), ("gate_up", "mlp")];
+        const OFFLOADS: [(&str, &str); 4] = [
+            ("x", "attn_norm"),
+            ("qkv", "core_attn"),
+            ("o", "attn_proj"),
+            ("x2", "mlp_norm"),
+        ];
+        let modules = |all: &[(&str, &'static str)], which: usize| {
+            let is = |tensor: &str| becomes(System::Megatron, cost.does, tensor, traits) == which;
+            let modules = all.iter().filter(|(tensor, _)| is(tensor));
+            Vec::from_iter(modules.map(|(_, module)| *module)).join(" ")
+        };
+        let recomputed = modules(&RECOMPUTES, RECOMPUTED);
+        if !recomputed.is_empty() {
             flags.push("--recompute-granularity selective".into());
-            flags.push("--recompute-modules core_attn layernorm".into());
+            flags.push(format!("--recompute-modules {recomputed}"));
         }
-        Does::Checkpoint | Does::CheckpointOffload => {
-            flags.push("--recompute-granularity full".into());
-            flags.push("--recompute-method uniform".into());
-            flags.push("--recompute-num-layers 1".into());
+        let offloaded = modules(&OFFLOADS, SWAPPED);
+        if !offloaded.is_empty() {
+            flags.push("--fine-grained-activation-offloading".into());
+            flags.push(format!("--offload-modules {offloaded}"));
         }
     }
-    if does == Does::CheckpointOffload {
-        flags.push("--cpu-offloading-num-layers".into());
-        let layers = file.model.layers.saturating_sub(1);
-        if let Some(last) = flags.last_mut() {
-            *last = format!("{last} {layers}");
-        }
-    } else if offloaded(traits).next().is_some() {
-        let modules = Vec::from_iter(offloaded(traits));
-        flags.push(format!(
-            "--fine-grained-activation-offloading --offload-modules {}",
-            modules.join(" ")
-        ));
-    }
-    if traits.states[1] + traits.states[2] > 0.0 && file.method == "adamw" {
-        let part = traits.states[1] + traits.states[2];
-        flags.push("--optimizer-cpu-offload --use-precision-aware-optimizer".into());
-        flags.push(format!("--optimizer-offload-fraction {part:.2}"));
+    if cost.states == Placement::HostOptimizer {
+        flags.push("--optimizer-cpu-offload".into());
+        flags.push("--use-precision-aware-optimizer".into());
     }
     flags.join(" \\\n") + "\n"
 }
 
-/// Megatron's names of modules whose inputs mostly travel in the schedule.
-fn offloaded(traits: &Traits) -> impl Iterator<Item = &'static str> + '_ {
-    const MODULES: [(&str, &str); 4] = [
-        ("x", "attn_norm"),
-        ("qkv", "core_attn"),
-        ("o", "attn_proj"),
-        ("x2", "mlp_norm"),
-    ];
-    let travels = MODULES
-        .into_iter()
-        .filter(|(tensor, _)| traits.mostly(tensor) == 1);
-    travels.map(|(_, module)| module)
-}
-
-fn torchtitan(does: Does, file: &ScheduleFile, traits: &Traits) -> String {
-    let mode = match does {
-        Does::Keep => "none",
-        Does::Selective => "selective",
-        _ => "full",
+/// Fields of torchtitan's `Trainer.Config`.
+fn torchtitan(cost: &Cost, file: &ScheduleFile) -> String {
+    let checkpointing = match cost.does {
+        Does::Keep => "None",
+        Does::Selective => "SelectiveAC.Config()",
+        _ => "FullAC.Config()",
     };
-    let on_host = traits.states[1] + traits.states[2] > 0.0;
-    let selective = match does {
-        Does::Selective => "selective_ac_option = \"op\"\n",
-        _ => "",
+    let on_host = match cost.states {
+        Placement::Resident => "False",
+        _ => "True",
     };
     format!(
-        "[training]\nseq_len = {}\nlocal_batch_size = {}\nenable_cpu_offload = {on_host}\n\n\
-         [activation_checkpoint]\nmode = \"{mode}\"\n{selective}",
-        file.workload.seq, file.workload.batch
+        "from torchtitan.config import TrainingConfig\n\
+         from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC\n\n\
+         training = TrainingConfig(\n    local_batch_size={},\n    seq_len={},\n    \
+         enable_cpu_offload={on_host},\n)\nactivation_checkpoint = {checkpointing}\n",
+        file.workload.batch, file.workload.seq
     )
 }
 
@@ -191,8 +188,8 @@ fn jax(does: Does, traits: &Traits) -> String {
             "jax.checkpoint_policies.save_and_offload_only_these_names(\n    \
              names_which_can_be_saved=[{}],\n    names_which_can_be_offloaded=[{}],\n    \
              offload_src=\"device\",\n    offload_dst=\"pinned_host\",\n)",
-            names(0),
-            names(1)
+            names(KEPT),
+            names(SWAPPED)
         ),
         _ => "jax.checkpoint_policies.nothing_saveable".to_owned(),
     };
