@@ -1,10 +1,10 @@
 """What the packages themselves say of the settings that `ebbtide export` prints.
 
-    python3 -m venv venv && venv/bin/pip install trl deepspeed jax pyyaml torchtitan tyro
+    python3 -m venv venv && venv/bin/pip install trl deepspeed jax pyyaml torchtitan tyro spmd_types
     venv/bin/pip install --no-deps megatron-core
     venv/bin/python reports/export/validate.py target/release/ebbtide > reports/export/validated.txt
 
-Plans three cases, exports each to every system, and gives the settings to the real classes. Ends
+Plans five cases, exports each to every system, and gives the settings to the real classes. Ends
 with exit code 1 if any of them refuses its settings.
 """
 
@@ -19,8 +19,10 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 EBBTIDE = sys.argv[1] if len(sys.argv) > 1 else "target/release/ebbtide"
 CASES = [
-    "--model llama-3.1-8b --profile h100-sxm5-80gb --seq 128k --method adamw",
-    "--model llama-3.2-1b --profile h100-sxm5-80gb --seq 8k --method adamw",
+    "--model llama-3.1-8b --profile h100-sxm5-80gb --seq 128k --host-memory 200GiB",
+    "--model llama-3.1-8b --profile h100-sxm5-80gb --seq 128k",
+    "--model llama-3.1-8b --profile h100-sxm5-80gb --seq 64k --method lomo",
+    "--model llama-3.2-1b --profile h100-sxm5-80gb --seq 8k",
     "--model llama-2-7b --profile h100-sxm5-80gb --seq 32k --method sgd",
 ]
 
@@ -64,7 +66,9 @@ def deepspeed(text):
     config = json.loads(text)
     zero = get_zero_config(config)
     activations = DeepSpeedActivationCheckpointingConfig(config)
-    where = zero.offload_optimizer.device.value if zero.offload_optimizer else "device"
+    # A name in one version, an enum in another.
+    device = zero.offload_optimizer.device if zero.offload_optimizer else "device"
+    where = getattr(device, "value", device)
     return f"zero stage {int(zero.stage)}, optimizer on {where}, cpu_checkpointing " \
            f"{activations.cpu_checkpointing}"
 
@@ -139,7 +143,7 @@ def main():
                 export = [EBBTIDE, "export", schedule, "--to", name]
                 done = subprocess.run(export, capture_output=True, text=True)
                 if done.returncode == 3:
-                    print(f"  {name}: {done.stderr.splitlines()[0]}")
+                    print(f"  {name}: {done.stderr.splitlines()[0]}", flush=True)
                     continue
                 words = done.stderr.splitlines()[0] if done.stderr else ""
                 try:

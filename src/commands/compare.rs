@@ -83,7 +83,7 @@ const FOCUS: u64 = 128 << 10;
 /// To which part of them longest sequences are told apart.
 const PARTS: u64 = 10;
 /// Device memories of which steps are compared, in parts of the device's.
-const BUDGETS: [(u64, u64); 6] = [(1, 4), (1, 2), (3, 4), (1, 1), (2, 1), (4, 1)];
+const BUDGETS: [(u64, u64); 5] = [(1, 4), (1, 2), (1, 1), (2, 1), (4, 1)];
 /// How long `ilp` may look for a plan of one length that no simple strategy has one for.
 const PATIENCE: Duration = Duration::from_millis(300);
 

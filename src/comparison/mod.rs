@@ -69,7 +69,7 @@ pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) ->
     let problems_whole = planning::problems(&whole, request.budget);
     let prepared_whole = contexts(&problems_whole, &options);
     for strategy in BASELINES {
-        let found = planning::plan_prepared(request, &whole, &prepared_whole, strategy, &options);
+        let found = planning::plan_unproved(request, &whole, &prepared_whole, strategy, &options);
         cells.push(cell(strategy, false, found));
     }
     let floor = prepared.iter().map(Context::floor).min();
@@ -134,7 +134,8 @@ fn fit(planned: &Planned) -> Fit {
         status: match file.solver.status {
             FileStatus::Optimal => Status::Optimal.name(),
             FileStatus::TimeLimit => Status::TimeLimit.name(),
-            FileStatus::Gap | FileStatus::Unproved => Status::Gap.name(),
+            FileStatus::Gap => Status::Gap.name(),
+            FileStatus::Unproved => "unproved",
         }
         .into(),
         found_by: found_by.name().into(),

@@ -148,9 +148,9 @@ section! {
         d2h_bytes: u64,
         /// Bytes fetched from the host.
         h2d_bytes: u64,
-        /// No plan takes less.
+        /// No plan takes less; 0 where that was not asked.
         bound_ns: u64,
-        /// How much is proved: optimal, gap or time_limit.
+        /// How much is proved: optimal, gap, time_limit or unproved.
         status: String,
         /// The strategy whose plan it is.
         found_by: String,
@@ -281,6 +281,16 @@ impl ComparisonFile {
             }
         }
         methods
+    }
+}
+
+impl Share {
+    /// What becomes of most of what is stored: 0 kept, 1 swapped; 2 where next to nothing is.
+    pub fn decided(&self) -> usize {
+        match self.keep + self.swap {
+            stored if stored < 0.01 => 2,
+            _ => usize::from(self.swap > self.keep),
+        }
     }
 }
 

@@ -288,7 +288,7 @@ fn memory(file: &ComparisonFile, method: &str, groups: &[&Group]) -> Figure {
         });
         marks.push(Mark::Label {
             at: (x.to, at),
-            text: format!(" budget {}", Bytes::new(budget)),
+            text: format!("budget {}", Bytes::new(budget)),
             colour: Colour::Ink,
             side: Side::RightFixed,
         });
@@ -542,8 +542,8 @@ fn longest(file: &ComparisonFile) -> Option<Figure> {
         marks.push(Mark::Label {
             at: (end, top - slot * 0.43),
             text: match row.max_tokens {
-                0 => format!(" {}: none", row.method),
-                most => format!(" {}: {}", row.method, tokens(most)),
+                0 => format!("{}: none", row.method),
+                most => format!("{}: {}", row.method, tokens(most)),
             },
             colour,
             side: Side::RightFixed,
@@ -674,7 +674,7 @@ fn measured(runs: &[Measured]) -> Option<Figure> {
                     };
                     let name = Mark::Label {
                         at: (end, top - 0.17),
-                        text: format!(" {what} {time}"),
+                        text: format!("{what} {time}"),
                         colour,
                         side: Side::RightFixed,
                     };

@@ -226,7 +226,9 @@ impl<DB: DrawingBackend> Painter<'_, DB> {
                 colour,
                 says,
             } => {
-                let corners = [plot.map_coordinate(from), plot.map_coordinate(to)];
+                let mut corners = [plot.map_coordinate(from), plot.map_coordinate(to)];
+                // What is there is seen, however short.
+                corners[1].0 = corners[1].0.max(corners[0].0 + 1);
                 self.area
                     .draw(&Rectangle::new(corners, colour.rgb().filled()))?;
                 let [(x0, y0), (x1, y1)] = corners.map(|(x, y)| (x / self.scale, y / self.scale));
@@ -295,10 +297,9 @@ impl<DB: DrawingBackend> Painter<'_, DB> {
         let (mut free, fixed): (Vec<_>, Vec<_>) =
             labels.into_iter().partition(|label| label.3 == Side::Right);
         for (at, text, colour, side) in fixed {
-            let side = if side == Side::Middle {
-                HPos::Center
-            } else {
-                HPos::Left
+            let (at, side) = match side {
+                Side::Middle => (at, HPos::Center),
+                Side::Right | Side::RightFixed => ((at.0 + 6, at.1), HPos::Left),
             };
             self.text(text, at, SMALL, colour, side)?;
         }
