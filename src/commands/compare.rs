@@ -26,7 +26,7 @@ use crate::lower::Workload;
 use crate::methods::Method;
 use crate::planning::{self, Request};
 use crate::report::comparison as report;
-use ebbtide_solver::search::{Options, Strategy};
+use ebbtide_solver::search::Strategy;
 use ebbtide_solver::units::{Bytes, Tokens};
 
 /// What `ebbtide compare` is asked.
@@ -60,8 +60,8 @@ pub struct Args {
     /// Runs to show predicted against measured: files of `ebbtide run -o`, separated by commas
     #[arg(long, value_name = "R.json,…", value_delimiter = ',')]
     pub run: Vec<PathBuf>,
-    /// When to stop searching for the plans of one length and method, such as 500ms or 10s
-    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = parse::time)]
+    /// When to stop searching for one plan, such as 500ms or 10s
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse::time)]
     #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
     /// A plan this close to the bound is good enough, such as 1% or 0.01
@@ -81,7 +81,7 @@ const LARGEST: Bytes = Bytes::mib(64);
 /// Single plans are shown for a length up to this.
 const FOCUS: u64 = 128 << 10;
 /// To which part of them longest sequences are told apart.
-const PARTS: u64 = 10;
+const PARTS: u64 = 8;
 /// Device memories of which steps are compared, in parts of the device's.
 const BUDGETS: [(u64, u64); 5] = [(1, 4), (1, 2), (1, 1), (2, 1), (4, 1)];
 /// How long `ilp` may look for a plan of one length that no simple strategy has one for.
@@ -335,11 +335,14 @@ impl<'a> Comparing<'a> {
         if let Some(focus) = &file.focus {
             let method: Method = focus.method.parse()?;
             let request = self.request(method, focus.seq);
+            // To keep, to offload or to recompute, and the search: what mixes them is the search's.
+            let mixed = [Strategy::ProTrain, Strategy::Memo];
+            let strategies = self.args.strategy.iter().filter(|s| !mixed.contains(s));
+            let strategies: Vec<Strategy> = strategies.copied().collect();
             let points = BUDGETS.par_iter().with_max_len(1).map(|&(part, of)| {
                 let device = request.budget.device.scaled(part, of);
                 let limits = &self.limits;
-                let points =
-                    comparison::under_budget(&request, &self.args.strategy, device, limits);
+                let points = comparison::under_budget(&request, &strategies, device, limits);
                 bar.inc(1);
                 points
             });
@@ -421,10 +424,7 @@ impl<'a> Comparing<'a> {
         let Some(&fastest) = self.args.strategy.iter().min_by_key(step) else {
             return Ok(None);
         };
-        let options = Options {
-            deadline: Instant::now().checked_add(self.limits.time),
-            gap: self.limits.gap,
-        };
+        let options = self.limits.options();
         let planned = planning::plan(request, fastest, &options)?;
         Ok(planned.ok().map(|planned| comparison::timeline(&planned)))
     }

@@ -80,7 +80,7 @@ section! {
         strategies: Vec<String>,
         /// A plan this close to the bound, as a fraction, is good enough.
         gap: f64,
-        /// How long the plans of one method and length may be searched for, in milliseconds.
+        /// How long one plan may be searched for, in milliseconds.
         time_limit_ms: u64,
     }
 

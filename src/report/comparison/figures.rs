@@ -555,7 +555,7 @@ fn longest(file: &ComparisonFile) -> Option<Figure> {
             "The longest sequence that fits: {} on {}",
             file.settings.model, file.settings.profile
         ),
-        words: "The longest sequence of every strategy and method, to a tenth of its length, up \
+        words: "The longest sequence of every strategy and method, to an eighth of its length, up \
                 to the longest that was compared."
             .into(),
         panels: vec![Panel {
