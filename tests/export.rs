@@ -91,17 +91,7 @@ fn where_memory_is_short_the_settings_say_how_it_is_saved() {
 
 #[test]
 fn what_cannot_be_exported_is_refused() {
-    let (scratch, path) = schedule(
-        "refused",
-        &[
-            "--seq",
-            "4k",
-            "--device-memory",
-            "20MiB",
-            "--host-memory",
-            "200MiB",
-        ],
-    );
+    let (scratch, path) = schedule("refused", &["--seq", "8k", "--device-memory", "24MiB"]);
     let (code, out, err) = export(&path, &["--to", "jax"]);
     assert_eq!((code, out.as_str()), (Some(3), ""), "{err}");
     assert!(err.contains("nothing that jax can do fits"), "{err}");

@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long, value_name = "R.json,…", value_delimiter = ',')]
     pub run: Vec<PathBuf>,
     /// When to stop searching for one plan, such as 500ms or 10s
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse::time)]
+    #[arg(long, value_name = "TIME", default_value = "800ms", value_parser = parse::time)]
     #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
     /// A plan this close to the bound is good enough, such as 1% or 0.01
@@ -85,7 +85,7 @@ const PARTS: u64 = 8;
 /// Device memories of which steps are compared, in parts of the device's.
 const BUDGETS: [(u64, u64); 5] = [(1, 4), (1, 2), (1, 1), (2, 1), (4, 1)];
 /// How long `ilp` may look for a plan of one length that no simple strategy has one for.
-const PATIENCE: Duration = Duration::from_millis(300);
+const PATIENCE: Duration = Duration::from_millis(150);
 
 /// Compares, writes and reports.
 ///
