@@ -2,9 +2,10 @@
 //! against the number of layers. `cargo bench --bench planning`.
 
 use divan::Bencher;
-use ebbtide::lower::{lower, tilings, Workload};
+use ebbtide::lower::Workload;
 use ebbtide::methods::Method;
-use ebbtide::model::{step_graph, ModelConfig};
+use ebbtide::model::ModelConfig;
+use ebbtide::planning;
 use ebbtide::profile::{self, Dtype};
 use ebbtide_solver::build::{build, with_addresses};
 use ebbtide_solver::check::check;
@@ -35,21 +36,15 @@ fn problems(layers: u64) -> Vec<Problem> {
         device: Bytes::gib(72),
         host: Bytes::gib(110),
     };
-    let graph = step_graph(&model);
-    let lowered = tilings(&model, &workload).into_iter().map(|tiling| {
-        lower(
-            &graph,
-            &model,
-            &profile,
-            Method::Lomo,
-            &workload,
-            budget,
-            tiling,
-        )
-        .expect("can be lowered")
-        .problem
-    });
-    lowered.collect()
+    let request = planning::Request {
+        model: &model,
+        profile: &profile,
+        workload,
+        method: Method::Lomo,
+        budget,
+    };
+    let variants = planning::variants(&request).expect("can be lowered");
+    planning::problems(&variants, budget)
 }
 
 fn planned(problems: &[Problem], strategy: Strategy) -> Option<Solution> {

@@ -5,9 +5,10 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use ebbtide::lower::{lower, tilings, Workload};
+use ebbtide::lower::Workload;
 use ebbtide::methods::Method;
-use ebbtide::model::{load, step_graph};
+use ebbtide::model::load;
+use ebbtide::planning;
 use ebbtide::profile::{self, Dtype};
 use ebbtide_solver::arena::generate::{cut_rectangle, Cut, Rectangle};
 use ebbtide_solver::arena::{place, Options, Placement, Request, Status};
@@ -155,21 +156,15 @@ fn problems(model: &str, k_tokens: u64) -> Vec<Problem> {
         device: Bytes::gib(72),
         host: Bytes::gib(110),
     };
-    let graph = step_graph(&model);
-    let one = |tiling| {
-        lower(
-            &graph,
-            &model,
-            &profile,
-            Method::Lomo,
-            &workload,
-            budget,
-            tiling,
-        )
-        .expect("can be lowered")
-        .problem
+    let request = planning::Request {
+        model: &model,
+        profile: &profile,
+        workload,
+        method: Method::Lomo,
+        budget,
     };
-    tilings(&model, &workload).into_iter().map(one).collect()
+    let variants = planning::variants(&request).expect("can be lowered");
+    planning::problems(&variants, budget)
 }
 
 fn row(text: &mut String, cells: String) {

@@ -332,10 +332,10 @@ fn markdown(rows: &[Row], facts: &Facts) -> String {
          Written by `cargo run --release --example cpu_predicted` on {}, {} cores: it profiles the \
          device ({MODEL}, f32), plans, and runs the plans in turn. One thread computes, copies are \
          held to {} MB/s each way, the host has {HOST_GIB} GiB. Each cell: milliseconds of the \
-         simulated step → the median of {} measured ones, and by how much that is longer. Turns \
-         beside which others used more than {QUIET} processors were run again, whatever they \
-         measured. `steps.csv` has the parts of each step, its fastest and slowest, and what others \
-         used.\n\n| method | tokens | device |",
+         simulated step → the median of {} measured ones, and by how much that is longer. A turn \
+         beside which others used more than {QUIET} processors is run up to {ATTEMPTS} times, and \
+         the quietest counts, whatever it measured. `steps.csv` has the parts of each step, its \
+         fastest and slowest, and what others used.\n\n| method | tokens | device |",
         facts.name,
         facts.cores,
         LINK / 1_000_000,

@@ -6,9 +6,10 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use ebbtide::lower::{lower, tilings, Workload};
+use ebbtide::lower::Workload;
 use ebbtide::methods::Method;
-use ebbtide::model::{load, step_graph};
+use ebbtide::model::load;
+use ebbtide::planning;
 use ebbtide::profile::{self, Dtype};
 use ebbtide_solver::build::with_addresses;
 use ebbtide_solver::problem::{Budget, Problem};
@@ -137,21 +138,15 @@ fn problems(case: &Case) -> Vec<Problem> {
         device: Bytes::gib(case.device),
         host: Bytes::gib(case.host),
     };
-    let graph = step_graph(&model);
-    let lowered = tilings(&model, &workload).into_iter().map(|tiling| {
-        lower(
-            &graph,
-            &model,
-            &profile,
-            case.method,
-            &workload,
-            budget,
-            tiling,
-        )
-        .expect("can be lowered")
-        .problem
-    });
-    lowered.collect()
+    let request = planning::Request {
+        model: &model,
+        profile: &profile,
+        workload,
+        method: case.method,
+        budget,
+    };
+    let variants = planning::variants(&request).expect("can be lowered");
+    planning::problems(&variants, budget)
 }
 
 fn measure(case: Case) -> Row {

@@ -1,16 +1,19 @@
 //! The `ebbtide` command: parse, dispatch, print one error, exit with the contract's code.
 
 use clap::Parser;
-use ebbtide::cli::{self, Cli};
+use ebbtide::cli::{self, Cli, Command};
+use ebbtide::error::Result;
+use ebbtide_solver::build::STACK_BYTES;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
+use std::thread;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let mut out = BufWriter::new(UntilClosed(io::stdout()));
-    let done = cli::run(&cli.command, &mut out);
-    let flushed = cli::flush(&mut out);
-    match done.and(flushed) {
+    let command = Cli::parse().command;
+    let worker = thread::Builder::new().stack_size(STACK_BYTES);
+    let worker = worker.spawn(move || run(&command));
+    let done = worker.expect("a thread can be made").join();
+    match done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nobody is left to be told where standard error is closed.
@@ -18,6 +21,13 @@ fn main() -> ExitCode {
             ExitCode::from(error.kind.exit_code())
         }
     }
+}
+
+fn run(command: &Command) -> Result<()> {
+    let mut out = BufWriter::new(UntilClosed(io::stdout()));
+    let done = cli::run(command, &mut out);
+    let flushed = cli::flush(&mut out);
+    done.and(flushed)
 }
 
 /// Standard output; what is written after its reader has gone is lost, as it should be.

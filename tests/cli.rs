@@ -261,6 +261,28 @@ fn the_longest_sequence_fits_and_the_next_does_not() {
 }
 
 #[test]
+fn where_nothing_fits_there_is_no_longest_sequence() {
+    let args = [
+        "fit",
+        "--model",
+        "tiny",
+        "--profile",
+        "unit",
+        "--device-memory",
+        "1KiB",
+        "--method",
+        "lomo",
+        "--strategy",
+        "keep,ilp",
+    ];
+    let output = ebbtide(&args);
+    let (out, err) = texts(&output);
+    assert_eq!(output.status.code(), Some(3), "{out}{err}");
+    assert_eq!(out.matches("none").count(), 2, "{out}");
+    assert!(err.contains("no strategy fits tiny"), "{err}");
+}
+
+#[test]
 fn everything_built_in_is_listed() {
     assert!(prints(&["list", "models"]).contains("8,030,261,248"));
     assert!(prints(&["list", "profiles"]).contains("h100-sxm5-80gb"));

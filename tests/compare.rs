@@ -33,8 +33,18 @@ impl Drop for Scratch {
 
 /// Compares three strategies of the tiny model on the unit machine.
 fn compare(seq: &str, output: &str, more: &[&str]) -> (Option<i32>, String, String) {
+    compare_on("unit", seq, output, more)
+}
+
+/// The same on another machine.
+fn compare_on(
+    profile: &str,
+    seq: &str,
+    output: &str,
+    more: &[&str],
+) -> (Option<i32>, String, String) {
     let mut command = Command::cargo_bin("ebbtide").unwrap();
-    command.args(["compare", "--model", "tiny", "--profile", "unit"]);
+    command.args(["compare", "--model", "tiny", "--profile", profile]);
     command.args(["--strategy", "keep,checkpoint,ilp", "--method", "sgd,lomo"]);
     command.args(["--seq", seq, "-o", output]).args(more);
     let Output {
@@ -164,5 +174,21 @@ fn bad_input_is_refused_before_anything_is_planned() {
     let (code, _, err) = compare("256", &target, &[]);
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("comparison.json"), "{err}");
+    assert!(err.contains("hint: delete it"), "{err}");
     assert_eq!(scratch.text("out/comparison.json"), "{\"schema\":");
+}
+
+#[test]
+fn lengths_that_the_profile_has_not_measured_are_marked() {
+    let scratch = Scratch::new("guessed");
+    let (code, _, err) = compare_on("h100-sxm5-80gb", "8k,1m", &scratch.path("."), &[]);
+    assert_eq!(code, Some(0), "{err}");
+    let report = scratch.text("report.md");
+    assert!(
+        report.contains("1 length is outside the lengths that the profile measured: 1m"),
+        "{report}"
+    );
+    assert!(scratch
+        .text("speed-sgd.svg")
+        .contains("beyond the measured lengths"));
 }

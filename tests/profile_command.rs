@@ -126,7 +126,7 @@ fn what_cannot_be_measured_is_refused_at_once() {
     std::fs::write(place.at("foreign.json.partial"), other).unwrap();
     let broken = place.at("broken.json");
     std::fs::write(place.at("broken.json.partial"), "{").unwrap();
-    let cases: [(&[&str], i32, &str); 12] = [
+    let cases: [(&[&str], i32, &str); 13] = [
         (
             &["--device", "cuda:0", "-o", &file],
             4,
@@ -146,7 +146,13 @@ fn what_cannot_be_measured_is_refused_at_once() {
         (&["--link", "1000B/s", "-o", &file], 2, "--link"),
         (&["--seq", "0", "-o", &file], 2, "--seq"),
         (&["--seq", "99999999m", "-o", &file], 2, "--seq"),
-        (&["--seq", "16m", "-o", &file], 3, "of which the device has"),
+        (&["--seq", "16m", "-o", &file], 2, "a shorter --seq"),
+        // 4.7 G parameters in blocks and head, 16 bytes each.
+        (
+            &["--model", "llama-3.1-70b", "--seq", "32k", "-o", &file],
+            3,
+            "of which the device has",
+        ),
         (&["-o", &missing], 2, "no directory"),
         (&["-o", &directory], 2, "it is a directory"),
         (

@@ -1,7 +1,7 @@
 """What the packages themselves say of the settings that `ebbtide export` prints.
 
     python3 -m venv venv && venv/bin/pip install trl deepspeed jax pyyaml torchtitan tyro spmd_types
-    venv/bin/pip install --no-deps megatron-core
+    venv/bin/pip install --no-deps megatron-core axolotl
     venv/bin/python reports/export/validate.py target/release/ebbtide > reports/export/validated.txt
 
 Plans five cases, exports each to every system, and gives the settings to the real classes. Ends
@@ -50,11 +50,17 @@ def trl(text):
 
 def axolotl(text):
     import yaml
-    from transformers.training_args import OptimizerNames
+    from axolotl.utils.schemas.config import AxolotlInputConfig
 
-    config = yaml.safe_load(text)
-    assert config["optimizer"] in [name.value for name in OptimizerNames], config["optimizer"]
-    return f"YAML of {len(config)} keys, optimizer known to transformers (axolotl itself not run)"
+    settings = yaml.safe_load(text)
+    unknown = set(settings) - set(AxolotlInputConfig.model_fields)
+    assert not unknown, f"no such keys: {unknown}"
+    # What a user's file has besides: the model and the data.
+    rest = {"base_model": "some/model", "datasets": [{"path": "some/data", "type": "completion"}]}
+    config = AxolotlInputConfig(**settings, **rest, learning_rate=1e-5)
+    return f"AxolotlInputConfig: sequence_len {config.sequence_len}, optimizer " \
+           f"{getattr(config.optimizer, 'value', config.optimizer)}, checkpointing " \
+           f"{config.gradient_checkpointing} {config.gradient_checkpointing_kwargs}"
 
 
 def deepspeed(text):
@@ -126,7 +132,7 @@ def jax(text):
 
 def main():
     refused = 0
-    packages = ["trl", "transformers", "deepspeed", "megatron-core", "torchtitan", "jax"]
+    packages = ["trl", "transformers", "axolotl", "deepspeed", "megatron-core", "torchtitan", "jax"]
     for package in packages:
         try:
             print(package, importlib.metadata.version(package))

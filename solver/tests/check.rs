@@ -35,6 +35,28 @@ fn a_change_is_refused_by_its_name() {
     }
 }
 
+/// Of gradients and weights too, which no rows divide.
+#[test]
+fn every_copy_covers_the_rows_of_its_buffers() {
+    let good = tiny();
+    let mut tried = 0;
+    for stream in [Stream::D2h, Stream::H2d] {
+        for index in 0..good.streams[stream as usize].len() {
+            let mut schedule = good.clone();
+            let copy = &mut schedule.streams[stream as usize][index];
+            if copy.action != Action::Copy {
+                continue;
+            }
+            copy.rows = Span::new(copy.rows.start + 1, copy.rows.end);
+            let violations = check(&schedule);
+            let named = violations.iter().any(|v| v.fault.name() == "copy-mismatch");
+            assert!(named, "{stream:?}[{index}] is accepted");
+            tried += 1;
+        }
+    }
+    assert!(tried > 2, "{tried} copies");
+}
+
 /// What a person reads: the fault, the place, the buffer and the other side.
 #[test]
 fn a_violation_is_one_line() {

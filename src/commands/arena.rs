@@ -7,7 +7,7 @@ mod csv;
 
 use crate::cli::{self, parse};
 use crate::error::{Error, Result};
-use crate::files::{check_writable, read_text, write_atomically};
+use crate::files::{check_distinct, check_writable, read_text, write_atomically};
 use csv::Instance;
 use ebbtide_solver::arena::{place, Options, Placement, Status};
 use ebbtide_solver::units::Bytes;
@@ -56,6 +56,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let name = args.instance.display();
     if let Some(path) = &args.output {
         check_writable(path)?;
+        check_distinct(&[("the instance", &args.instance), ("--output", path)])?;
     }
     let text = read_text(&args.instance, LARGEST_INSTANCE, "an instance")?;
     let instance = csv::parse(&text).map_err(|error| error.within(&name))?;

@@ -11,18 +11,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use rayon::prelude::*;
 
 use super::fit::{narrow, Row};
-use super::{interrupts, setting};
+use super::{interrupts, progress_bar, setting};
 use crate::cli::{parse, print};
 use crate::comparison::{self, Limits};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, read_text, write_atomically};
 use crate::format::comparison::{self as file, ComparisonFile, Focus, Longest, Settings};
 use crate::format::run as run_file;
-use crate::lower::Workload;
 use crate::methods::Method;
 use crate::planning::{self, Request};
 use crate::report::comparison as report;
@@ -155,7 +154,10 @@ fn go_on(path: &Path, fresh: ComparisonFile) -> Result<ComparisonFile> {
         return Ok(fresh);
     }
     let text = read_text(path, LARGEST, "a comparison")?;
-    let found = file::read(&text).map_err(|error| error.within(path.display()))?;
+    let found = file::read(&text).map_err(|error| {
+        let error = error.within(path.display());
+        error.hint("delete it to begin again, or choose another -o")
+    })?;
     match found.settings == fresh.settings {
         true => Ok(found),
         false => Err(Error::bad_input("a comparison of something else")
@@ -193,25 +195,10 @@ impl<'a> Comparing<'a> {
             method.check(args.setting.accumulate)?;
         }
         for &seq in &comparing.lengths {
-            let workload = comparing.request(args.method[0], seq).workload;
+            let workload = comparing.setting.request(args.method[0], seq).workload;
             workload.check(&comparing.setting.model)?;
         }
         Ok(comparing)
-    }
-
-    fn request(&self, method: Method, seq: u64) -> Request<'_> {
-        Request {
-            model: &self.setting.model,
-            profile: &self.setting.profile,
-            workload: Workload {
-                seq,
-                batch: self.args.setting.batch,
-                accumulate: self.args.setting.accumulate,
-                dtype: self.setting.dtype,
-            },
-            method,
-            budget: self.setting.budget,
-        }
     }
 
     /// Nothing found yet.
@@ -221,6 +208,8 @@ impl<'a> Comparing<'a> {
             profile,
             dtype,
             budget,
+            batch,
+            accumulate,
         } = &self.setting;
         let mut all = DefaultHasher::new();
         format!("{model:?}{profile:?}").hash(&mut all);
@@ -237,8 +226,8 @@ impl<'a> Comparing<'a> {
                 .map(|(s, words)| ((*s).to_owned(), words.clone()))
                 .collect(),
             fingerprint: format!("{:016x}", all.finish()),
-            batch: self.args.setting.batch,
-            accumulate: self.args.setting.accumulate,
+            batch: *batch,
+            accumulate: *accumulate,
             dtype: dtype.to_string(),
             device_bytes: budget.device.get(),
             overhead_bytes: profile.device.overhead.get(),
@@ -272,7 +261,7 @@ impl<'a> Comparing<'a> {
         file.longest
             .retain(|row| wanted.iter().all(|(method, _)| row.method != method.name()));
         let extra = self.args.method.len() + BUDGETS.len() + 1;
-        let bar = bar((wanted.len() + extra) as u64);
+        let bar = progress_bar((wanted.len() + extra) as u64);
         let file = self.groups(file, &wanted, stored, &bar)?;
         self.single_plans(file, stored, &bar)
     }
@@ -289,7 +278,7 @@ impl<'a> Comparing<'a> {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(());
             }
-            let request = self.request(method, seq);
+            let request = self.setting.request(method, seq);
             let group = comparison::group(&request, &self.args.strategy, &self.limits)?;
             bar.set_message(format!("{method} at {}", Tokens::new(seq)));
             bar.inc(1);
@@ -334,7 +323,7 @@ impl<'a> Comparing<'a> {
         file.focus = focus;
         if let Some(focus) = &file.focus {
             let method: Method = focus.method.parse()?;
-            let request = self.request(method, focus.seq);
+            let request = self.setting.request(method, focus.seq);
             // To keep, to offload or to recompute, and the search: what mixes them is the search's.
             let mixed = [Strategy::ProTrain, Strategy::Memo];
             let strategies = self.args.strategy.iter().filter(|s| !mixed.contains(s));
@@ -380,7 +369,7 @@ impl<'a> Comparing<'a> {
         let mut rows: Vec<Row> = self.args.strategy.iter().map(row).collect();
         let limit = self.lengths.last().copied().unwrap_or(0);
         narrow(&mut rows, limit, false, |seq, method, strategies| {
-            planning::probe(&self.request(method, seq), strategies, PATIENCE)
+            planning::probe(&self.setting.request(method, seq), strategies, PATIENCE)
         })?;
         let longest = rows.iter().map(|row| Longest {
             strategy: row.strategy.name().into(),
@@ -454,11 +443,4 @@ impl<'a> Comparing<'a> {
             stored.display()
         )))
     }
-}
-
-fn bar(stages: u64) -> ProgressBar {
-    let bar = ProgressBar::new(stages);
-    let template = "{bar:24} {pos}/{len}  {msg}  {elapsed}";
-    bar.set_style(ProgressStyle::with_template(template).expect("a constant"));
-    bar
 }

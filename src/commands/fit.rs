@@ -5,11 +5,11 @@
 
 use super::setting;
 use crate::cli::{parse, print};
-use crate::error::Result;
-use crate::lower::{Workload, MAX_TOKENS};
+use crate::error::{Error, Result};
+use crate::lower::MAX_TOKENS;
 use crate::methods::Method;
 use crate::model::Positions;
-use crate::planning::{self, Request};
+use crate::planning;
 use crate::report::{self, columns};
 use ebbtide_solver::build::Infeasible;
 use ebbtide_solver::search::Strategy;
@@ -60,12 +60,12 @@ const PARTS: u64 = 40;
 const FIRST: u64 = 4096;
 
 /// How long `ilp` may look for a plan of one length that no simple strategy has one for.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Searches and reports.
 ///
 /// # Errors
-/// `BadInput` for what cannot be read or planned.
+/// `BadInput` for what cannot be read or planned; `Infeasible` where nothing fits at any length.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let setting = args.setting.read()?;
     let strategies = if args.strategy.is_empty() {
@@ -89,28 +89,27 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         Positions::Learned { positions } => positions,
         Positions::Rope { .. } => MAX_TOKENS / args.setting.batch,
     };
-    let request = |seq, method| Request {
-        model: &setting.model,
-        profile: &setting.profile,
-        workload: Workload {
-            seq,
-            batch: args.setting.batch,
-            accumulate: args.setting.accumulate,
-            dtype: setting.dtype,
-        },
-        method,
-        budget: setting.budget,
-    };
     let told = std::io::stderr().is_terminal();
     narrow(&mut rows, limit, told, |seq, method, strategies| {
-        planning::probe(&request(seq, method), strategies, PATIENCE)
+        planning::probe(&setting.request(method, seq), strategies, PATIENCE)
     })?;
     let text = if args.json {
         to_json(&rows, limit)
     } else {
         to_table(&rows, limit)
     };
-    print(out, text)
+    print(out, text)?;
+    let Some(row) = rows.iter().min_by_key(|row| std::cmp::Reverse(row.fits)) else {
+        return Ok(());
+    };
+    match row.fits {
+        0 => Err(Error::infeasible(format!(
+            "no strategy fits {} at any length: {}",
+            setting.model.name,
+            row.binds(limit)
+        ))),
+        _ => Ok(()),
+    }
 }
 
 pub(super) type Probed = Result<Vec<std::result::Result<(), Infeasible>>>;

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::read_text;
 use crate::format::schedule::{self, ScheduleFile};
 use ebbtide_solver::units::Bytes;
+use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
@@ -48,4 +49,12 @@ fn interrupts() -> Result<Arc<AtomicBool>> {
         registered.map_err(|cause| Error::bad_input(format!("cannot handle signals: {cause}")))?;
     }
     Ok(stop)
+}
+
+/// How many of so many stages are done, what is going on, and for how long.
+fn progress_bar(stages: u64) -> ProgressBar {
+    let bar = ProgressBar::new(stages);
+    let template = "{bar:24} {pos}/{len}  {msg}  {elapsed}";
+    bar.set_style(ProgressStyle::with_template(template).expect("a constant"));
+    bar
 }

@@ -5,7 +5,6 @@ use crate::cli::{parse, print};
 use crate::error::{Error, Result};
 use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::schedule;
-use crate::lower::Workload;
 use crate::methods::Method;
 use crate::model::Positions;
 use crate::planning::{self, Request};
@@ -64,18 +63,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         check_distinct(&[("--model", Path::new(model)), ("--output", path)])?;
         check_distinct(&[("--profile", Path::new(profile)), ("--output", path)])?;
     }
-    let request = Request {
-        model: &setting.model,
-        profile: &setting.profile,
-        workload: Workload {
-            seq: args.seq,
-            batch: args.setting.batch,
-            accumulate: args.setting.accumulate,
-            dtype: setting.dtype,
-        },
-        method: args.method,
-        budget: setting.budget,
-    };
+    let request = setting.request(args.method, args.seq);
     let options = Options {
         deadline: Instant::now().checked_add(args.time_limit),
         gap: args.gap,

@@ -8,15 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
-
-use super::interrupts;
+use super::{interrupts, progress_bar};
 use crate::cli::{parse, print};
 use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, read_text, write_atomically};
 use crate::format::measured::{self, MeasuredFile};
-use crate::format::number::LinkRate;
 use crate::format::profile as file;
 use crate::model;
 use crate::profile::measure::{assemble, Request};
@@ -62,12 +59,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut tokens = args.seq.clone();
     tokens.sort_unstable();
     tokens.dedup();
-    if args
-        .link
-        .is_some_and(|rate| LinkRate::new(rate.get()).is_none())
-    {
-        return Err(Error::bad_input("--link: less than 1MB/s"));
-    }
     let request = Request {
         target,
         workspace: facts.workspace,
@@ -86,7 +77,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     write_atomically(&partial, measured::write(&measured))?;
     let stop = interrupts()?;
     let begun = Instant::now();
-    let bar = bar(stages.len() as u64);
+    let bar = progress_bar(stages.len() as u64);
     for (at, &stage) in stages.iter().enumerate() {
         if request.done(stage, &measured) {
             bar.inc(1);
@@ -117,13 +108,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let path = args.output.display();
     let remark = format!("profile in {path}, measured in {seconds:.1} s");
     print(out, report::profile::table(&profile, &fitted, &[remark]))
-}
-
-fn bar(stages: u64) -> ProgressBar {
-    let bar = ProgressBar::new(stages);
-    let template = "{bar:24} {pos}/{len}  {msg}  {elapsed}";
-    bar.set_style(ProgressStyle::with_template(template).expect("a constant"));
-    bar
 }
 
 /// The file of what has been measured so far.

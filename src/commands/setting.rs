@@ -1,14 +1,18 @@
-//! What to plan for: the flags that `plan` and `fit` share, and what they stand for.
+//! What to plan for: the flags that `plan`, `fit` and `compare` share, and what they stand for.
 
 use crate::cli::parse;
 use crate::error::Result;
+use crate::lower::Workload;
+use crate::methods::Method;
 use crate::model::{self, ModelConfig};
+use crate::planning::Request;
 use crate::profile::{self, Dtype, Profile};
 use ebbtide_solver::problem::Budget;
 use ebbtide_solver::units::Bytes;
 
 /// Model, machine and limits.
 #[derive(Clone, Debug, clap::Args)]
+#[group(skip)] // Else it would have the name of the group of the command that it is a part of.
 pub struct Args {
     /// An HF config.json, a directory with one, or a name from `ebbtide list models`
     #[arg(long, value_name = "MODEL")]
@@ -42,6 +46,10 @@ pub struct Setting {
     pub model: ModelConfig,
     /// The machine.
     pub profile: Profile,
+    /// Sequences of a micro-batch.
+    pub batch: u64,
+    /// Micro-batches of an optimizer step.
+    pub accumulate: u32,
     /// The type of weights and activations.
     pub dtype: Dtype,
     /// The limits.
@@ -57,6 +65,8 @@ impl Args {
         let profile = profile::load(&self.profile)?;
         Ok(Setting {
             model: model::load(&self.model)?,
+            batch: self.batch,
+            accumulate: self.accumulate,
             dtype: self.dtype.unwrap_or(profile.default_dtype),
             budget: Budget {
                 device: self.device_memory.unwrap_or(profile.device.budget()),
@@ -66,5 +76,23 @@ impl Args {
             },
             profile,
         })
+    }
+}
+
+impl Setting {
+    /// To plan a method for sequences of so many tokens.
+    pub fn request(&self, method: Method, seq: u64) -> Request<'_> {
+        Request {
+            model: &self.model,
+            profile: &self.profile,
+            workload: Workload {
+                seq,
+                batch: self.batch,
+                accumulate: self.accumulate,
+                dtype: self.dtype,
+            },
+            method,
+            budget: self.budget,
+        }
     }
 }

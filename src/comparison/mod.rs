@@ -227,6 +227,7 @@ pub fn under_budget(
         BudgetPoint {
             strategy: strategy.name().into(),
             device_bytes: device.get(),
+            misses: found.as_ref().err().map(report::infeasible::what_binds),
             step_ns: found.ok().map(|found| found.candidate.step().get()),
         }
     };

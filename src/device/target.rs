@@ -5,6 +5,7 @@ use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 use super::cpu::{machine, CpuDevice, CpuOptions, LinkSpeed};
 use super::Device;
 use crate::error::{Error, Result};
+use crate::format::number::LinkRate;
 use crate::profile::Workspace;
 
 /// A device that this build has.
@@ -35,8 +36,12 @@ impl Target {
     /// The device of a name; `link` holds copies to a speed.
     ///
     /// # Errors
-    /// `NoDevice` for a GPU, which this build has none of; bad input for what names no device.
+    /// `NoDevice` for a GPU, which this build has none of; bad input for what names no device,
+    /// and for a link slower than any that a profile has.
     pub fn named(name: &str, link: Option<BytesPerSec>) -> Result<Self> {
+        if link.is_some_and(|rate| LinkRate::new(rate.get()).is_none()) {
+            return Err(Error::bad_input("--link: less than 1MB/s"));
+        }
         let number = name.strip_prefix("cuda:");
         match name {
             "cpu" => Ok(Self::Cpu(link)),

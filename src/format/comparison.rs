@@ -212,6 +212,8 @@ section! {
         device_bytes: u64,
         /// The step; nothing where it does not fit.
         step_ns: Option<u64>,
+        /// Why it does not fit, if it does not.
+        misses: Option<String>,
     }
 
     /// A plan in time.

@@ -197,6 +197,9 @@ pub fn random_plan(problem: &Problem, random: &mut Random) -> Plan {
         });
     }
     plan.hold = random.pick(&Hold::CHOICES);
+    if random.below(2) == 0 {
+        plan.hold.ahead = random.below(problem.blocks() as usize + 1) as u32;
+    }
     plan.weight_gap = random.below(4) as u32;
     plan
 }

@@ -26,6 +26,10 @@ pub use transfer::Transfers;
 /// Every device offset is a multiple of it.
 pub const ALIGNMENT: Bytes = arena::DEFAULT_ALIGNMENT;
 
+/// The stack for building any plan: making a block input again recurses through the blocks before
+/// it. Memory that is not touched is not used.
+pub const STACK_BYTES: usize = 256 << 20;
+
 /// Why a plan cannot be built.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Infeasible {

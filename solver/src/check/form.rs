@@ -309,9 +309,8 @@ fn check_copy(schedule: &Schedule, at: Place, copy: &Instruction, findings: &mut
     if (source.value, source.bytes) != (target.value, target.bytes) {
         refuse("the same value and bytes on both sides");
     }
-    let has_rows = value_of(schedule, source).is_some_and(|(_, value)| value.row_bytes > 0);
     let extents = [source, target].map(|buffer| (buffer.rows, buffer.groups));
-    if has_rows && (extents[0] != extents[1] || extents[0] != (copy.rows, copy.groups)) {
+    if extents[0] != extents[1] || extents[0] != (copy.rows, copy.groups) {
         refuse("the rows and groups of both its buffers");
     }
 }

@@ -10,7 +10,7 @@ use super::lp::Unsolved;
 use super::outline::{outline, Outline};
 use super::relaxation::{proved_bound, relax, Margins, Relaxed};
 use super::{better, simple, Candidate, Options};
-use crate::build::{build, Built, Infeasible};
+use crate::build::{build, Built, Infeasible, STACK_BYTES};
 use crate::plan::{Placement, Plan};
 use crate::problem::Problem;
 use crate::units::Nanos;
@@ -220,7 +220,8 @@ pub fn contexts<'a>(problems: &'a [Problem], options: &Options) -> Vec<Context<'
     parallel(problems, |p| Context::sharing(p, options, &cutoff))
 }
 
-/// Runs `work` on every item, on as many threads as there are cores.
+/// Runs `work` on every item, on as many threads as there are cores, each with the stack to build
+/// a plan.
 pub(super) fn parallel<'a, T: Sync, R: Send>(
     items: &'a [T],
     work: impl Fn(&'a T) -> R + Sync,
@@ -232,7 +233,8 @@ pub(super) fn parallel<'a, T: Sync, R: Send>(
     let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..threads.max(1))
             .map(|_| {
-                scope.spawn(|| {
+                let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
+                let worker = builder.spawn_scoped(scope, || {
                     let mut done = Vec::new();
                     loop {
                         let i = next.fetch_add(1, Ordering::Relaxed);
@@ -241,7 +243,8 @@ pub(super) fn parallel<'a, T: Sync, R: Send>(
                         };
                         done.push((i, work(item)));
                     }
-                })
+                });
+                worker.expect("a thread can be made")
             })
             .collect();
         workers

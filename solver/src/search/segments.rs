@@ -346,7 +346,7 @@ impl Standing {
     fn learn(&mut self, context: &Context<'_>, miss: &Infeasible, round: usize) {
         let excess = miss.needed.saturating_sub(miss.limit).get();
         // Less than a piece would lead to the same plan.
-        let least = context.problem.budget.device.get() / (4 * FRAGMENTATION) << round;
+        let least = (context.problem.budget.device.get() / (4 * FRAGMENTATION)) << round;
         if miss.step.is_none() {
             self.learned_host += excess + 1;
             self.host = self.host.saturating_sub(excess + 1);

@@ -73,6 +73,9 @@ pub fn random_plan(problem: &Problem, random: &mut Random) -> Plan {
         };
     }
     plan.hold = random.pick(&Hold::CHOICES);
+    if random.below(2) == 0 {
+        plan.hold.ahead = random.below(problem.blocks() as usize + 1) as u32;
+    }
     plan.weight_gap = random.below(5) as u32;
     plan
 }

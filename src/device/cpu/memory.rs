@@ -5,8 +5,8 @@
 //! wrong number, which is what a test wants to see. It needs no `unsafe`, and whoever has a page
 //! has plain memory, over which loops are vectorised.
 //!
-//! Nobody waits for a page while it holds another, so that nobody waits for ever: what moves
-//! between pages goes through the stack, and [`Memory::exclusive`] never waits.
+//! Nobody waits for a page while it holds another, so that nobody waits for ever:
+//! [`Memory::exclusive`] gives up instead, and then bytes go through the stack.
 //!
 //! Regions begin at any byte: elements behind each other need not be aligned.
 

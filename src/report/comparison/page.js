@@ -78,7 +78,10 @@ function timeline(data, place) {
     ${KEYS.map(([words, name]) => `<span class="key" style="--of:var(--${name})">${words}</span>`)
       .join("")}</div>
     <canvas tabindex="0" role="img" aria-label="The step in time. Plus and minus zoom, arrow keys
-    move, Home shows all. Drag to move, Ctrl and wheel to zoom."></canvas>`;
+    move, Home shows all. Drag to move, Ctrl and wheel to zoom."></canvas>
+    <div class="keys">memory: ${data.categories.map((name, nth) =>
+      `<span class="key" style="--of:var(--c${nth})">${name.replaceAll("_", " ")}</span>`)
+      .join("")}</div>`;
   place.hidden = false;
   const canvas = place.querySelector("canvas"), ink = canvas.getContext("2d");
   const LEFT = 62, ROW = 30, TOP = 6, GAP = 26;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use ebbtide_solver::units::{Bytes, Nanos};
 
-use super::words::{beyond_measured_lengths, cause, fastest, tokens};
+use super::words::{beyond_measured_lengths, cause, fastest, tensor_kinds, tokens};
 use crate::format::comparison::{Cell, ComparisonFile, Fit, Group};
 use crate::report::{columns, percent};
 
@@ -289,20 +289,7 @@ fn longest(file: &ComparisonFile) -> Table {
 
 /// What the fastest plan does with tensors and states.
 fn decisions(file: &ComparisonFile) -> Table {
-    let kinds: Vec<String> = file
-        .groups
-        .iter()
-        .find_map(|g| {
-            Some(
-                fastest(g)?
-                    .1
-                    .shares
-                    .iter()
-                    .map(|s| s.tensor.clone())
-                    .collect(),
-            )
-        })
-        .unwrap_or_default();
+    let kinds = tensor_kinds(&file.groups);
     let rows = file.groups.iter().filter_map(|group| {
         let (cell, fit) = fastest(group)?;
         let mut row = vec![

@@ -16,7 +16,7 @@ type Area<DB> = DrawingArea<DB, Shift>;
 type Plot<DB> = DrawingArea<DB, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type Drawn<DB, T> = Result<T, DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
 
-const WIDTH: i32 = 760;
+const WIDTH: i32 = 860;
 /// Above the first panel, for the figure's title.
 const HEAD: i32 = 34;
 /// Above each plot, for its title.
@@ -26,7 +26,7 @@ const BELOW: i32 = 34;
 const TITLE: i32 = 16;
 const TEXT: i32 = 13;
 const SMALL: i32 = 12;
-/// Labels are at least so far apart.
+/// Keys are at least so far apart.
 const APART: i32 = 15;
 
 /// A place that says something when it is pointed at, in pixels.
@@ -283,6 +283,12 @@ impl<DB: DrawingBackend> Painter<'_, DB> {
                 let corners = vec![(x, y - r - 1), (x + r + 1, y + r), (x - r - 1, y + r)];
                 self.area.draw(&Polygon::new(corners, fill))
             }
+            Shape::Diamond => {
+                let r = r + self.scale;
+                let corners = vec![(x, y - r), (x + r, y), (x, y + r), (x - r, y)];
+                self.area.draw(&Polygon::new(corners, fill))
+            }
+            Shape::None => Ok(()),
             Shape::Cross => {
                 self.area
                     .draw(&PathElement::new([(x - r, y - r), (x + r, y + r)], line))?;
@@ -292,53 +298,65 @@ impl<DB: DrawingBackend> Painter<'_, DB> {
         }
     }
 
-    /// Labels at one place from left to right are moved apart, and a line leads to what they name.
+    /// Words in their places; those beside the plot are moved apart.
     fn labels(&self, labels: Vec<((i32, i32), &str, Colour, Side)>) -> Drawn<DB, ()> {
-        let (mut free, fixed): (Vec<_>, Vec<_>) =
-            labels.into_iter().partition(|label| label.3 == Side::Right);
-        for (at, text, colour, side) in fixed {
-            let (at, side) = match side {
-                Side::Middle => (at, HPos::Center),
-                Side::Right | Side::RightFixed => ((at.0 + 6, at.1), HPos::Left),
-            };
-            self.text(text, at, SMALL, colour, side)?;
+        let mut beside = Vec::new();
+        for ((x, y), text, colour, side) in labels {
+            match side {
+                Side::Right => self.text(text, (x + 6, y), SMALL, colour, HPos::Left)?,
+                Side::Above => {
+                    for (nth, word) in text.split(' ').rev().enumerate() {
+                        let at = (x, y - 14 - 13 * nth as i32);
+                        self.text(word, at, SMALL, colour, HPos::Center)?;
+                    }
+                }
+                Side::Beside(shape) => beside.push(((x, y), text, colour, shape)),
+            }
         }
-        free.sort_by_key(|&((x, y), ..)| (y, x));
-        let places = free.iter().map(|&(at, text, ..)| (at, wide(text)));
-        let placed = apart(&Vec::from_iter(places), self.top + 6, self.bottom() - 6);
-        for (((x, y), text, colour, _), placed) in free.into_iter().zip(placed) {
-            if (placed - y).abs() > 3 {
-                let ends = [(x + 5, y), (x + 12, placed)].map(|at| self.dots(at));
+        beside.sort_by_key(|&((x, y), ..)| (y, x));
+        let wanted = Vec::from_iter(beside.iter().map(|&((_, y), ..)| y));
+        let placed = apart(&wanted, self.top + 6, self.bottom() - 6);
+        let column = self.right + 16;
+        for (((x, y), text, colour, shape), placed) in beside.into_iter().zip(placed) {
+            // From what ends at the plot's edge a line leads to its key.
+            if x + 40 > self.right && (placed - y).abs() > 3 {
+                let ends = [(x + 6, y), (column - 7, placed)].map(|at| self.dots(at));
                 let line = colour.rgb().stroke_width(self.scale as u32);
                 self.area.draw(&PathElement::new(ends, line))?;
             }
-            self.text(text, (x + 15, placed), SMALL, colour, HPos::Left)?;
+            self.dot(self.dots((column, placed)), shape, colour)?;
+            self.text(text, (column + 10, placed), SMALL, Colour::Ink, HPos::Left)?;
         }
         Ok(())
     }
 }
 
-/// About how wide a label is.
-fn wide(text: &str) -> i32 {
-    text.chars().count() as i32 * SMALL * 3 / 5
-}
-
-/// Heights for labels of a width at places: each as near to its own as the ones before it allow,
-/// within the limits where there is room.
-fn apart(labels: &[((i32, i32), i32)], least: i32, most: i32) -> Vec<i32> {
-    let mut placed: Vec<(i32, i32, i32)> = Vec::new();
-    for &((x, y), width) in labels {
-        let free = |height: i32| {
-            placed.iter().all(|&(from, to, other)| {
-                x >= to || x + width <= from || (height - other).abs() >= APART
-            })
-        };
-        let steps = (0..40).flat_map(|step| [y + step * 5, y - step * 5]);
-        let mut inside = steps.filter(|height| (least..=most).contains(height));
-        let height = inside.find(|&height| free(height)).unwrap_or(y);
-        placed.push((x, x + width, height));
+/// Heights at least [`APART`] from one another, in the order of those wanted and as near to them,
+/// in the least squares, as can be; within the limits where there is room.
+///
+/// Less `APART` for each one before it, heights need only not fall: neighbours that would are put
+/// at their mean, until none does.
+fn apart(wanted: &[i32], least: i32, most: i32) -> Vec<i32> {
+    let mut runs: Vec<(i32, i32)> = Vec::new();
+    for (nth, &height) in wanted.iter().enumerate() {
+        let mut run = (height - nth as i32 * APART, 1);
+        while let Some(&(sum, count)) = runs.last() {
+            if sum * run.1 <= run.0 * count {
+                break;
+            }
+            run = (run.0 + sum, run.1 + count);
+            runs.pop();
+        }
+        runs.push(run);
     }
-    placed.into_iter().map(|(_, _, height)| height).collect()
+    let most = most - (wanted.len() as i32 - 1) * APART;
+    let means = runs
+        .into_iter()
+        .flat_map(|(sum, count)| std::iter::repeat_n(sum / count, count as usize));
+    means
+        .enumerate()
+        .map(|(nth, height)| height.min(most).max(least) + nth as i32 * APART)
+        .collect()
 }
 
 #[cfg(test)]
@@ -347,16 +365,9 @@ mod tests {
 
     #[test]
     fn labels_are_apart_and_stay_inside() {
-        let column = [10, 11, 12, 98].map(|y| ((0, y), 50));
-        let placed = apart(&column, 0, 100);
-        let mut sorted = placed.clone();
-        sorted.sort_unstable();
-        assert!(
-            sorted.windows(2).all(|w| w[1] - w[0] >= APART),
-            "{placed:?}"
-        );
-        assert!(placed.iter().all(|y| (0..=100).contains(y)), "{placed:?}");
-        // Beside one another nothing has to move.
-        assert_eq!(apart(&[((0, 5), 50), ((60, 7), 50)], 0, 100), [5, 7]);
+        assert_eq!(apart(&[10, 11, 12, 98], 0, 100), [0, 15, 30, 98]);
+        assert_eq!(apart(&[50, 51, 52], 0, 100), [36, 51, 66]);
+        // What is where it may be is not moved.
+        assert_eq!(apart(&[5, 40, 90], 0, 100), [5, 40, 90]);
     }
 }

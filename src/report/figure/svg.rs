@@ -69,7 +69,10 @@ fn dark() -> String {
         format!("[fill=\"{light}\"]{{fill:{dark}}}[stroke=\"{light}\"]{{stroke:{dark}}}")
     });
     let rules = String::from_iter(rules);
-    format!("@media screen and (prefers-color-scheme:dark){{svg{{color:#E8E8EA}}{rules}}}")
+    format!(
+        "@media screen and (prefers-color-scheme:dark){{svg{{color:#E8E8EA}}\
+         text{{stroke:#15171B}}{rules}}}"
+    )
 }
 
 /// Text as XML and HTML can hold it.

@@ -4,10 +4,10 @@
 use ebbtide_solver::schedule::Stream;
 use ebbtide_solver::units::{Bytes, Nanos};
 
-use super::{category_colour, label, DECISIONS, GIB};
+use super::{category_colour, key, DECISIONS, GIB};
 use crate::format::comparison::{ComparisonFile, Share, Slice, Timeline};
 use crate::report::comparison::words::tokens;
-use crate::report::figure::{Axis, Colour, Figure, Mark, Panel, PALETTE};
+use crate::report::figure::{Axis, Colour, Figure, Mark, Panel, Shape, PALETTE};
 
 /// Slices shorter than this part of the step are not drawn on their own.
 const THIN: u64 = 2000;
@@ -100,7 +100,7 @@ fn streams(timeline: &Timeline) -> Panel {
             _ => words,
         };
         let at = (end, y.to - (nth as f64 + 0.5) * y.to / 6.0);
-        marks.push(label(at, words, colour));
+        marks.push(key(at, words, Shape::Square, colour));
     }
     Panel {
         title: "streams".into(),
@@ -149,7 +149,7 @@ fn memory(timeline: &Timeline) -> Panel {
         let end = timeline.step_ns as f64 / 1e9;
         let words = format!("{} {}", name.replace('_', " "), Bytes::new(largest));
         let height = most * (labels.len() as f64 + 0.5) / 7.0;
-        labels.push(label((end, height), words, colour));
+        labels.push(key((end, height), words, Shape::Square, colour));
     }
     marks.extend(labels);
     Panel {
