@@ -6,6 +6,7 @@ pub mod comparison;
 pub mod device;
 pub mod error;
 pub mod execute;
+pub mod export;
 pub mod files;
 pub mod format;
 pub mod lower;

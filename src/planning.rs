@@ -172,8 +172,64 @@ pub fn plan_prepared(
     options: &Options,
 ) -> std::result::Result<Planned, Infeasible> {
     let begun = Instant::now();
-    let floor = contexts.iter().map(Context::floor).min();
     let first = search::solve(contexts, strategy, options)?;
+    complete(
+        request,
+        variants,
+        contexts,
+        strategy,
+        options,
+        (first, begun),
+    )
+}
+
+/// As [`plan_prepared`], without a bound, which takes longer than a simple strategy's plan.
+///
+/// # Errors
+/// Why nothing fits.
+pub fn plan_unproved(
+    request: &Request<'_>,
+    variants: &[Lowered],
+    contexts: &[Context<'_>],
+    strategy: Strategy,
+    options: &Options,
+) -> std::result::Result<Planned, Infeasible> {
+    let begun = Instant::now();
+    let found = search::find(contexts, strategy, options)?;
+    let first = Solution {
+        variant: found.variant,
+        candidate: found.candidate,
+        found_by: found.found_by,
+        bound: Nanos::ZERO,
+        status: search::Status::Gap,
+    };
+    let mut planned = complete(
+        request,
+        variants,
+        contexts,
+        strategy,
+        options,
+        (first, begun),
+    )?;
+    planned.file.solver = file::Solver {
+        status: file::Status::Unproved,
+        bound: None,
+        gap: None,
+        ..planned.file.solver
+    };
+    Ok(planned)
+}
+
+/// Addresses, times and counts for a solution that a search, begun then, has found.
+fn complete(
+    request: &Request<'_>,
+    variants: &[Lowered],
+    contexts: &[Context<'_>],
+    strategy: Strategy,
+    options: &Options,
+    (first, begun): (Solution, Instant),
+) -> std::result::Result<Planned, Infeasible> {
+    let floor = contexts.iter().map(Context::floor).min();
     let (bound, status) = (first.bound, first.status);
     let Placed {
         variant,

@@ -222,4 +222,8 @@ impl Schedule {
     pub fn stream(&self, stream: Stream) -> &[Instruction] {
         &self.streams[stream as usize]
     }
+    /// Whether it counts gradients for clipping by their global norm.
+    pub fn clips(&self) -> bool {
+        self.ops.values().any(|op| op.name == GRADIENT_NORM)
+    }
 }

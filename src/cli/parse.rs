@@ -1,5 +1,6 @@
 //! From the text of a flag to a value. Quantities demand a unit; what is refused says what is not.
 
+use crate::export::System;
 use crate::methods::Method;
 use crate::profile::Dtype;
 use crate::training::learning_rate::Shape;
@@ -241,6 +242,11 @@ pub enum Choice {
     One(Method),
     /// By the tokens a second that it allows.
     Auto,
+}
+
+/// A system with settings of its own.
+pub fn system() -> impl TypedValueParser<Value = System> {
+    named(&System::ALL, System::name)
 }
 
 /// A type of weights and activations.

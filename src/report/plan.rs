@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ebbtide_solver::plan::Placement;
-use ebbtide_solver::schedule::{Schedule, Stream, GRADIENT_NORM};
+use ebbtide_solver::schedule::{Schedule, Stream};
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 
 use super::{by_category, columns, count, grouped, percent, Sheet};
@@ -51,15 +51,9 @@ fn head(planned: &Planned, sheet: &mut Sheet) {
         "model",
         format!("{}, {parameters} parameters", file.model.name),
     );
-    let clips = file
-        .schedule
-        .ops
-        .values()
-        .any(|op| op.name == GRADIENT_NORM);
-    let clipped = if clips {
-        ", clipped by the global norm"
-    } else {
-        ""
+    let clipped = match file.schedule.clips() {
+        true => ", clipped by the global norm",
+        false => "",
     };
     sheet.row("workload", format!("{workload}, {}{clipped}", file.method));
     if let Some(options) = file.method_options {
