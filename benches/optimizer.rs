@@ -16,7 +16,7 @@ use ebbtide::device::layout::{Layout, States};
 use ebbtide::device::{
     Device, Operator, Region, Reservation, Space, StepParameters, Stream, UpdateRule,
 };
-use ebbtide::model::ModelConfig;
+use ebbtide::model::{Compressed, ModelConfig};
 use ebbtide::profile::Dtype;
 use rayon::prelude::*;
 
@@ -54,6 +54,7 @@ fn adamw(bencher: Bencher, dtype: &str) {
         model: &model,
         dtype,
         groups: 1,
+        compressed: Compressed::default(),
     };
     let mut used = 0;
     let mut place = |bytes: u64| {

@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::lower::Workload;
 use ebbtide::methods::Method;
 use ebbtide::model::load;
@@ -218,6 +219,8 @@ fn problems(model: &str, k_tokens: u64, gib: u64) -> Vec<Problem> {
         profile: &profile,
         workload,
         method: Method::Lomo,
+        storage: None,
+        arithmetic: Arithmetic::Plain,
         budget,
     };
     let variants = planning::variants(&request).expect("can be lowered");

@@ -56,6 +56,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             clip: file.schedule.clips(),
         },
         method,
+        // No other system packs what travels; products are as fast as they were.
+        storage: None,
+        arithmetic: file.arithmetic,
         budget: file.schedule.budget,
     };
     let traits = Traits::of(&file);

@@ -89,6 +89,7 @@ impl<'a> Session<'a> {
         let program = Program::new(file, model)?;
         let queue = queue(&program, clip)?;
         let schedule = program.schedule;
+        device.compute_in(file.arithmetic).map_err(plain)?;
         let table = RotaryTable::new(&model.positions, model.head_dim, program.sequence);
         device
             .reserve(Reservation {
@@ -285,6 +286,9 @@ impl<'a> Session<'a> {
             match command {
                 Command::Launch(stream, at, operator) => device.launch(*stream, *at, operator),
                 Command::Copy(stream, at, from, to) => device.copy(*stream, *at, *from, *to),
+                Command::Packed(stream, at, regions, packing) => {
+                    device.copy_packed(*stream, *at, *regions, *packing)
+                }
                 Command::Record(stream, event) => device.record(*stream, *event),
                 Command::Wait(stream, event) => device.wait(*stream, *event),
                 Command::Hold(region) => device.hold(*region),

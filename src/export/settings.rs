@@ -57,6 +57,10 @@ fn optimizer(file: &ScheduleFile) -> &'static str {
     match file.method.as_str() {
         "sgd" => "sgd",
         "lomo" => "lomo",
+        "adalomo" => "adalomo",
+        "adamw8bit" => "adamw_bnb_8bit",
+        "galore" => "galore_adamw",
+        "apollo" | "apollo-mini" => "apollo_adamw",
         _ => "adamw_torch_fused",
     }
 }

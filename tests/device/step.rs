@@ -9,7 +9,7 @@ use ebbtide::device::{
     AttentionShape, Device, HeadNorms, HeadNormsBackward, NormShape, Operator, Region, Reservation,
     RotaryTable, Rows, Space, StepParameters, Stream, UpdateRule,
 };
-use ebbtide::model::{ModelConfig, Part, Positions};
+use ebbtide::model::{Compressed, ModelConfig, Part, Positions};
 use ebbtide::profile::Dtype;
 
 use crate::reference::{Batch, Name, Weights};
@@ -70,6 +70,7 @@ pub fn run(
         model: config,
         dtype: cut.dtype,
         groups: cut.groups,
+        compressed: Compressed::default(),
     };
     let mut device = CpuDevice::new(CpuOptions::default());
     device

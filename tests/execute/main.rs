@@ -15,5 +15,6 @@ mod oracles;
 mod plans;
 mod refused;
 mod runs;
+mod storage;
 mod straight;
 mod weights;

@@ -49,6 +49,14 @@ impl<'a> Runner<'a> {
                     let how = (scale, channels, moments);
                     self.run_apollo((tensor, projection), how, (&mut w, &mut g))?;
                 }
+                TensorRule::Compact {
+                    projection,
+                    scale,
+                    moments,
+                } => {
+                    let how = (scale, moments);
+                    self.run_compact((tensor, projection), how, (&mut w, &mut g))?;
+                }
                 TensorRule::Flora { projection } => {
                     self.run_flora((tensor, projection), (&mut w, &mut g))?;
                 }
@@ -82,11 +90,12 @@ impl<'a> Runner<'a> {
 
     /// The whole gradient in f32: its blocks added up, in order, then times `clip`.
     fn gradient(&self, tensor: &TensorUpdate, clip: f32) -> Result<Loan<'a>, Cause> {
-        let width = tensor.shape.columns as usize;
-        let mut g = self.scratch.zeros(tensor.shape.elements() as usize);
+        let shape = tensor.rule.gradient_shape(tensor.shape);
+        let width = shape.columns as usize;
+        let mut g = self.scratch.zeros(shape.elements() as usize);
         for block in &tensor.gradient {
-            let fits = block.row + block.rows <= tensor.shape.rows
-                && block.column + block.columns <= tensor.shape.columns;
+            let fits = block.row + block.rows <= shape.rows
+                && block.column + block.columns <= shape.columns;
             if !fits {
                 return Err(Cause::Refused("a gradient outside its tensor".into()));
             }

@@ -1,6 +1,8 @@
 //! Identities of random projections, GaLore, APOLLO and FLORA, in f64; the names are those of the
 //! oracles that methods are held to.
 
+mod compact;
+
 use super::super::factored;
 use super::super::philox::{Draws, Purpose};
 use super::super::testing::noise;
