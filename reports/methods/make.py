@@ -30,8 +30,8 @@ METHODS = {
     "adamw": ("adamw", [], [], "f32", [3e-4, 1e-3, 3e-3, 1e-2]),
     "adamw-bf16-sr": ("adamw-bf16-sr", [], [], "bf16", [1e-3, 3e-3, 1e-2]),
     "adamw8bit": ("adamw8bit", [], [], "f32", [3e-4, 1e-3, 3e-3, 1e-2]),
-    "sgd": ("sgd", [], [], "f32", [0.03, 0.1, 0.3, 1.0]),
-    "lomo": ("lomo", [], [], "f32", [0.03, 0.1, 0.3, 1.0]),
+    "sgd": ("sgd", [], [], "f32", [0.01, 0.03, 0.1, 0.3, 1.0]),
+    "lomo": ("lomo", [], [], "f32", [0.01, 0.03, 0.1, 0.3, 1.0]),
     "adalomo": ("adalomo", [], [], "f32", [0.01, 0.03, 0.1, 0.3]),
     "galore": ("galore", LOW, [], "f32", [3e-3, 1e-2, 3e-2, 0.1]),
     "apollo": ("apollo", LOW, [], "f32", [1e-3, 3e-3, 1e-2, 3e-2]),
@@ -45,6 +45,7 @@ METHODS = {
 # Why the order is what it is: the same again but for one thing, with the first seed.
 CONTROLS = {
     "adamw, second moment 0.95": ("adamw", [], ["--betas", "0.9,0.95"], "f32", [1e-3, 3e-3, 1e-2]),
+    "adamw, clipped at 1": ("adamw", ["--clip"], ["--clip", "1"], "f32", [1e-3, 3e-3, 1e-2]),
     "galore, scale 1": ("galore", LOW + ["--scale", "1"], [], "f32", [1e-3, 3e-3, 1e-2]),
     "compact, scale 1": (
         "compact", ["--rank", "1/4", "--refresh", "50", "--scale", "1"], [], "f32",
@@ -168,7 +169,7 @@ def draw() -> None:
         )
         each = [[float(x) for x in r["losses"].split()] for r in of]
         curves[method] = [statistics.mean(step) for step in zip(*each)]
-    lines += ["", "| with one thing changed | " + "rate: loss | " * 3, "|---|---|---|---|"]
+    lines += ["", "| with one thing changed |" + " rate: loss |" * 3, "|---|---|---|---|"]
     for name in CONTROLS:
         of = [r for r in rows if r["method"] == name]
         lines.append(f"| {name} | " + " | ".join(f"{float(r['rate']):g}: {last(r):.4f}" for r in of) + " |")
