@@ -15,6 +15,7 @@
 //! needs, so it is the contract of all.
 
 pub mod cpu;
+pub mod cuda;
 mod failure;
 mod held;
 pub mod layout;
