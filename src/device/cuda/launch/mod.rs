@@ -2,17 +2,29 @@
 //!
 //! In: an operator, the reservation, and what is known of the micro-batches. Out: launches, to be
 //! queued in order on one stream. Everything here is pure; `kernels/README.md` has the table of
-//! kernels, their arguments and the buffers beside the arena. Plain matrix products are not here:
-//! of an operator that has one, [`launches`] gives what follows it.
+//! kernels, their arguments and the buffers beside the arena. Matrix products are not here: of an
+//! operator that is one, [`launches`] gives what follows it (a product's own bias and residual
+//! belong to its epilogue).
 
 pub mod batch;
+mod heads;
+mod operand;
+mod rows;
+mod sources;
+mod update;
 
-use super::super::{Failure, Operator, Region, Reservation, Result};
+use super::super::{Operator, Region, Reservation, Result};
 pub use batch::BatchFacts;
+use operand::Operands;
+pub use sources::{Source, HEADERS, SOURCES};
+pub use update::{constants, CONSTANTS_BYTES};
 
 /// Scratch memory that the device keeps beside the arena for what one operator's kernels hand to
 /// each other.
 pub const SCRATCH_BYTES: u64 = 64 << 20;
+
+/// The most shared memory that a launch asks for: what a block of sm_80 can have.
+pub const MOST_SHARED_BYTES: u64 = 163 << 10;
 
 /// A kernel's launch.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,7 +59,7 @@ pub enum Argument {
 }
 
 /// Memory of the device beside the arena.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Buffer {
     /// A micro-batch's token ids: u32.
     Tokens(u32),
@@ -67,7 +79,7 @@ pub enum Buffer {
     Losses,
     /// A sum of squares for each slot: f64.
     Squares,
-    /// What the kernels know of the step: 64 bytes.
+    /// What the kernels know of the step: [`CONSTANTS_BYTES`], written by [`constants`].
     Constants,
     /// [`SCRATCH_BYTES`] that nothing outlives its operator in.
     Scratch,
@@ -76,15 +88,23 @@ pub enum Buffer {
 /// What runs an operator, or what follows its matrix product.
 ///
 /// # Errors
-/// Shapes that contradict each other, regions that are not on the device, sizes that the kernels
-/// do not serve, tokens or labels outside the vocabulary.
+/// Shapes that contradict each other, regions that are not in the arena, sizes that the kernels do
+/// not serve, tokens or labels outside the vocabulary.
 pub fn launches(
     operator: &Operator,
-    _reservation: &Reservation,
-    _batches: &[BatchFacts],
+    reservation: &Reservation,
+    batches: &[BatchFacts],
 ) -> Result<Vec<Launch>> {
-    Err(Failure::refused(format!(
-        "{} has no kernel yet",
-        operator.name()
-    )))
+    let operands = Operands::new(reservation, batches)?;
+    match operator {
+        Operator::Linear { .. } | Operator::LinearInputGradient { .. } => Ok(Vec::new()),
+        Operator::QkvProjection { .. }
+        | Operator::RotaryBackward { .. }
+        | Operator::Attention { .. }
+        | Operator::AttentionBackward { .. } => heads::launches(&operands, operator),
+        Operator::GradientNorm { .. } | Operator::Update { .. } => {
+            update::launches(&operands, operator)
+        }
+        _ => rows::launches(&operands, operator),
+    }
 }
