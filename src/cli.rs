@@ -5,7 +5,9 @@
 
 pub mod parse;
 
-use crate::commands::{arena, chain, check, compare, fit, list, plan, profile, run, simulate};
+use crate::commands::{
+    arena, chain, check, compare, export, fit, list, plan, profile, run, simulate,
+};
 use crate::error::{Error, Result};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
@@ -54,6 +56,14 @@ Examples:
 DIR gets index.html, report.md, cells.csv, comparison.json, and every figure as SVG and PNG. A
 comparison that was interrupted goes on with the same command.")]
     Compare(compare::Args),
+    /// Print the settings of another system that come nearest to a schedule, and what they cost
+    #[command(after_help = "\
+Examples:
+  ebbtide export schedule.json --to trl
+  ebbtide export schedule.json --to deepspeed > ds_config.json
+
+Settings go to standard output; what they leave out, and what that costs, to standard error.")]
+    Export(export::Args),
     /// Simulate a schedule: its timeline, its links and its memory peak
     #[command(after_help = "\
 Examples:
@@ -112,6 +122,7 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
         Command::Plan(args) => plan::run(args, out),
         Command::Fit(args) => fit::run(args, out),
         Command::Compare(args) => compare::run(args, out),
+        Command::Export(args) => export::run(args, out),
         Command::Simulate(args) => simulate::run(args, out),
         Command::Check(args) => check::run(args, out),
         Command::Run(args) => run::run(args, out),

@@ -128,6 +128,9 @@ pub struct Buffer {
     pub lifetime: Span,
 }
 
+/// The operator that counts a complete gradient for clipping by the global norm.
+pub const GRADIENT_NORM: &str = "gradient_norm";
+
 /// What the schedule says of an operator of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduledOp {
@@ -218,5 +221,9 @@ impl Schedule {
     /// The instructions of one stream.
     pub fn stream(&self, stream: Stream) -> &[Instruction] {
         &self.streams[stream as usize]
+    }
+    /// Whether it counts gradients for clipping by their global norm.
+    pub fn clips(&self) -> bool {
+        self.ops.values().any(|op| op.name == GRADIENT_NORM)
     }
 }

@@ -1,5 +1,6 @@
 //! From the text of a flag to a value. Quantities demand a unit; what is refused says what is not.
 
+use crate::export::System;
 use crate::methods::Method;
 use crate::profile::Dtype;
 use crate::training::learning_rate::Shape;
@@ -223,6 +224,29 @@ pub fn strategy() -> impl TypedValueParser<Value = Strategy> {
 /// A training method.
 pub fn method() -> impl TypedValueParser<Value = Method> {
     named(&Method::ALL, Method::name)
+}
+
+/// A training method, or `auto`: nothing.
+pub fn method_or_auto() -> impl TypedValueParser<Value = Choice> {
+    let names = Method::ALL.map(Method::name).into_iter().chain(["auto"]);
+    PossibleValuesParser::new(names).map(|name| match name.parse() {
+        Ok(method) => Choice::One(method),
+        Err(_) => Choice::Auto,
+    })
+}
+
+/// How the training method is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Choice {
+    /// By the user.
+    One(Method),
+    /// By the tokens a second that it allows.
+    Auto,
+}
+
+/// A system with settings of its own.
+pub fn system() -> impl TypedValueParser<Value = System> {
+    named(&System::ALL, System::name)
 }
 
 /// A type of weights and activations.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use indicatif::ProgressBar;
 use rayon::prelude::*;
 
-use super::fit::{narrow, Row, PATIENCE};
+use super::fit::{narrow, Row};
 use super::{interrupts, progress_bar, setting};
 use crate::cli::{parse, print};
 use crate::comparison::{self, Limits};
@@ -25,7 +25,7 @@ use crate::format::run as run_file;
 use crate::methods::Method;
 use crate::planning::{self, Request};
 use crate::report::comparison as report;
-use ebbtide_solver::search::{Options, Strategy};
+use ebbtide_solver::search::Strategy;
 use ebbtide_solver::units::{Bytes, Tokens};
 
 /// What `ebbtide compare` is asked.
@@ -59,12 +59,12 @@ pub struct Args {
     /// Runs to show predicted against measured: files of `ebbtide run -o`, separated by commas
     #[arg(long, value_name = "R.json,…", value_delimiter = ',')]
     pub run: Vec<PathBuf>,
-    /// When to stop searching for the plans of one length and method, such as 500ms or 10s
-    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = parse::time)]
+    /// When to stop searching for one plan, such as 500ms or 10s
+    #[arg(long, value_name = "TIME", default_value = "800ms", value_parser = parse::time)]
     #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
-    /// A plan this close to the bound is good enough, such as 0.5% or 0.005
-    #[arg(long, value_name = "GAP", default_value = "0.5%", value_parser = parse::gap)]
+    /// A plan this close to the bound is good enough, such as 1% or 0.01
+    #[arg(long, value_name = "GAP", default_value = "1%", value_parser = parse::gap)]
     #[arg(allow_hyphen_values = true)]
     pub gap: f64,
     /// The directory for all files; made if it is not there
@@ -80,19 +80,11 @@ const LARGEST: Bytes = Bytes::mib(64);
 /// Single plans are shown for a length up to this.
 const FOCUS: u64 = 128 << 10;
 /// To which part of them longest sequences are told apart.
-const PARTS: u64 = 10;
-/// Device memories of which steps are compared, in parts of the device's: halves of a doubling.
-const BUDGETS: [(u64, u64); 9] = [
-    (1, 4),
-    (3, 8),
-    (1, 2),
-    (3, 4),
-    (1, 1),
-    (3, 2),
-    (2, 1),
-    (3, 1),
-    (4, 1),
-];
+const PARTS: u64 = 8;
+/// Device memories of which steps are compared, in parts of the device's.
+const BUDGETS: [(u64, u64); 5] = [(1, 4), (1, 2), (1, 1), (2, 1), (4, 1)];
+/// How long `ilp` may look for a plan of one length that no simple strategy has one for.
+const PATIENCE: Duration = Duration::from_millis(150);
 
 /// Compares, writes and reports.
 ///
@@ -162,7 +154,10 @@ fn go_on(path: &Path, fresh: ComparisonFile) -> Result<ComparisonFile> {
         return Ok(fresh);
     }
     let text = read_text(path, LARGEST, "a comparison")?;
-    let found = file::read(&text).map_err(|error| error.within(path.display()))?;
+    let found = file::read(&text).map_err(|error| {
+        let error = error.within(path.display());
+        error.hint("delete it to begin again, or choose another -o")
+    })?;
     match found.settings == fresh.settings {
         true => Ok(found),
         false => Err(Error::bad_input("a comparison of something else")
@@ -197,11 +192,11 @@ impl<'a> Comparing<'a> {
             stop: interrupts()?,
         };
         for &method in &args.method {
-            method.check(args.setting.accumulate)?;
+            let request = comparing.setting.request(method, comparing.lengths[0]);
+            request.check()?;
         }
         for &seq in &comparing.lengths {
-            let workload = comparing.setting.request(args.method[0], seq).workload;
-            workload.check(&comparing.setting.model)?;
+            comparing.setting.request(args.method[0], seq).check()?;
         }
         Ok(comparing)
     }
@@ -215,9 +210,10 @@ impl<'a> Comparing<'a> {
             budget,
             batch,
             accumulate,
+            clip,
         } = &self.setting;
         let mut all = DefaultHasher::new();
-        format!("{model:?}{profile:?}").hash(&mut all);
+        format!("{model:?}{profile:?}{clip}").hash(&mut all);
         let links = &profile.machine.links;
         let sources = profile.sources.iter();
         let settings = Settings {
@@ -329,11 +325,14 @@ impl<'a> Comparing<'a> {
         if let Some(focus) = &file.focus {
             let method: Method = focus.method.parse()?;
             let request = self.setting.request(method, focus.seq);
+            // To keep, to offload or to recompute, and the search: what mixes them is the search's.
+            let mixed = [Strategy::ProTrain, Strategy::Memo];
+            let strategies = self.args.strategy.iter().filter(|s| !mixed.contains(s));
+            let strategies: Vec<Strategy> = strategies.copied().collect();
             let points = BUDGETS.par_iter().with_max_len(1).map(|&(part, of)| {
                 let device = request.budget.device.scaled(part, of);
                 let limits = &self.limits;
-                let points =
-                    comparison::under_budget(&request, &self.args.strategy, device, limits);
+                let points = comparison::under_budget(&request, &strategies, device, limits);
                 bar.inc(1);
                 points
             });
@@ -415,10 +414,7 @@ impl<'a> Comparing<'a> {
         let Some(&fastest) = self.args.strategy.iter().min_by_key(step) else {
             return Ok(None);
         };
-        let options = Options {
-            deadline: Instant::now().checked_add(self.limits.time),
-            gap: self.limits.gap,
-        };
+        let options = self.limits.options();
         let planned = planning::plan(request, fastest, &options)?;
         Ok(planned.ok().map(|planned| comparison::timeline(&planned)))
     }

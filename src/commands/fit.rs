@@ -60,7 +60,7 @@ const PARTS: u64 = 40;
 const FIRST: u64 = 4096;
 
 /// How long `ilp` may look for a plan of one length that no simple strategy has one for.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Searches and reports.
 ///
@@ -76,7 +76,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     };
     let mut rows = Vec::new();
     for &method in &args.method {
-        method.check(args.setting.accumulate)?;
+        setting.request(method, 1).check()?;
         rows.extend(strategies.iter().map(|&strategy| Row {
             strategy,
             method,

@@ -4,6 +4,7 @@ pub mod arena;
 pub mod chain;
 pub mod check;
 pub mod compare;
+pub mod export;
 pub mod fit;
 pub mod list;
 pub mod plan;

@@ -31,18 +31,26 @@ pub const BASELINES: [Strategy; 2] = [Strategy::Checkpoint, Strategy::Checkpoint
 /// How the search is limited.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How long one plan of [`Strategy::Ilp`] may be searched for.
+    /// How long one plan may be searched for.
     pub time: Duration,
     /// A plan this close to the bound, as a fraction, is good enough.
     pub gap: f64,
 }
 
 impl Limits {
-    fn options(&self) -> Options {
+    /// For one plan, of which the search begins now.
+    pub fn options(&self) -> Options {
         Options {
             deadline: Instant::now().checked_add(self.time),
             gap: self.gap,
         }
+    }
+    /// The same, told to what has been prepared.
+    fn begin(&self, prepared: &mut [Context<'_>]) -> Options {
+        let options = self.options();
+        let told = |context: &mut Context<'_>| context.stop_at(options.deadline);
+        prepared.iter_mut().for_each(told);
+        options
     }
 }
 
@@ -53,11 +61,11 @@ impl Limits {
 pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) -> Result<Group> {
     let variants = planning::variants(request)?;
     let problems = planning::problems(&variants, request.budget);
-    let options = limits.options();
-    let prepared = contexts(&problems, &options);
+    let mut prepared = contexts(&problems, &limits.options());
     let mut extrapolated = None;
     let mut cells = Vec::new();
     for &strategy in strategies {
+        let options = limits.begin(&mut prepared);
         let found = planning::plan_prepared(request, &variants, &prepared, strategy, &options);
         if let Ok(planned) = &found {
             let guessed = || Vec::from_iter(planned.lowered.extrapolated.iter().cloned());
@@ -67,9 +75,10 @@ pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) ->
     }
     let whole = planning::untiled(request)?;
     let problems_whole = planning::problems(&whole, request.budget);
-    let prepared_whole = contexts(&problems_whole, &options);
+    let mut prepared_whole = contexts(&problems_whole, &limits.options());
     for strategy in BASELINES {
-        let found = planning::plan_prepared(request, &whole, &prepared_whole, strategy, &options);
+        let options = limits.begin(&mut prepared_whole);
+        let found = planning::plan_unproved(request, &whole, &prepared_whole, strategy, &options);
         cells.push(cell(strategy, false, found));
     }
     let floor = prepared.iter().map(Context::floor).min();
@@ -134,7 +143,8 @@ fn fit(planned: &Planned) -> Fit {
         status: match file.solver.status {
             FileStatus::Optimal => Status::Optimal.name(),
             FileStatus::TimeLimit => Status::TimeLimit.name(),
-            FileStatus::Gap | FileStatus::Unproved => Status::Gap.name(),
+            FileStatus::Gap => Status::Gap.name(),
+            FileStatus::Unproved => "unproved",
         }
         .into(),
         found_by: found_by.name().into(),
@@ -210,14 +220,16 @@ pub fn under_budget(
     };
     let variants = planning::variants(request)?;
     let problems = planning::problems(&variants, budget);
-    let options = limits.options();
-    let prepared = contexts(&problems, &options);
-    let point = |&strategy: &Strategy| BudgetPoint {
-        strategy: strategy.name().into(),
-        device_bytes: device.get(),
-        step_ns: find(&prepared, strategy, &options)
-            .ok()
-            .map(|found| found.candidate.step().get()),
+    let mut prepared = contexts(&problems, &limits.options());
+    let point = |&strategy: &Strategy| {
+        let options = limits.begin(&mut prepared);
+        let found = find(&prepared, strategy, &options);
+        BudgetPoint {
+            strategy: strategy.name().into(),
+            device_bytes: device.get(),
+            misses: found.as_ref().err().map(report::infeasible::what_binds),
+            step_ns: found.ok().map(|found| found.candidate.step().get()),
+        }
     };
     Ok(strategies.iter().map(point).collect())
 }

@@ -80,7 +80,7 @@ section! {
         strategies: Vec<String>,
         /// A plan this close to the bound, as a fraction, is good enough.
         gap: f64,
-        /// How long the plans of one method and length may be searched for, in milliseconds.
+        /// How long one plan may be searched for, in milliseconds.
         time_limit_ms: u64,
     }
 
@@ -148,9 +148,9 @@ section! {
         d2h_bytes: u64,
         /// Bytes fetched from the host.
         h2d_bytes: u64,
-        /// No plan takes less.
+        /// No plan takes less; 0 where that was not asked.
         bound_ns: u64,
-        /// How much is proved: optimal, gap or time_limit.
+        /// How much is proved: optimal, gap, time_limit or unproved.
         status: String,
         /// The strategy whose plan it is.
         found_by: String,
@@ -212,6 +212,8 @@ section! {
         device_bytes: u64,
         /// The step; nothing where it does not fit.
         step_ns: Option<u64>,
+        /// Why it does not fit, if it does not.
+        misses: Option<String>,
     }
 
     /// A plan in time.
@@ -281,6 +283,16 @@ impl ComparisonFile {
             }
         }
         methods
+    }
+}
+
+impl Share {
+    /// What becomes of most of what is stored: 0 kept, 1 swapped; 2 where next to nothing is.
+    pub fn decided(&self) -> usize {
+        match self.keep + self.swap {
+            stored if stored < 0.01 => 2,
+            _ => usize::from(self.swap > self.keep),
+        }
     }
 }
 

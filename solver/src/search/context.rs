@@ -52,6 +52,10 @@ impl<'a> Context<'a> {
             cutoff: Arc::clone(cutoff),
         }
     }
+    /// What is searched from now on ends at another time.
+    pub fn stop_at(&mut self, deadline: Option<Instant>) {
+        self.deadline = deadline;
+    }
     /// The relaxation, or why there is none; solved when it is first asked for.
     pub fn relaxed(&self) -> &Result<Relaxed, Unsolved> {
         let solved = || relax(self.problem, &self.coarse, &Margins::default());

@@ -34,6 +34,9 @@ pub(super) struct Host {
     pub dtype: Dtype,
     /// The optimizer's threads.
     pub threads: rayon::ThreadPool,
+    /// Pinned too: what the card has found of the gradients' norm, before an update that clips.
+    pub squares: Arc<Slab>,
+    pub norm_slots: u64,
     /// Gradients carried from run to run.
     pub carry: Mutex<Vec<f32>>,
     /// The first failure.
@@ -45,7 +48,7 @@ pub(super) struct Work {
     host: Arc<Host>,
     place: Place,
     operator: Operator,
-    constants: Constants,
+    parameters: StepParameters,
 }
 
 impl Work {
@@ -61,10 +64,6 @@ impl Work {
     ) -> Result<Arc<Work>> {
         match operator {
             Operator::Zero { region } => host.check(*region, 1)?,
-            Operator::Update { .. } if parameters.clip.is_some() => {
-                let what = "an update on the host of gradients that are clipped";
-                return Err(Failure::refused(what));
-            }
             Operator::Update { rule, slices } => {
                 slices
                     .iter()
@@ -79,7 +78,7 @@ impl Work {
             host: Arc::clone(host),
             place,
             operator: operator.clone(),
-            constants: Constants::new(parameters, 1.0),
+            parameters: *parameters,
         }))
     }
 
@@ -93,15 +92,30 @@ impl Work {
                 unsafe { to.write_bytes(0, region.bytes as usize) };
             }
             Operator::Update { rule, slices } => {
+                let constants = Constants::new(&self.parameters, self.clip());
                 for slice in slices {
-                    self.update(*rule, slice);
+                    self.update(*rule, slice, &constants);
                 }
             }
             _ => unreachable!("refused before"),
         }
     }
 
-    fn update(&self, rule: UpdateRule, slice: &UpdateSlice) {
+    /// What gradients are multiplied with.
+    fn clip(&self) -> f64 {
+        let Some(limit) = self.parameters.clip else {
+            return 1.0;
+        };
+        let mut bytes = vec![0; self.host.norm_slots as usize * size_of::<f64>()];
+        // SAFETY: the copy that brought them was queued before this call.
+        unsafe { self.host.squares.read(0, &mut bytes) };
+        let squares = bytes
+            .chunks_exact(8)
+            .map(|b| f64::from_le_bytes(b.try_into().expect("8")));
+        (limit / (squares.sum::<f64>().sqrt() + 1e-6)).min(1.0)
+    }
+
+    fn update(&self, rule: UpdateRule, slice: &UpdateSlice, constants: &Constants) {
         let panel = slice.weight;
         let rows = 0..panel.rows;
         let tasks: Vec<(u64, u64)> = rows
@@ -119,7 +133,7 @@ impl Work {
             let carried = &mut carried[first..first + elements];
             for (row, at) in tasks {
                 let end = panel.columns.min(at + TASK);
-                self.carried(rule, slice, (row, at, end), carried);
+                self.carried((rule, constants), slice, (row, at, end), carried);
             }
             return;
         }
@@ -135,7 +149,7 @@ impl Work {
                         let mut block = [0.0; ELEMENTS];
                         let g = &mut block[..count];
                         self.gradients(slice, row * panel.columns + at, g, false);
-                        self.apply(rule, slice, row * panel.stride + at, g);
+                        self.apply((rule, constants), slice, row * panel.stride + at, g);
                     }
                 });
         });
@@ -144,7 +158,7 @@ impl Work {
     /// An update of shared gradients: carried on, or applied once they are whole.
     fn carried(
         &self,
-        rule: UpdateRule,
+        rule: (UpdateRule, &Constants),
         slice: &UpdateSlice,
         (row, at, end): (u64, u64, u64),
         carried: &mut [f32],
@@ -184,8 +198,14 @@ impl Work {
     }
 
     /// Changes weights and states from an element on.
-    fn apply(&self, rule: UpdateRule, slice: &UpdateSlice, at: u64, g: &[f32]) {
-        let (constants, size) = (&self.constants, self.host.dtype.bytes());
+    fn apply(
+        &self,
+        (rule, constants): (UpdateRule, &Constants),
+        slice: &UpdateSlice,
+        at: u64,
+        g: &[f32],
+    ) {
+        let size = self.host.dtype.bytes();
         let part = |region: Region, size: u64| {
             let bytes = g.len() as u64 * size;
             let base = self
@@ -258,18 +278,13 @@ impl Host {
         let (panel, size) = (slice.weight, self.dtype.bytes());
         let elements = panel.rows * panel.columns;
         let span = panel.rows.saturating_sub(1) * panel.stride + panel.columns;
-        let planes = match (rule, self.dtype) {
-            (UpdateRule::Sgd, _) => 0,
-            (UpdateRule::AdamW, Dtype::F32) => 2,
-            (UpdateRule::AdamW, _) => 3,
-        };
         let carried = slice.carry.map_or(0, |carry| carry.offset + elements);
         let gradients = slice.gradients.iter();
         let fits = elements > 0
             && panel.region.bytes == span * size
             && !slice.gradients.is_empty()
             && gradients.clone().all(|g| g.bytes == elements * size)
-            && slice.states.len() == planes
+            && slice.states.len() as u64 == rule.planes(self.dtype)
             && slice.states.iter().all(|state| state.bytes == span * 4)
             && carried <= lock(&self.carry).len() as u64;
         if !fits {

@@ -99,6 +99,8 @@ impl Reserved {
             host: Arc::new(Host {
                 slab: Slab::new(reservation.slab_bytes)?,
                 slab_bytes: reservation.slab_bytes,
+                squares: Slab::new(u64::from(reservation.norm_slots) * 8)?,
+                norm_slots: u64::from(reservation.norm_slots),
                 dtype: reservation.dtype,
                 threads,
                 carry: Mutex::new(vec![0.0; reservation.carry_elements as usize]),
@@ -255,8 +257,16 @@ impl Reserved {
         let work = Work::new(&self.host, place, operator, &parameters)?;
         let given = Arc::as_ptr(&work);
         self.work.push(work);
+        let clips = parameters.clip.is_some() && matches!(operator, Operator::Update { .. });
         self.timed(place, |reserved| {
             let queue = reserved.queue(place.stream);
+            if clips {
+                let from = reserved.own.address(Buffer::Squares, 0)?;
+                let bytes = reserved.host.norm_slots * 8;
+                let to = reserved.host.squares.address(0, bytes);
+                // SAFETY: both are as long; nobody but updates on this stream reads the target.
+                unsafe { queue.copy_out(from, to, bytes) }?;
+            }
             // SAFETY: the work is kept until the streams are through; it calls nothing of the
             // driver and catches its panics.
             unsafe { queue.call(host::run, given.cast_mut().cast()) }

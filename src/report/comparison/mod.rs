@@ -63,7 +63,7 @@ fn markdown(file: &ComparisonFile, tables: &[Table], figures: &[figure::Figure])
     for figure in figures {
         let name = &figure.name;
         text.push_str(&format!(
-            "- [{}]({name}.svg): {}\n",
+            "- [{}](index.html#{name}): {}\n",
             figure.title, figure.words
         ));
     }

@@ -70,15 +70,18 @@ for (const table of document.querySelectorAll("table")) {
 function timeline(data, place) {
   const streams = ["compute", "d2h", "h2d", "host"]
     .filter(name => data.slices.some(slice => slice[0] === name));
-  const KEYS = [["block mostly kept", "kept"], ["mostly swapped", "swapped"],
-    ["mostly or again recomputed", "recomputed"], ["copy", "copy"], ["update", "update"],
+  const KEYS = [["block, stored mostly kept", "kept"], ["stored mostly swapped", "swapped"],
+    ["all recomputed, or run again", "recomputed"], ["copy", "copy"], ["update", "update"],
     ["head, embedding", "other"]];
   place.innerHTML = `<div class="keys"><button data-by=".5" aria-label="zoom in">+</button>
     <button data-by="2" aria-label="zoom out">−</button><button data-by="0">all</button>
     ${KEYS.map(([words, name]) => `<span class="key" style="--of:var(--${name})">${words}</span>`)
       .join("")}</div>
     <canvas tabindex="0" role="img" aria-label="The step in time. Plus and minus zoom, arrow keys
-    move, Home shows all. Drag to move, Ctrl and wheel to zoom."></canvas>`;
+    move, Home shows all. Drag to move, Ctrl and wheel to zoom."></canvas>
+    <div class="keys">memory: ${data.categories.map((name, nth) =>
+      `<span class="key" style="--of:var(--c${nth})">${name.replaceAll("_", " ")}</span>`)
+      .join("")}</div>`;
   place.hidden = false;
   const canvas = place.querySelector("canvas"), ink = canvas.getContext("2d");
   const LEFT = 62, ROW = 30, TOP = 6, GAP = 26;
@@ -89,7 +92,7 @@ function timeline(data, place) {
   const kind = ([, what, block]) => ({ recompute: "recomputed", copy: "copy", update: "update" })[what]
     ?? (block === null ? "other" : ["kept", "swapped", "recomputed"][data.decided[block] ?? 0]);
   const x = ns => LEFT + (ns - from) / (to - from) * (width - LEFT);
-  const time = ns => ns >= 1e9 ? (ns / 1e9).toFixed(3) + " s"
+  const time = ns => ns < 1 ? "0" : ns >= 1e9 ? (ns / 1e9).toFixed(3) + " s"
     : ns >= 1e6 ? (ns / 1e6).toFixed(2) + " ms" : (ns / 1e3).toFixed(1) + " µs";
   function draw() {
     const dots = devicePixelRatio || 1;

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::tables::Table;
 use super::words;
-use crate::format::comparison::{ComparisonFile, Timeline};
+use crate::format::comparison::{ComparisonFile, Share, Timeline};
 use crate::report::figure::{escape, svg, Figure};
 
 const FRAME: &str = include_str!("page.html");
@@ -113,10 +113,7 @@ fn data(timeline: &Timeline) -> String {
             slice.what
         ])
     });
-    let decided = timeline.blocks.iter().map(|share| {
-        let parts = [share.keep, share.swap, share.recompute];
-        (0..3).max_by(|&a: &usize, &b| parts[a].total_cmp(&parts[b]))
-    });
+    let decided = timeline.blocks.iter().map(Share::decided);
     let memory = timeline
         .memory
         .iter()

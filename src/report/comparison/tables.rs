@@ -280,7 +280,7 @@ fn longest(file: &ComparisonFile) -> Table {
     Table {
         id: "longest".into(),
         title: "The longest sequence that fits".into(),
-        note: "To a tenth of its length, up to the longest that was compared.".into(),
+        note: "To an eighth of its length, up to the longest that was compared.".into(),
         head: head(&["strategy", "method", "longest", "too long", "which needs"]),
         numbers: vec![false, false, true, true, false],
         rows: rows.collect(),

@@ -60,10 +60,14 @@ pub(super) fn summary(file: &ComparisonFile) -> Vec<String> {
         let best = fitting.iter().map(over).fold(f64::INFINITY, f64::min);
         lines.push(format!(
             "{method}: the longest compared length that fits is {} ({}, {} a step); the fastest \
-             plans take {best:.3} to {worst:.3} × their floor",
+             plans take {best:.3} to {worst:.3} × their floor{}",
             tokens(longest.seq),
             cell.strategy,
             Nanos::new(fit.step_ns),
+            match best < 1.0 {
+                true => " (less than 1 where the host updates what the floor's device does)",
+                false => "",
+            }
         ));
         lines.extend(switches(method, &fitting));
         lines.extend(gains(method, &groups));
@@ -111,21 +115,24 @@ fn gains(method: &str, groups: &[&Group]) -> Option<String> {
                 group.untiled(strategy)
             };
             let step = cell?.fits.as_ref()?.step_ns as f64;
-            Some(step / fastest(group)?.1.step_ns as f64)
+            Some((step / fastest(group)?.1.step_ns as f64, group.seq))
         });
-        gains.fold(None, |most: Option<f64>, gain| {
-            Some(most.map_or(gain, |m| m.max(gain)))
-        })
+        gains.max_by(|a, b| a.0.total_cmp(&b.0))
     };
-    let mut parts = Vec::new();
-    for strategy in ["checkpoint", "checkpoint-offload"] {
-        for (tiled, words) in [(true, "with the same tiles"), (false, "without tiles")] {
-            if let Some(gain) = gain(strategy, tiled) {
-                parts.push(format!("{gain:.2} × as fast as {strategy} {words}"));
-            }
-        }
-    }
-    (!parts.is_empty()).then(|| format!("{method}: at most {}", parts.join(", ")))
+    let against = |tiled: bool| {
+        let all = ["checkpoint", "checkpoint-offload"].into_iter();
+        let all = all.filter_map(|strategy| {
+            let (gain, seq) = gain(strategy, tiled)?;
+            Some(format!("{gain:.2} × {strategy} (at {})", tokens(seq)))
+        });
+        Vec::from_iter(all).join(" and ")
+    };
+    let (same, without) = (against(true), against(false));
+    let parts = [("with the same tiles", same), ("without tiles", without)];
+    let parts = parts.into_iter().filter(|(_, gains)| !gains.is_empty());
+    let parts = parts.map(|(tiles, gains)| format!("{gains} {tiles}"));
+    let parts = Vec::from_iter(parts);
+    (!parts.is_empty()).then(|| format!("{method}: at most as fast as {}", parts.join(", ")))
 }
 
 /// What the numbers are worth.
@@ -170,12 +177,13 @@ pub(super) fn provenance(file: &ComparisonFile) -> Vec<String> {
         .filter(|group| beyond_measured_lengths(group))
         .map(|group| group.seq)
         .collect();
-    if let Some(least) = guessed.first() {
+    if !guessed.is_empty() {
+        let lengths = Vec::from_iter(guessed.iter().map(|seq| tokens(*seq)));
         lines.push(format!(
-            "{} are outside the lengths that the profile measured, the first {}: rings in the \
-             figures",
+            "{} {} outside the lengths that the profile measured: {}; rings in the figures",
             count(guessed.len(), "length"),
-            tokens(*least)
+            if guessed.len() == 1 { "is" } else { "are" },
+            lengths.join(", ")
         ));
     }
     lines

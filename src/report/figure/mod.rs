@@ -108,7 +108,7 @@ pub enum Mark {
         text: String,
         /// Their colour.
         colour: Colour,
-        /// On which side, and whether they may be moved up or down to make room for others.
+        /// Where they stand.
         side: Side,
     },
 }
@@ -124,19 +124,24 @@ pub enum Shape {
     Square,
     /// A triangle.
     Triangle,
+    /// A diamond.
+    Diamond,
     /// A cross: of a value that is not there.
     Cross,
+    /// Nothing.
+    None,
 }
 
 /// Where words stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// To the right, moved up or down where they would meet others.
+    /// To the right.
     Right,
-    /// To the right, exactly there.
-    RightFixed,
-    /// In the middle.
-    Middle,
+    /// Above, a word a line.
+    Above,
+    /// In the margin beside the plot, after this form in their colour, moved up or down where they
+    /// would meet others.
+    Beside(Shape),
 }
 
 impl Axis {
@@ -224,7 +229,7 @@ mod tests {
                         at: (1.0, 1.0),
                         text: "label".into(),
                         colour: Colour::Ink,
-                        side: Side::Right,
+                        side: Side::Beside(Shape::Disc),
                     },
                 ],
             }],

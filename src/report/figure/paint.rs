@@ -16,7 +16,7 @@ type Area<DB> = DrawingArea<DB, Shift>;
 type Plot<DB> = DrawingArea<DB, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type Drawn<DB, T> = Result<T, DrawingAreaErrorKind<<DB as DrawingBackend>::ErrorType>>;
 
-const WIDTH: i32 = 760;
+const WIDTH: i32 = 860;
 /// Above the first panel, for the figure's title.
 const HEAD: i32 = 34;
 /// Above each plot, for its title.
@@ -26,7 +26,7 @@ const BELOW: i32 = 34;
 const TITLE: i32 = 16;
 const TEXT: i32 = 13;
 const SMALL: i32 = 12;
-/// Labels are at least so far apart.
+/// Keys are at least so far apart.
 const APART: i32 = 15;
 
 /// A place that says something when it is pointed at, in pixels.
@@ -226,7 +226,9 @@ impl<DB: DrawingBackend> Painter<'_, DB> {
                 colour,
                 says,
             } => {
-                let corners = [plot.map_coordinate(from), plot.map_coordinate(to)];
+                let mut corners = [plot.map_coordinate(from), plot.map_coordinate(to)];
+                // What is there is seen, however short.
+                corners[1].0 = corners[1].0.max(corners[0].0 + 1);
                 self.area
                     .draw(&Rectangle::new(corners, colour.rgb().filled()))?;
                 let [(x0, y0), (x1, y1)] = corners.map(|(x, y)| (x / self.scale, y / self.scale));
@@ -281,6 +283,12 @@ impl<DB: DrawingBackend> Painter<'_, DB> {
                 let corners = vec![(x, y - r - 1), (x + r + 1, y + r), (x - r - 1, y + r)];
                 self.area.draw(&Polygon::new(corners, fill))
             }
+            Shape::Diamond => {
+                let r = r + self.scale;
+                let corners = vec![(x, y - r), (x + r, y), (x, y + r), (x - r, y)];
+                self.area.draw(&Polygon::new(corners, fill))
+            }
+            Shape::None => Ok(()),
             Shape::Cross => {
                 self.area
                     .draw(&PathElement::new([(x - r, y - r), (x + r, y + r)], line))?;
@@ -290,49 +298,65 @@ impl<DB: DrawingBackend> Painter<'_, DB> {
         }
     }
 
-    /// Labels at one place from left to right are moved apart, and a line leads to what they name.
+    /// Words in their places; those beside the plot are moved apart.
     fn labels(&self, labels: Vec<((i32, i32), &str, Colour, Side)>) -> Drawn<DB, ()> {
-        let (mut free, fixed): (Vec<_>, Vec<_>) =
-            labels.into_iter().partition(|label| label.3 == Side::Right);
-        for (at, text, colour, side) in fixed {
-            let side = if side == Side::Middle {
-                HPos::Center
-            } else {
-                HPos::Left
-            };
-            self.text(text, at, SMALL, colour, side)?;
-        }
-        free.sort_by_key(|&((x, y), ..)| (x, y));
-        for beside in free.chunk_by(|a, b| a.0 .0 == b.0 .0) {
-            let wanted: Vec<i32> = beside.iter().map(|&((_, y), ..)| y).collect();
-            let placed = spread(&wanted, self.top + 6, self.bottom() - 6);
-            for (&((x, y), text, colour, _), placed) in beside.iter().zip(placed) {
-                if (placed - y).abs() > 3 {
-                    let ends = [(x + 5, y), (x + 12, placed)].map(|at| self.dots(at));
-                    let line = colour.rgb().stroke_width(self.scale as u32);
-                    self.area.draw(&PathElement::new(ends, line))?;
+        let mut beside = Vec::new();
+        for ((x, y), text, colour, side) in labels {
+            match side {
+                Side::Right => self.text(text, (x + 6, y), SMALL, colour, HPos::Left)?,
+                Side::Above => {
+                    for (nth, word) in text.split(' ').rev().enumerate() {
+                        let at = (x, y - 14 - 13 * nth as i32);
+                        self.text(word, at, SMALL, colour, HPos::Center)?;
+                    }
                 }
-                self.text(text, (x + 15, placed), SMALL, colour, HPos::Left)?;
+                Side::Beside(shape) => beside.push(((x, y), text, colour, shape)),
             }
+        }
+        beside.sort_by_key(|&((x, y), ..)| (y, x));
+        let wanted = Vec::from_iter(beside.iter().map(|&((_, y), ..)| y));
+        let placed = apart(&wanted, self.top + 6, self.bottom() - 6);
+        let column = self.right + 16;
+        for (((x, y), text, colour, shape), placed) in beside.into_iter().zip(placed) {
+            // From what ends at the plot's edge a line leads to its key.
+            if x + 40 > self.right && (placed - y).abs() > 3 {
+                let ends = [(x + 6, y), (column - 7, placed)].map(|at| self.dots(at));
+                let line = colour.rgb().stroke_width(self.scale as u32);
+                self.area.draw(&PathElement::new(ends, line))?;
+            }
+            self.dot(self.dots((column, placed)), shape, colour)?;
+            self.text(text, (column + 10, placed), SMALL, Colour::Ink, HPos::Left)?;
         }
         Ok(())
     }
 }
 
-/// Sorted places moved as little as needed to be apart, within the limits as far as they hold all.
-fn spread(wanted: &[i32], least: i32, most: i32) -> Vec<i32> {
-    let mut placed: Vec<i32> = Vec::with_capacity(wanted.len());
-    for &y in wanted {
-        let after = placed.last().map_or(i32::MIN, |last| last + APART);
-        placed.push(y.max(least).max(after));
+/// Heights at least [`APART`] from one another, in the order of those wanted and as near to them,
+/// in the least squares, as can be; within the limits where there is room.
+///
+/// Less `APART` for each one before it, heights need only not fall: neighbours that would are put
+/// at their mean, until none does.
+fn apart(wanted: &[i32], least: i32, most: i32) -> Vec<i32> {
+    let mut runs: Vec<(i32, i32)> = Vec::new();
+    for (nth, &height) in wanted.iter().enumerate() {
+        let mut run = (height - nth as i32 * APART, 1);
+        while let Some(&(sum, count)) = runs.last() {
+            if sum * run.1 <= run.0 * count {
+                break;
+            }
+            run = (run.0 + sum, run.1 + count);
+            runs.pop();
+        }
+        runs.push(run);
     }
-    // Back up from the bottom, as far as the top allows.
-    let mut below = most + APART;
-    for y in placed.iter_mut().rev() {
-        *y = (*y).min(below - APART);
-        below = *y;
-    }
-    placed
+    let most = most - (wanted.len() as i32 - 1) * APART;
+    let means = runs
+        .into_iter()
+        .flat_map(|(sum, count)| std::iter::repeat_n(sum / count, count as usize));
+    means
+        .enumerate()
+        .map(|(nth, height)| height.min(most).max(least) + nth as i32 * APART)
+        .collect()
 }
 
 #[cfg(test)]
@@ -341,12 +365,9 @@ mod tests {
 
     #[test]
     fn labels_are_apart_and_stay_inside() {
-        let placed = spread(&[10, 11, 12, 98], 0, 100);
-        assert!(
-            placed.windows(2).all(|w| w[1] - w[0] >= APART),
-            "{placed:?}"
-        );
-        assert!(placed.iter().all(|y| (0..=100).contains(y)), "{placed:?}");
-        assert_eq!(spread(&[5, 50], 0, 100), [5, 50]);
+        assert_eq!(apart(&[10, 11, 12, 98], 0, 100), [0, 15, 30, 98]);
+        assert_eq!(apart(&[50, 51, 52], 0, 100), [36, 51, 66]);
+        // What is where it may be is not moved.
+        assert_eq!(apart(&[5, 40, 90], 0, 100), [5, 40, 90]);
     }
 }

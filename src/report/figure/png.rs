@@ -25,7 +25,7 @@ pub fn png(figure: &Figure) -> Vec<u8> {
     let mut encoder = png::Encoder::new(&mut file, width, height);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    encoder.set_compression(png::Compression::High);
+    encoder.set_compression(png::Compression::Fast);
     let mut writer = encoder.write_header().expect("memory");
     writer.write_image_data(&dots).expect("memory");
     writer.finish().expect("memory");

@@ -10,7 +10,8 @@ use super::paint::{paint, size, Said};
 use super::Figure;
 
 /// What a page's style sheet says of figures; every figure has it too, to stand alone.
-pub const STYLE: &str = "text{font-family:system-ui,sans-serif}.said{fill:transparent}\
+pub const STYLE: &str = "text{font-family:system-ui,sans-serif;paint-order:stroke;\
+                         stroke:#fff;stroke-width:3px;stroke-linejoin:round}.said{fill:transparent}\
                          .said:hover{stroke:currentColor;stroke-width:1.5}";
 
 /// The file's text.
@@ -68,7 +69,10 @@ fn dark() -> String {
         format!("[fill=\"{light}\"]{{fill:{dark}}}[stroke=\"{light}\"]{{stroke:{dark}}}")
     });
     let rules = String::from_iter(rules);
-    format!("@media screen and (prefers-color-scheme:dark){{svg{{color:#E8E8EA}}{rules}}}")
+    format!(
+        "@media screen and (prefers-color-scheme:dark){{svg{{color:#E8E8EA}}\
+         text{{stroke:#15171B}}{rules}}}"
+    )
 }
 
 /// Text as XML and HTML can hold it.

@@ -4,10 +4,10 @@
 use ebbtide_solver::schedule::Stream;
 use ebbtide_solver::units::{Bytes, Nanos};
 
-use super::{category_colour, label, DECISIONS, GIB};
+use super::{category_colour, key, DECISIONS, GIB};
 use crate::format::comparison::{ComparisonFile, Share, Slice, Timeline};
 use crate::report::comparison::words::tokens;
-use crate::report::figure::{Axis, Colour, Figure, Mark, Panel, PALETTE};
+use crate::report::figure::{Axis, Colour, Figure, Mark, Panel, Shape, PALETTE};
 
 /// Slices shorter than this part of the step are not drawn on their own.
 const THIN: u64 = 2000;
@@ -22,11 +22,11 @@ pub(super) fn timeline(file: &ComparisonFile) -> Option<Figure> {
             focus.method
         ),
         words: "What each stream does in one step, and the device memory that is alive meanwhile. \
-                A block's first run has the colour of what becomes of most of its bytes; what is \
-                run again has the colour of recomputing."
+                A block's first run has the colour of what becomes of most that it stores: kept or \
+                swapped; what is run again has the colour of recomputing."
             .into(),
         panels: vec![streams(timeline), memory(timeline)],
-        margins: (74, 150),
+        margins: (74, 230),
     })
 }
 
@@ -37,11 +37,9 @@ fn axis(timeline: &Timeline) -> Axis {
     axis
 }
 
-/// What becomes of most of a block's bytes.
+/// What becomes of most of what a block stores; recomputed where it stores next to nothing.
 fn decided(share: &Share) -> (&'static str, Colour) {
-    let parts = [share.keep, share.swap, share.recompute];
-    let most = (0..3).max_by(|&a, &b| parts[a].total_cmp(&parts[b]));
-    DECISIONS[most.unwrap_or(0)]
+    DECISIONS[share.decided()]
 }
 
 /// The colour of a slice, and what it says.
@@ -53,7 +51,7 @@ fn look(timeline: &Timeline, slice: &Slice) -> (Colour, String) {
         ("recompute", _) => (PALETTE[1], ", recomputed".to_owned()),
         ("run", Some(share)) => {
             let (words, colour) = decided(share);
-            (colour, format!(", mostly {words}"))
+            (colour, format!(", what is stored mostly {words}"))
         }
         ("copy", _) => (PALETTE[5], String::new()),
         ("update", _) => (PALETTE[3], String::new()),
@@ -91,18 +89,18 @@ fn streams(timeline: &Timeline) -> Panel {
         });
     }
     let end = timeline.step_ns as f64 / 1e9;
-    let names = DECISIONS.map(|(words, colour)| (format!("block mostly {words}"), colour));
+    let names = DECISIONS.map(|(words, colour)| (format!("mostly {words}"), colour));
     let others = [
         ("copies".to_owned(), PALETTE[5]),
         ("updates".to_owned(), PALETTE[3]),
     ];
     for (nth, (words, colour)) in names.into_iter().chain(others).enumerate() {
         let words = match nth {
-            2 => format!("{words}, or run again"),
+            2 => "all of it recomputed, or run again".into(),
             _ => words,
         };
         let at = (end, y.to - (nth as f64 + 0.5) * y.to / 6.0);
-        marks.push(label(at, words, colour));
+        marks.push(key(at, words, Shape::Square, colour));
     }
     Panel {
         title: "streams".into(),
@@ -151,7 +149,7 @@ fn memory(timeline: &Timeline) -> Panel {
         let end = timeline.step_ns as f64 / 1e9;
         let words = format!("{} {}", name.replace('_', " "), Bytes::new(largest));
         let height = most * (labels.len() as f64 + 0.5) / 7.0;
-        labels.push(label((end, height), words, colour));
+        labels.push(key((end, height), words, Shape::Square, colour));
     }
     marks.extend(labels);
     Panel {

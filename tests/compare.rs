@@ -1,0 +1,194 @@
+//! `ebbtide compare` itself: what it writes, how it goes on, what it refuses, its exit codes.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::Value;
+
+/// A directory that is gone when the test is over.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let name = format!("ebbtide-compare-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.0.join(name)).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Compares three strategies of the tiny model on the unit machine.
+fn compare(seq: &str, output: &str, more: &[&str]) -> (Option<i32>, String, String) {
+    compare_on("unit", seq, output, more)
+}
+
+/// The same on another machine.
+fn compare_on(
+    profile: &str,
+    seq: &str,
+    output: &str,
+    more: &[&str],
+) -> (Option<i32>, String, String) {
+    let mut command = Command::cargo_bin("ebbtide").unwrap();
+    command.args(["compare", "--model", "tiny", "--profile", profile]);
+    command.args(["--strategy", "keep,checkpoint,ilp", "--method", "sgd,lomo"]);
+    command.args(["--seq", seq, "-o", output]).args(more);
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+#[test]
+fn a_comparison_is_written_whole_and_agrees_with_what_is_printed() {
+    let scratch = Scratch::new("whole");
+    let (code, out, err) = compare("256..1k", &scratch.path("new/deep"), &["--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let printed: Value = serde_json::from_str(&out).unwrap();
+    let stored: Value = serde_json::from_str(&scratch.text("new/deep/comparison.json")).unwrap();
+    assert_eq!(printed, stored);
+    let groups = printed["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 6);
+    let csv = scratch.text("new/deep/cells.csv");
+    for group in groups {
+        for cell in group["cells"].as_array().unwrap() {
+            let step = &cell["fits"]["step_ns"];
+            assert!(step.is_u64() && csv.contains(&step.to_string()), "{cell}");
+        }
+    }
+    for figure in ["speed-sgd", "memory-lomo", "budget", "longest"] {
+        let svg = scratch.text(&format!("new/deep/{figure}.svg"));
+        assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
+        let png = fs::read(scratch.0.join(format!("new/deep/{figure}.png"))).unwrap();
+        assert!(png.starts_with(b"\x89PNG"), "{figure}");
+    }
+}
+
+#[test]
+fn the_page_needs_nothing_else_and_is_small() {
+    let scratch = Scratch::new("page");
+    let (code, _, err) = compare("256,512", &scratch.path("."), &[]);
+    assert_eq!(code, Some(0), "{err}");
+    let page = scratch.text("index.html");
+    assert!(page.len() < 2 << 20, "{} bytes", page.len());
+    assert!(page.contains("prefers-color-scheme:dark"));
+    assert!(page.contains("which strategy when"));
+    assert_eq!(
+        page.matches("<svg ").count(),
+        page.matches("</svg>").count()
+    );
+    for figure in ["speed-sgd", "memory-lomo", "budget", "longest"] {
+        assert!(
+            page.contains(&format!("<figure id=\"{figure}\">")),
+            "{figure}"
+        );
+    }
+    for outside in ["src=\"", "href=\"http", "@import", "url(", "{{"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+}
+
+#[test]
+fn a_comparison_goes_on_from_what_is_stored() {
+    let scratch = Scratch::new("resumed");
+    assert_eq!(compare("256", &scratch.path("."), &[]).0, Some(0));
+    let path = scratch.0.join("comparison.json");
+    let mut stored: Value = serde_json::from_str(&scratch.text("comparison.json")).unwrap();
+    // A mark that planning again would overwrite.
+    let cells = stored["groups"][0]["cells"].as_array_mut().unwrap();
+    cells[0]["fits"]["step_ns"] = 123_456_789.into();
+    fs::write(&path, stored.to_string()).unwrap();
+    let (code, out, err) = compare("256..512", &scratch.path("."), &["--json"]);
+    assert_eq!(code, Some(0), "{err}");
+    let printed: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(printed["groups"].as_array().unwrap().len(), 4);
+    assert_eq!(
+        printed["groups"][0]["cells"][0]["fits"]["step_ns"],
+        123_456_789
+    );
+
+    let (code, _, err) = compare("256", &scratch.path("."), &["--batch", "2"]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("a comparison of something else"), "{err}");
+}
+
+#[test]
+fn where_no_strategy_fits_all_is_written_and_the_exit_code_says_so() {
+    let scratch = Scratch::new("misses");
+    let (code, _, err) = compare("1k,2k", &scratch.path("."), &["--device-memory", "1MiB"]);
+    assert_eq!(code, Some(3), "{err}");
+    assert!(err.contains("no strategy fits tiny on unit"), "{err}");
+    assert!(err.contains("from 1k on"), "{err}");
+    let stored: Value = serde_json::from_str(&scratch.text("comparison.json")).unwrap();
+    for group in stored["groups"].as_array().unwrap() {
+        for cell in group["cells"].as_array().unwrap() {
+            assert!(cell["misses"].as_str().is_some_and(|why| !why.is_empty()));
+        }
+    }
+    assert!(scratch.text("index.html").contains("nothing fits"));
+}
+
+#[test]
+fn bad_input_is_refused_before_anything_is_planned() {
+    let scratch = Scratch::new("refused");
+    let target = scratch.path("out");
+    for (seq, fragment) in [("8k..4k", "is empty"), ("0..4k", "at least one token")] {
+        let (code, out, err) = compare(seq, &target, &[]);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+        assert!(err.contains(fragment), "{err}");
+    }
+    let (code, _, err) = compare("256", &target, &["--run", &scratch.path("none.json")]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("none.json: cannot read"), "{err}");
+    assert!(!scratch.0.join("out").exists());
+
+    // A file stands where the directory should be.
+    fs::write(&target, "a file").unwrap();
+    for path in [target.clone(), scratch.path("out/below")] {
+        let (code, out, err) = compare("256", &path, &[]);
+        assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+        assert!(err.contains("cannot make this directory"), "{err}");
+    }
+    assert_eq!(scratch.text("out"), "a file");
+
+    fs::remove_file(&target).unwrap();
+    fs::create_dir(&target).unwrap();
+    fs::write(scratch.0.join("out/comparison.json"), "{\"schema\":").unwrap();
+    let (code, _, err) = compare("256", &target, &[]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("comparison.json"), "{err}");
+    assert!(err.contains("hint: delete it"), "{err}");
+    assert_eq!(scratch.text("out/comparison.json"), "{\"schema\":");
+}
+
+#[test]
+fn lengths_that_the_profile_has_not_measured_are_marked() {
+    let scratch = Scratch::new("guessed");
+    let (code, _, err) = compare_on("h100-sxm5-80gb", "8k,1m", &scratch.path("."), &[]);
+    assert_eq!(code, Some(0), "{err}");
+    let report = scratch.text("report.md");
+    assert!(
+        report.contains("1 length is outside the lengths that the profile measured: 1m"),
+        "{report}"
+    );
+    assert!(scratch
+        .text("speed-sgd.svg")
+        .contains("beyond the measured lengths"));
+}
