@@ -189,8 +189,8 @@ fn run(model: &ModelConfig, target: Target, rows: &mut [Row]) {
     let mut sessions: Vec<_> = (rows.iter())
         .map(|row| {
             let file = &row.planned.file;
-            let mut session =
-                Session::begin(file, model, target.open(), false).expect("can be run");
+            let mut session = Session::begin(file, model, target.open().expect("the cpu"), false)
+                .expect("can be run");
             let loaded = session.load(|place| initial::values(model, place, 0));
             loaded.expect("there is memory");
             session

@@ -16,6 +16,7 @@
 
 pub mod arithmetic;
 pub mod cpu;
+pub mod cuda;
 mod failure;
 mod held;
 pub mod layout;

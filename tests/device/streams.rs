@@ -232,7 +232,10 @@ fn memory_that_is_not_there_is_an_error() {
         device_memory: Some(1000),
         ..CpuOptions::default()
     };
-    let lacking = |what, bytes| Cause::OutOfMemory { what, bytes };
+    let lacking = |what: &str, bytes| {
+        let what = what.to_owned();
+        Cause::OutOfMemory { what, bytes }
+    };
     assert_eq!(reserve(limited, 1001, 0), lacking("the arena", 1001));
     let much = 1 << 62;
     let slab = reserve(CpuOptions::default(), 8, much);

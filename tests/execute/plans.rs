@@ -1,5 +1,6 @@
 //! From a model and a cut to schedules: with tiles far smaller than a planner would choose, so that
 //! tiny models have many.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::time::{Duration, Instant};
 
