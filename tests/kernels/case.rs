@@ -80,6 +80,8 @@ pub struct Case {
     /// How far results may be off, relative to the largest of a region; bf16 may be off by its own
     /// rounding too.
     pub tolerance: f32,
+    /// What is changed in the launches.
+    pub change: Option<fn(&mut Vec<Launch>)>,
     next: Box<dyn FnMut() -> f32>,
     held: Vec<Held>,
     used: u64,
@@ -114,6 +116,7 @@ impl Case {
             operators: Vec::new(),
             batch: (vec![0], vec![0]),
             tolerance: 2e-6,
+            change: None,
             next: Box::new(noise(seed)),
             held: Vec::new(),
             used: 0,
@@ -231,7 +234,10 @@ impl Case {
             return;
         };
         let (expected, result) = self.on_the_cpu();
-        let planned = self.launches();
+        let mut planned = self.launches();
+        if let Some(change) = self.change {
+            change(&mut planned);
+        }
         let memory = self.on_kernels(what, &built.run, &planned);
         self.compare(what, &expected, &memory.arena);
         self.compare_slots(what, result, &memory);

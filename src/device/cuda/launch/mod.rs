@@ -10,13 +10,12 @@ pub mod batch;
 mod heads;
 mod operand;
 mod rows;
-mod sources;
+pub mod sources;
 mod update;
 
 use super::super::{Operator, Region, Reservation, Result};
 pub use batch::BatchFacts;
 use operand::Operands;
-pub use sources::{Source, HEADERS, SOURCES};
 pub use update::{constants, CONSTANTS_BYTES};
 
 /// Scratch memory that the device keeps beside the arena for what one operator's kernels hand to
