@@ -8,29 +8,29 @@ use super::place::{alias, ebbtide, folder, libraries, stderr, LIBRARIES};
 
 /// A schedule of the tiny model that copies, recomputes and updates on the host.
 fn schedule() -> String {
-    let path = folder("faults").join("s.json");
+    plan("s.json", &["--device-memory", "600KiB"])
+}
+
+fn plan(name: &str, more: &[&str]) -> String {
+    let path = folder("faults").join(name);
     let path = path.to_str().unwrap().to_owned();
-    let model = [
-        "plan",
-        "--model",
-        "tiny",
-        "--profile",
-        "unit",
-        "--seq",
-        "64",
-    ];
-    let limits = ["--device-memory", "1200KiB", "--dtype", "f32", "-o", &path];
-    let out = ebbtide(&[&model[..], &limits].concat(), &[]);
+    let what = "plan --model tiny --profile unit --seq 64 --dtype f32 -o";
+    let args: Vec<&str> = what.split(' ').chain([path.as_str()]).collect();
+    let out = ebbtide(&[&args[..], more].concat(), &[]);
     assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
     path
 }
 
 /// Runs, and holds what is said to some words.
 fn fails(environment: &[(&str, &str)], words: &[&str]) {
+    fails_with(&schedule(), environment, words);
+}
+
+fn fails_with(schedule: &str, environment: &[(&str, &str)], words: &[&str]) {
     let result = folder("faults").join("result.json");
-    let (schedule, path) = (schedule(), result.to_str().unwrap());
+    let path = result.to_str().unwrap();
     let args = [
-        "run", &schedule, "--device", "cuda:0", "--steps", "2", "-o", path,
+        "run", schedule, "--device", "cuda:0", "--steps", "2", "-o", path,
     ];
     let out = ebbtide(&args, environment);
     let error = stderr(&out);
@@ -124,6 +124,19 @@ fn cards_that_do_not_serve_are_refused() {
             "free",
             "--device-memory",
         ],
+    );
+}
+
+#[test]
+fn methods_without_kernels_are_refused() {
+    if !is_there() {
+        return;
+    }
+    let galore = plan("galore.json", &["--method", "galore"]);
+    fails_with(
+        &galore,
+        &[],
+        &["no kernels yet", "adamw, sgd and lomo", "instruction"],
     );
 }
 
