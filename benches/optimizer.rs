@@ -36,6 +36,7 @@ const PARAMETERS_OF_STEP: StepParameters = StepParameters {
     weight_decay: 0.01,
     loss_scale: 1.0,
     clip: None,
+    clip_value: None,
 };
 
 /// Bytes read and written for a parameter, in either type.

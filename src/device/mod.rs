@@ -127,6 +127,9 @@ pub struct StepParameters {
     /// The largest global norm of the gradients; above it all are scaled down to it. Needs
     /// [`Operator::GradientNorm`] before the first update.
     pub clip: Option<f64>,
+    /// The largest magnitude of an element of a gradient: what is larger becomes that, before it is
+    /// scaled down by the norm of what it was (Lv et al. 2024, section 3.3.1).
+    pub clip_value: Option<f64>,
 }
 
 /// What a step gives back.

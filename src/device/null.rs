@@ -282,6 +282,7 @@ mod tests {
             weight_decay: 0.0,
             loss_scale: 1.0,
             clip: None,
+            clip_value: None,
         }
     }
 }

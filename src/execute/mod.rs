@@ -59,6 +59,8 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// The largest global norm of the gradients.
     pub clip: Option<f64>,
+    /// The largest magnitude of their elements.
+    pub clip_value: Option<f64>,
 }
 
 impl Default for Optimizer {
@@ -71,6 +73,7 @@ impl Default for Optimizer {
             epsilon: 1e-8,
             weight_decay: 0.0,
             clip: None,
+            clip_value: None,
         }
     }
 }
@@ -256,6 +259,7 @@ impl<'a> Session<'a> {
                 weight_decay: with.weight_decay,
                 loss_scale: 1.0 / counted as f64,
                 clip: with.clip,
+                clip_value: with.clip_value,
             })
             .map_err(plain)?;
         let queued = self.queue_step();

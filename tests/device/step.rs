@@ -109,6 +109,7 @@ pub fn run(
         weight_decay: 0.0,
         loss_scale: 1.0 / labelled as f64,
         clip: None,
+        clip_value: None,
     };
     step.device.begin_step(&parameters).unwrap();
     step.forward_and_backward();

@@ -112,6 +112,7 @@ impl Case {
                 weight_decay: 0.1,
                 loss_scale: 0.37,
                 clip: None,
+                clip_value: None,
             },
             operators: Vec::new(),
             batch: (vec![0], vec![0]),

@@ -187,6 +187,9 @@ impl Device for CudaDevice {
     }
 
     fn begin_step(&mut self, parameters: &StepParameters) -> Result<()> {
+        if parameters.clip_value.is_some() {
+            return Err(Failure::refused("gradients clipped element by element"));
+        }
         self.quiet()?.begin(parameters)
     }
 

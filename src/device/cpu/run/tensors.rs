@@ -88,7 +88,8 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// The whole gradient in f32: its blocks added up, in order, then times `clip`.
+    /// The whole gradient in f32: its blocks added up, in order, clipped to the step's largest
+    /// magnitude, then times `clip`.
     fn gradient(&self, tensor: &TensorUpdate, clip: f32) -> Result<Loan<'a>, Cause> {
         let shape = tensor.rule.gradient_shape(tensor.shape);
         let width = shape.columns as usize;
@@ -105,6 +106,10 @@ impl<'a> Runner<'a> {
                 let first = row * width + block.column as usize;
                 linear::add(&mut g[first..first + columns], values);
             }
+        }
+        if let Some(most) = self.state.step().parameters.clip_value {
+            let most = most as f32;
+            g.iter_mut().for_each(|g| *g = g.clamp(-most, most));
         }
         if clip < 1.0 {
             vectorised(

@@ -22,6 +22,7 @@ fn step(step: u64) -> StepParameters {
         weight_decay: 0.0,
         loss_scale: 1.0,
         clip: None,
+        clip_value: None,
     }
 }
 
