@@ -121,7 +121,7 @@ fn by_pieces(
     launch(name, [rows, across, 1], threads, 0, arguments)
 }
 
-// ---- embedding -----------------------------------------------------------------------------------
+// ---- embedding ----------------------------------------------------------------------------------
 
 /// `c` as the elements' type has it; 1 where there is none.
 fn rounded(scale: Option<f64>, dtype: Dtype) -> Argument {
