@@ -248,7 +248,7 @@ fn embedding_backward(operands: &Operands, operator: &Operator) -> Result<Vec<La
     Ok(all)
 }
 
-// ---- norms and sums over rows --------------------------------------------------------------------
+// ---- norms and sums over rows -------------------------------------------------------------------
 
 fn check_norm(norm: NormShape, shift: Option<Region>) -> Result<()> {
     if shift.is_some() == (norm.kind == NormKind::Layer) {
@@ -332,7 +332,7 @@ fn column_sums(
     Ok(vec![sums, combine])
 }
 
-// ---- the loss ------------------------------------------------------------------------------------
+// ---- the loss -----------------------------------------------------------------------------------
 
 fn cross_entropy(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>> {
     let Operator::CrossEntropy {
