@@ -1,6 +1,7 @@
-//! What CompAct saves, beside its paper's tables (Shamshoum et al. 2025, arXiv 2410.15352). Its micro-batch is
-//! not printed; 128 sequences of 256 tokens fit all rows. There every layer projects its input for
-//! itself; here siblings share one projection, so what they share is counted again for each.
+//! What CompAct saves, beside its paper's tables (Shamshoum et al. 2025, arXiv 2410.15352). Its
+//! micro-batch is not printed; 128 sequences of 256 tokens fit all rows. There every layer projects
+//! its input for itself; here siblings share one projection, so what they share is counted again
+//! for each.
 
 use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::methods::{Layers, LowRank, Method, Rank, Told};

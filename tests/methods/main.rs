@@ -1,7 +1,7 @@
 //! What training methods cost by the planner, beside what their papers print, and what they refuse.
 //!
-//! GiB is 2³⁰ bytes. Published numbers that follow from no formula that their papers state are listed
-//! in `docs/methods.md` and not reproduced.
+//! GiB is 2³⁰ bytes. Published numbers that follow from no formula that their papers state are
+//! listed in `docs/methods.md` and not reproduced.
 
 mod compact;
 

@@ -78,7 +78,7 @@ pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>>
     }
 }
 
-// ---- rotation ------------------------------------------------------------------------------------
+// ---- rotation -----------------------------------------------------------------------------------
 
 struct OnHeads<'a> {
     operands: &'a Operands<'a>,
@@ -270,7 +270,7 @@ fn lanes(half: u64, piece: u64) -> u64 {
     half.div_ceil(piece).clamp(1, 32).next_power_of_two()
 }
 
-// ---- attention -----------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------
 
 /// The kernels for heads up to some size.
 struct Kernels {
