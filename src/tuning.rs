@@ -41,7 +41,7 @@ pub struct Freedom {
     pub methods: Vec<Method>,
     /// Storages beside none.
     pub storages: Vec<Storage>,
-    /// How linear layers may multiply, what they do unless something else is faster first.
+    /// How linear layers may multiply: as the first says, unless another is faster.
     pub arithmetics: Vec<Arithmetic>,
     /// Whether sequences may be cut otherwise than they are.
     pub cuts: bool,
