@@ -31,6 +31,7 @@ fn problems(layers: u64) -> Vec<Problem> {
         batch: 1,
         accumulate: 1,
         dtype: Dtype::Bf16,
+        clip: false,
     };
     let budget = Budget {
         device: Bytes::gib(72),

@@ -1,6 +1,7 @@
 //! The arena on published, generated and real instances: writes `reports/solver/arena.md`.
 //!
-//! `cargo run --release --example arena_table`; every instance gets at most three seconds.
+//! `cargo run --release --example arena_table`; every instance gets at most three seconds. With the
+//! argument `real`, only the last part is made anew.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use ebbtide::model::load;
 use ebbtide::planning;
 use ebbtide::profile::{self, Dtype};
 use ebbtide_solver::arena::generate::{cut_rectangle, Cut, Rectangle};
-use ebbtide_solver::arena::{place, Options, Placement, Request, Status};
+use ebbtide_solver::arena::{place, Options, Placement, Request};
 use ebbtide_solver::build::with_addresses;
 use ebbtide_solver::problem::{Budget, Problem};
 use ebbtide_solver::search::{self, contexts, Strategy};
@@ -19,6 +20,17 @@ use ebbtide_solver::units::Bytes;
 
 const LIMIT: Duration = Duration::from_secs(3);
 const CAPACITY: u64 = 1 << 20;
+const FILE: &str = "reports/solver/arena.md";
+/// Where the last part begins.
+const REAL: &str = "\n## Schedules";
+
+/// What the last table shows.
+const WHY: &str = "\
+Where the arena is above the live bytes, the peak is one moment (of llama-2-7b's `ilp` plan at 32K \
+and 24 GiB, 6 of 7,792 positions are within 0.1 % of it), and what ends too high is a transient of \
+another: a whole `gate_up` of 768 MiB finds enough bytes free, but between pieces of 64 and 96 MiB \
+that are on their way to the host. Whether live bytes are attainable there is open. It costs time \
+only where the budget binds (`reports/LOG.md`, 25 November, arena).\n\n";
 
 fn main() {
     let mut text = String::from(
@@ -26,10 +38,16 @@ fn main() {
          Written by `cargo run --release --example arena_table`. One thread, at most 3 s for each \
          instance; the bound is the most bytes alive at once.\n",
     );
-    published(&mut text);
-    generated(&mut text);
+    if std::env::args().nth(1).as_deref() == Some("real") {
+        let known = std::fs::read_to_string(FILE).expect("made once before");
+        text = known.split(REAL).next().unwrap_or_default().to_owned();
+    } else {
+        published(&mut text);
+        generated(&mut text);
+        loosened(&mut text);
+    }
     real(&mut text);
-    std::fs::write("reports/solver/arena.md", &text).expect("the repository is writable");
+    std::fs::write(FILE, &text).expect("the repository is writable");
     print!("{text}");
 }
 
@@ -107,14 +125,53 @@ fn generated(text: &mut String) {
     }
 }
 
+/// Rectangles cut into pieces of which some lose an eighth, asked for the rectangle's capacity.
+fn loosened(text: &mut String) {
+    text.push_str("\n## Generated with slack, capacity 1,048,576, seeds 1 to 3\n\n");
+    text.push_str("| cut | buffers | positions | pieces that lose an eighth | fits | seconds |\n");
+    text.push_str("|---|--:|--:|--:|---|--:|\n");
+    for (time, pieces) in [(40, 350), (100, 350), (400, 500)] {
+        for shrunk_percent in [40, 80] {
+            for cut in Cut::ALL {
+                let solved = [1, 2, 3].map(|seed| {
+                    let rectangle = Rectangle {
+                        time,
+                        capacity: CAPACITY,
+                        pieces,
+                        shrunk_percent,
+                        cut,
+                    };
+                    timed(&cut_rectangle(&rectangle, seed), Some(CAPACITY))
+                });
+                let fits = solved.iter().filter(|(p, _)| p.height.get() <= CAPACITY);
+                let fits = fits.count();
+                let seconds = solved.map(|(_, seconds)| format!("{seconds:.2}"));
+                let seconds = seconds.join(", ");
+                row(
+                    text,
+                    format!(
+                        "{cut:?} | {pieces} | {time} | {shrunk_percent} % | {fits} of 3 \
+                         | {seconds}"
+                    ),
+                );
+            }
+        }
+    }
+}
+
 /// The schedule of every strategy, as `plan` gives it its addresses.
 fn real(text: &mut String) {
-    text.push_str("\n## Schedules of every strategy (lomo, H100, 72 GiB and 110 GiB)\n\n");
-    text.push_str("| model | tokens | strategy | buffers | live bytes | arena / live | status |\n");
-    text.push_str("|---|--:|---|--:|--:|--:|---|\n");
+    text.push_str(REAL);
+    text.push_str(" of every strategy (lomo, H100, 110 GiB of host memory)\n\n");
+    text.push_str(WHY);
+    text.push_str(
+        "| model | tokens | device GiB | strategy | buffers | live bytes | arena / live \
+         | device left |\n|---|--:|--:|---|--:|--:|--:|--:|\n",
+    );
+    let (mut count, mut optimal) = (0, 0);
     for model in ["llama-3.1-8b", "llama-2-7b", "qwen2.5-7b"] {
-        for k_tokens in [4, 32, 128] {
-            let problems = problems(model, k_tokens);
+        for (k_tokens, gib) in [(4, 72), (32, 24), (32, 40), (32, 72), (128, 24), (128, 72)] {
+            let problems = problems(model, k_tokens, gib);
             let options = search::Options::default();
             let contexts = contexts(&problems, &options);
             for strategy in Strategy::ALL {
@@ -123,27 +180,26 @@ fn real(text: &mut String) {
                 };
                 let live = solution.candidate.built.peak;
                 let schedule = with_addresses(solution.candidate.built);
+                count += 1;
+                optimal += i32::from(schedule.arena_bytes == live);
                 let above = schedule.arena_bytes.get() as f64 / live.get().max(1) as f64;
-                let status = if schedule.arena_bytes == live {
-                    Status::Optimal
-                } else {
-                    Status::Gap
-                };
-                let (name, count) = (strategy.name(), schedule.buffers.len());
+                let left = 100.0 - 100.0 * schedule.arena_bytes.get() as f64 / (gib << 30) as f64;
+                let (name, buffers) = (strategy.name(), schedule.buffers.len());
                 let live = live.get();
                 row(
                     text,
                     format!(
-                        "{model} | {k_tokens}K | {name} | {count} | {live} | {above:.4} \
-                         | {status:?}"
+                        "{model} | {k_tokens}K | {gib} | {name} | {buffers} | {live} \
+                         | {above:.4} | {left:.1} %"
                     ),
                 );
             }
         }
     }
+    writeln!(text, "\n{optimal} of {count} at their live bytes.").expect("a string");
 }
 
-fn problems(model: &str, k_tokens: u64) -> Vec<Problem> {
+fn problems(model: &str, k_tokens: u64, gib: u64) -> Vec<Problem> {
     let model = load(model).expect("shipped");
     let profile = profile::load("h100-sxm5-80gb").expect("shipped");
     let workload = Workload {
@@ -151,9 +207,10 @@ fn problems(model: &str, k_tokens: u64) -> Vec<Problem> {
         batch: 1,
         accumulate: 1,
         dtype: Dtype::Bf16,
+        clip: false,
     };
     let budget = Budget {
-        device: Bytes::gib(72),
+        device: Bytes::gib(gib),
         host: Bytes::gib(110),
     };
     let request = planning::Request {

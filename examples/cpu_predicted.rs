@@ -150,6 +150,7 @@ fn plans(model: &ModelConfig, profile: &Profile, case: (Method, u64, u64)) -> Ve
             batch: 1,
             accumulate: 1,
             dtype: Dtype::F32,
+            clip: false,
         },
         method,
         budget: Budget {

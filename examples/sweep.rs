@@ -133,6 +133,7 @@ fn problems(case: &Case) -> Vec<Problem> {
         batch: 1,
         accumulate: 1,
         dtype: Dtype::Bf16,
+        clip: false,
     };
     let budget = Budget {
         device: Bytes::gib(case.device),

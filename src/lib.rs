@@ -17,3 +17,4 @@ pub mod planning;
 pub mod profile;
 pub mod report;
 pub mod training;
+pub mod tuning;

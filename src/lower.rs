@@ -1,25 +1,24 @@
-//! From a model's graph, a profile and a workload to the solver's [`Problem`]: the only file that
+//! From a model's graph, a profile and a workload to the solver's [`Problem`]: the only place that
 //! speaks both vocabularies.
 //!
 //! Every tensor node becomes a value (versions of one tensor share it), every operator node an
 //! operator whose time comes from the profile and whose FLOPs from its [`Work`], every stage of a
 //! block a step with a loop nest. What the profile had to guess is collected and reported.
 
+mod states;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebbtide_solver::ids::{OpId, StepId, Table, TensorId, ValueId};
 use ebbtide_solver::problem::{
-    Budget, Category, Domain, HostOptimizer, Node, Op, Phase, Problem, Scaling, Split, StateGroup,
-    Step, Value,
+    Budget, Category, Domain, Node, Op, Phase, Problem, Scaling, Split, Step, Value,
 };
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 use petgraph::graph::NodeIndex;
 
 use crate::error::{Error, Result};
-use crate::methods::Method;
-use crate::model::graph::{
-    self, Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work,
-};
+use crate::methods::{Method, Updates};
+use crate::model::graph::{Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work};
 use crate::model::ModelConfig;
 use crate::profile::cost::{Attention, AttentionDirection, Costs, Estimate, Gemm, GemmDirection};
 use crate::profile::{Dtype, Profile};
@@ -35,6 +34,9 @@ pub struct Workload {
     pub accumulate: u32,
     /// The type of weights and activations.
     pub dtype: Dtype,
+    /// Whether gradients are clipped by their global norm: each is counted once it is complete, and
+    /// no weight changes before all are.
+    pub clip: bool,
 }
 
 /// How operators are cut: a decision of the search, since it trades time for transient memory.
@@ -61,6 +63,18 @@ pub struct Lowered {
     pub charges: Table<OpId, Vec<Charge>>,
     /// What the profile had to extrapolate, each once.
     pub extrapolated: BTreeSet<String>,
+    /// What a step takes more in which the method renews its projections: it is spread over the
+    /// steps' updates.
+    pub renewal: Renewed,
+}
+
+/// Time that is spent every so many steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Renewed {
+    /// How long; 0 where nothing is renewed.
+    pub time: Nanos,
+    /// Steps from one to the next.
+    pub every: u32,
 }
 
 /// The shape of a kernel, over a whole tile where it can be cut by rows.
@@ -175,6 +189,7 @@ pub fn lower(
     budget: Budget,
     tiling: Tiling,
 ) -> Result<Lowered> {
+    let method = method.resolved(model)?;
     let costs = profile.costs(workload.dtype)?;
     let tokens = Tokens::new(workload.tokens());
     let granule = Tokens::new(tokens.get().div_ceil(16).next_multiple_of(128));
@@ -186,9 +201,12 @@ pub fn lower(
         workload: *workload,
         tiling,
         value_of: vec![None; graph.graph.node_count()],
+        // Norms of what head groups share count once, so they look at the whole, too.
+        whole: method.updates() == Updates::Tensors || workload.clip,
         flops: Table::new(),
         charges: Table::new(),
         extrapolated: BTreeSet::new(),
+        renewal: Renewed::default(),
         too_long: None,
         problem: Problem {
             tokens,
@@ -219,6 +237,7 @@ pub fn lower(
         flops,
         charges,
         extrapolated,
+        renewal,
         ..
     } = lowering;
     Ok(Lowered {
@@ -227,6 +246,7 @@ pub fn lower(
         flops,
         charges,
         extrapolated,
+        renewal,
     })
 }
 
@@ -241,9 +261,12 @@ struct Lowering<'a> {
     workload: Workload,
     tiling: Tiling,
     value_of: Vec<Option<ValueId>>,
+    /// Whether weights are updated tensor by tensor.
+    whole: bool,
     flops: Table<OpId, Flops>,
     charges: Table<OpId, Vec<Charge>>,
     extrapolated: BTreeSet<String>,
+    renewal: Renewed,
     too_long: Option<&'static str>,
     problem: Problem,
 }
@@ -274,6 +297,10 @@ impl Lowering<'_> {
                     fixed_bytes: Bytes::new(tensor.fixed_elements * width),
                     split: match tensor.layout {
                         Layout::Whole => Split::Whole,
+                        // Updated as a whole, a gradient is kept as a whole.
+                        Layout::ByGroups if self.whole && tensor.role == Role::Gradient => {
+                            Split::Whole
+                        }
                         Layout::ByRows => Split::Rows,
                         Layout::ByGroups => Split::Groups,
                     },
@@ -519,101 +546,6 @@ impl Lowering<'_> {
             _ => 0,
         });
         Scaling::fixed(bytes.sum())
-    }
-
-    // ---- model states -------------------------------------------------------------------------
-
-    fn states(&mut self, method: Method, steps: &BTreeMap<(Stage, Option<u32>), StepId>) {
-        let last = self.problem.last_step();
-        let state_bytes = method.state_bytes(self.workload.dtype);
-        for group in &self.graph.groups {
-            let parameters: u64 = group.parameters.iter().sum();
-            let states = (state_bytes > 0).then(|| {
-                self.problem.values.push(Value {
-                    name: format!("{}.states", group.name),
-                    block: None,
-                    category: Category::OptimizerStates,
-                    row_bytes: 0,
-                    fixed_bytes: Bytes::new(parameters * state_bytes),
-                    split: Split::Whole,
-                    tensor: None,
-                })
-            });
-            let mut updates = Vec::new();
-            for member in 0..group.weights.len() {
-                let after = if method.fused() {
-                    steps[&group.complete_after[member]]
-                } else {
-                    last
-                };
-                updates.push((after, self.update(method, group, member, states)));
-            }
-            self.problem.states.push(StateGroup {
-                name: group.name.clone(),
-                weights: group.weights.iter().map(|&w| self.value(w)).collect(),
-                gradients: group.gradients.iter().map(|&g| self.value(g)).collect(),
-                parameters,
-                states,
-                updates,
-                host: method
-                    .on_host()
-                    .then(|| self.host_optimizer(method, parameters)),
-            });
-        }
-    }
-
-    fn host_optimizer(&self, method: Method, parameters: u64) -> HostOptimizer {
-        let dtype = self.workload.dtype;
-        let adam = self.profile.machine.host_adam;
-        HostOptimizer {
-            // Bound by memory, so in proportion to the traffic of the measured AdamW.
-            duration: adam.time(parameters).scaled(
-                method.update_traffic(dtype),
-                adam.bytes_per_param.get().max(1),
-            ),
-            bytes: Bytes::new(parameters * method.state_bytes(dtype)),
-        }
-    }
-
-    fn update(
-        &mut self,
-        method: Method,
-        group: &graph::WeightGroup,
-        member: usize,
-        states: Option<ValueId>,
-    ) -> OpId {
-        let gradient = self.value(group.gradients[member]);
-        let by_groups = self.problem.values[gradient].split == Split::Groups;
-        let runs = if by_groups {
-            u64::from(self.tiling.groups)
-        } else {
-            1
-        };
-        let parameters = group.parameters[member] / runs;
-        let name = update_name(method);
-        let traffic = Bytes::new(parameters * method.update_traffic(self.workload.dtype));
-        let estimate = self.costs.update(&name, parameters, traffic);
-        let mut updates = vec![self.value(group.weights[member])];
-        updates.extend(states);
-        let op = self.problem.ops.push(Op {
-            name,
-            block: None,
-            domain: if by_groups {
-                Domain::Group
-            } else {
-                Domain::Whole
-            },
-            memory_bound: true,
-            reads: vec![gradient],
-            writes: Vec::new(),
-            accumulates: Vec::new(),
-            updates,
-            workspace: Scaling::default(),
-            picos: Scaling::fixed(estimate.time.min(LONGEST).get() * 1000),
-        });
-        self.flops.push(Flops::default());
-        self.charges.push(vec![Charge::Kernel(traffic)]);
-        op
     }
 }
 

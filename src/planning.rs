@@ -41,6 +41,24 @@ pub struct Request<'a> {
     pub budget: Budget,
 }
 
+impl Request<'_> {
+    /// Refuses what cannot be planned, whatever the budget.
+    ///
+    /// # Errors
+    /// Lengths that the model has no positions for, and what the method cannot be combined with.
+    pub fn check(&self) -> Result<()> {
+        let workload = &self.workload;
+        workload.check(self.model)?;
+        let Workload {
+            accumulate,
+            dtype,
+            clip,
+            ..
+        } = *workload;
+        self.method.check(accumulate, dtype, clip)
+    }
+}
+
 /// A plan with its addresses, and what was learnt on the way.
 #[derive(Debug)]
 pub struct Planned {
@@ -84,8 +102,7 @@ fn lower_with(request: &Request<'_>, tilings: Vec<Tiling>) -> Result<Vec<Lowered
         method,
         budget,
     } = *request;
-    workload.check(model)?;
-    method.check(workload.accumulate)?;
+    request.check()?;
     let graph = step_graph(model);
     tilings
         .into_iter()
@@ -235,6 +252,7 @@ fn complete(
         solve_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     let floor = floor.unwrap_or(Nanos::ZERO);
+    let method = request.method.resolved(request.model).ok();
     let predicted = predict(request, &lowered, &schedule, &timeline, floor);
     let file = file::ScheduleFile {
         ebbtide_version: env!("CARGO_PKG_VERSION").into(),
@@ -251,6 +269,7 @@ fn complete(
             host_memory: request.profile.host.memory,
         },
         method: request.method.name().into(),
+        method_options: method.and_then(Method::low_rank),
         strategy: strategy.name().into(),
         decisions: decisions(&lowered.problem, &plan, &request.workload),
         states: states(&lowered.problem, &plan.placements),
@@ -421,6 +440,8 @@ fn flops(lowered: &Lowered, schedule: &Schedule) -> (u128, u128) {
         if instruction.action == Action::Run(op) {
             model += match lowered.problem.ops[op].name.as_str() {
                 "attention_backward" => flops * 4 / 5,
+                // A method's own.
+                name if name.ends_with("_update") => 0,
                 _ => flops,
             };
         }
@@ -478,7 +499,7 @@ fn with_slow_links(schedule: &Schedule) -> Schedule {
 }
 
 /// What would make a request fit; nothing where it was not found in time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct WouldFit {
     /// Device memory that is enough with the host memory there is.
     pub device: Option<Bytes>,

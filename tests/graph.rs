@@ -209,6 +209,7 @@ fn flops(model: &ModelConfig, seq: u64, groups: u32) -> [u128; 3] {
         batch: 1,
         accumulate: 1,
         dtype: Dtype::F32,
+        clip: false,
     };
     let all = Bytes::new(1 << 50);
     let budget = Budget {
@@ -301,6 +302,7 @@ fn every_shipped_model_can_be_lowered() {
             batch: 2,
             accumulate: 1,
             dtype: Dtype::Bf16,
+            clip: false,
         };
         for tiling in ebbtide::lower::tilings(&model, &workload) {
             let lowered = lower(

@@ -77,6 +77,8 @@ fn problems(model: &ModelConfig, seq: u64) -> Vec<(String, Problem)> {
             (Method::AdamW, 2),
             (Method::Sgd, 2),
             (Method::Lomo, 1),
+            (Method::AdaLomo, 1),
+            (Method::AdamW8bit, 2),
         ] {
             let dtype = if machine == "unit" {
                 Dtype::F32
@@ -88,6 +90,7 @@ fn problems(model: &ModelConfig, seq: u64) -> Vec<(String, Problem)> {
                 batch: 1,
                 accumulate,
                 dtype,
+                clip: false,
             };
             for tiling in tilings(model, &workload).into_iter().take(2) {
                 let all = Bytes::new(1 << 50);

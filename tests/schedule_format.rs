@@ -4,6 +4,7 @@ mod support;
 
 use ebbtide::error::Kind;
 use ebbtide::format::schedule::{read, write, ScheduleFile, Status};
+use ebbtide::methods::LowRank;
 use ebbtide_solver::check::check;
 use ebbtide_solver::ids::{BufferId, Id, OpId};
 use ebbtide_solver::problem::{Category, Domain};
@@ -45,6 +46,14 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
         [(text(random), value)].into_iter().collect()
     });
     file.method = text(random);
+    file.method_options = (random.below(2) > 0).then(|| LowRank {
+        rank: Some(number(random).max(1)),
+        refresh: (number(random) as u32).max(1),
+        scale: number(random).max(1) as f64 / 7.0,
+        per_layer: random.below(2) > 0,
+        svd: random.below(2) > 0,
+        eight_bit: random.below(2) > 0,
+    });
     file.model.parameters = number(random);
     file.hardware.overhead = Bytes::new(number(random));
     file.solver.status = random.pick(&[

@@ -253,7 +253,11 @@ pub struct StateGroup {
     /// contribution for a fused method, the last step of all where gradients are kept until the
     /// end.
     pub updates: Vec<(StepId, OpId)>,
-    /// What the host optimizer needs, where the method has one.
+    /// What counts its gradients for clipping by the global norm, each with the step of the last
+    /// contribution. Where there are any, no update of any group runs before all of them.
+    pub norms: Vec<(StepId, OpId)>,
+    /// What the host optimizer needs, where the method has one. Without one, states and gradients
+    /// are on the device until the update, whatever the placement.
     pub host: Option<HostOptimizer>,
 }
 
@@ -278,6 +282,16 @@ impl Value {
 }
 
 impl Problem {
+    /// What counts gradients for clipping, each with the step behind which it runs.
+    pub fn norms(&self) -> impl Iterator<Item = (StepId, OpId)> + '_ {
+        self.states
+            .iter()
+            .flat_map(|group| group.norms.iter().copied())
+    }
+    /// Whether updates wait for the global norm of all gradients.
+    pub fn clips(&self) -> bool {
+        self.norms().next().is_some()
+    }
     /// All rows.
     pub fn all_rows(&self) -> Span {
         Span::new(0, self.tokens.get())

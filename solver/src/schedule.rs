@@ -128,6 +128,9 @@ pub struct Buffer {
     pub lifetime: Span,
 }
 
+/// The operator that counts a complete gradient for clipping by the global norm.
+pub const GRADIENT_NORM: &str = "gradient_norm";
+
 /// What the schedule says of an operator of the program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScheduledOp {

@@ -8,8 +8,9 @@ use ebbtide_solver::build::{build, with_addresses};
 use ebbtide_solver::check::check;
 use ebbtide_solver::ids::{Id, OpId};
 use ebbtide_solver::problem::Problem;
+use ebbtide_solver::schedule::{Action, Instruction, Schedule, Stream, GRADIENT_NORM};
 use ebbtide_solver::search::{contexts, solve, Options, Solution, Status, Strategy};
-use ebbtide_solver::simulate::simulate;
+use ebbtide_solver::simulate::{simulate, Timeline};
 use ebbtide_solver::units::{Bytes, Nanos};
 use support::problems::{random_plan, random_problem, Shape};
 use support::random::Random;
@@ -107,6 +108,27 @@ fn every_strategys_plan_checks_fits_and_is_no_faster_than_the_bound() {
     );
 }
 
+/// Whether no weight changes before all gradients have been counted, where they are.
+fn updates_wait(schedule: &Schedule, timeline: &Timeline) -> bool {
+    let compute = || {
+        schedule
+            .stream(Stream::Compute)
+            .iter()
+            .zip(&timeline.spans[0])
+    };
+    let named = |i: &Instruction, name: &str| match i.action {
+        Action::Run(op) => schedule.ops[op].name == name,
+        _ => false,
+    };
+    let norms = compute().filter(|(i, _)| named(i, GRADIENT_NORM));
+    let Some(counted) = norms.map(|(_, span)| span.1).max() else {
+        return true;
+    };
+    let updates = compute().filter(|(i, _)| named(i, "update"));
+    let updates = updates.map(|(_, span)| span).chain(&timeline.spans[3]);
+    updates.into_iter().all(|span| span.0 >= counted)
+}
+
 #[test]
 fn every_plan_that_builds_checks_and_is_no_faster_than_the_bound() {
     for_seeds(300, |seed| {
@@ -118,9 +140,13 @@ fn every_plan_that_builds_checks_and_is_no_faster_than_the_bound() {
             let Ok(built) = build(&problem, &plan) else {
                 continue;
             };
-            let step = simulate(&built.schedule).step;
+            let timeline = simulate(&built.schedule);
+            let step = timeline.step;
             if step < bound {
                 return Err(format!("{step} is less than the bound {bound}: {plan:?}"));
+            }
+            if !updates_wait(&built.schedule, &timeline) {
+                return Err(format!("an update does not wait for all norms: {plan:?}"));
             }
             let mut schedule = with_addresses(built);
             // A quick placement may miss the budget; that is the search's affair, not the plan's.

@@ -231,6 +231,24 @@ pub fn system() -> impl TypedValueParser<Value = System> {
     named(&System::ALL, System::name)
 }
 
+/// A training method, or `auto`: nothing.
+pub fn method_or_auto() -> impl TypedValueParser<Value = Choice> {
+    let names = Method::ALL.map(Method::name).into_iter().chain(["auto"]);
+    PossibleValuesParser::new(names).map(|name| match name.parse() {
+        Ok(method) => Choice::One(method),
+        Err(_) => Choice::Auto,
+    })
+}
+
+/// How the training method is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Choice {
+    /// By the user.
+    One(Method),
+    /// By the tokens a second that it allows.
+    Auto,
+}
+
 /// A type of weights and activations.
 pub fn dtype() -> impl TypedValueParser<Value = Dtype> {
     named(&[Dtype::Bf16, Dtype::F32], |dtype| match dtype {

@@ -192,11 +192,11 @@ impl<'a> Comparing<'a> {
             stop: interrupts()?,
         };
         for &method in &args.method {
-            method.check(args.setting.accumulate)?;
+            let request = comparing.setting.request(method, comparing.lengths[0]);
+            request.check()?;
         }
         for &seq in &comparing.lengths {
-            let workload = comparing.setting.request(args.method[0], seq).workload;
-            workload.check(&comparing.setting.model)?;
+            comparing.setting.request(args.method[0], seq).check()?;
         }
         Ok(comparing)
     }
@@ -210,9 +210,10 @@ impl<'a> Comparing<'a> {
             budget,
             batch,
             accumulate,
+            clip,
         } = &self.setting;
         let mut all = DefaultHasher::new();
-        format!("{model:?}{profile:?}").hash(&mut all);
+        format!("{model:?}{profile:?}{clip}").hash(&mut all);
         let links = &profile.machine.links;
         let sources = profile.sources.iter();
         let settings = Settings {

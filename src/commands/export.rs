@@ -13,6 +13,7 @@ use crate::lower::Workload;
 use crate::methods::Method;
 use crate::planning::Request;
 use crate::profile;
+use ebbtide_solver::schedule::GRADIENT_NORM;
 
 /// What `ebbtide export` is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -44,7 +45,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         None => error.hint("--profile names the file of the profile it was planned with"),
     })?;
     let model = execute::model(&file)?;
-    let method: Method = file.method.parse()?;
+    let method = Method::named(&file.method, file.method_options)?.resolved(&model)?;
+    let clip = file
+        .schedule
+        .ops
+        .values()
+        .any(|op| op.name == GRADIENT_NORM);
     let request = Request {
         model: &model,
         profile: &profile,
@@ -53,6 +59,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             batch: file.workload.batch,
             accumulate: file.schedule.micro_batches,
             dtype: execute::dtype(&file)?,
+            clip,
         },
         method,
         budget: file.schedule.budget,

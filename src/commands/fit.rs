@@ -76,7 +76,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     };
     let mut rows = Vec::new();
     for &method in &args.method {
-        method.check(args.setting.accumulate)?;
+        setting.request(method, 1).check()?;
         rows.extend(strategies.iter().map(|&strategy| Row {
             strategy,
             method,

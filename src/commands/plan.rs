@@ -1,14 +1,17 @@
 //! `ebbtide plan`: the fastest step that fits, with its proof, as a schedule file.
 
 use super::setting;
+use crate::cli::parse::Choice;
 use crate::cli::{parse, print};
 use crate::error::{Error, Result};
 use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::schedule;
 use crate::methods::Method;
 use crate::model::Positions;
-use crate::planning::{self, Request};
+use crate::planning::{self, Planned, Request};
 use crate::report;
+use crate::tuning::{tune, Outcome};
+use ebbtide_solver::build::Infeasible;
 use ebbtide_solver::check;
 use ebbtide_solver::search::{Options, Strategy};
 use ebbtide_solver::units::Tokens;
@@ -28,9 +31,17 @@ pub struct Args {
     /// Tokens of a sequence, such as 4096, 128k or 1m
     #[arg(long, value_name = "TOKENS", value_parser = parse::tokens, allow_hyphen_values = true)]
     pub seq: u64,
-    /// Training method
-    #[arg(long, value_name = "METHOD", default_value = "adamw", value_parser = parse::method())]
-    pub method: Method,
+    /// Training method; `auto` takes whichever of adamw and --allow is fastest, in whichever
+    /// micro-batches
+    #[arg(long, value_name = "METHOD", default_value = "adamw")]
+    #[arg(value_parser = parse::method_or_auto())]
+    pub method: Choice,
+    /// Methods that --method auto may use besides adamw, separated by commas
+    #[arg(long, value_name = "METHODS", value_delimiter = ',', value_parser = parse::method())]
+    pub allow: Vec<Method>,
+    /// How a low-rank method is run.
+    #[command(flatten)]
+    pub low_rank: setting::LowRankArgs,
     /// How the plan is found
     #[arg(long, value_name = "NAME", default_value = "ilp", value_parser = parse::strategy())]
     pub strategy: Strategy,
@@ -63,12 +74,16 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         check_distinct(&[("--model", Path::new(model)), ("--output", path)])?;
         check_distinct(&[("--profile", Path::new(profile)), ("--output", path)])?;
     }
-    let request = setting.request(args.method, args.seq);
+    let request = setting.request(method(args)?, args.seq);
     let options = Options {
         deadline: Instant::now().checked_add(args.time_limit),
         gap: args.gap,
     };
-    let planned = planning::plan(&request, args.strategy, &options)?.map_err(|infeasible| {
+    let (request, planned) = match args.method {
+        Choice::One(_) => (request, planning::plan(&request, args.strategy, &options)?),
+        Choice::Auto => fastest(args, request, &options, out)?,
+    };
+    let planned = planned.map_err(|infeasible| {
         let ways_out = planning::would_fit(&request, args.strategy, Instant::now() + LOOK_FOR);
         report::infeasible::error(&describe(&request), &infeasible, &ways_out)
     })?;
@@ -97,6 +112,57 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     remarks.extend(notes.chain(written).map(|words| ("note", words)));
     let sensitivity = planning::sensitivity(&planned.file.schedule);
     print(out, report::plan::table(&planned, &sensitivity, &remarks))
+}
+
+/// The method that was asked for; adamw where it is to be chosen.
+fn method(args: &Args) -> Result<Method> {
+    let told = args.low_rank.told();
+    match args.method {
+        Choice::One(method) if args.allow.is_empty() => method.told(told),
+        Choice::One(method) => Err(Error::bad_input(format!(
+            "--allow says what may be chosen, but --method {method} leaves no choice"
+        ))
+        .hint("--method auto")),
+        Choice::Auto => match told.first() {
+            None => Ok(Method::AdamW),
+            Some(flag) => Err(Error::bad_input(format!(
+                "{flag} is for one method, but --method auto chooses among several"
+            ))
+            .hint("name the method; auto runs each by its defaults")),
+        },
+    }
+}
+
+/// Chooses among adamw and what is allowed, and prints what was tried.
+fn fastest<'a>(
+    args: &Args,
+    request: Request<'a>,
+    options: &Options,
+    out: &mut dyn Write,
+) -> Result<(Request<'a>, std::result::Result<Planned, Infeasible>)> {
+    let mut methods = vec![Method::AdamW];
+    for &method in &args.allow {
+        if !methods.contains(&method) {
+            methods.push(method);
+        }
+    }
+    let candidates = tune(&request, &methods, args.strategy, options);
+    let tried = report::tuning::table(&candidates);
+    match args.json {
+        true => eprint!("{tried}"),
+        false => print(out, tried)?,
+    }
+    let first = candidates.into_iter().next().expect("adamw was tried");
+    let request = Request {
+        method: first.method,
+        workload: first.workload,
+        ..request
+    };
+    match first.outcome {
+        Outcome::Planned(planned) => Ok((request, Ok(*planned))),
+        Outcome::Infeasible(miss) => Ok((request, Err(*miss))),
+        Outcome::Refused(error) => Err(error),
+    }
 }
 
 /// `llama-2-7b at 128k tokens with lomo`.

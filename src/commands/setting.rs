@@ -3,7 +3,7 @@
 use crate::cli::parse;
 use crate::error::Result;
 use crate::lower::Workload;
-use crate::methods::Method;
+use crate::methods::{Method, Told};
 use crate::model::{self, ModelConfig};
 use crate::planning::Request;
 use crate::profile::{self, Dtype, Profile};
@@ -28,6 +28,9 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
     pub accumulate: u32,
+    /// Prepare for `run --clip`: gradients are counted, and no weight changes before all are
+    #[arg(long)]
+    pub clip: bool,
     /// Type of weights and activations [default: the profile's]
     #[arg(long, value_name = "TYPE", value_parser = parse::dtype())]
     pub dtype: Option<Dtype>,
@@ -40,6 +43,53 @@ pub struct Args {
     pub host_memory: Option<Bytes>,
 }
 
+/// How a low-rank method is run.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(skip)]
+pub struct LowRankArgs {
+    /// Rank of a low-rank method [default: the method's own, at most a quarter of the smallest side
+    /// of a matrix]
+    #[arg(long, value_name = "N")]
+    pub rank: Option<u64>,
+    /// Steps after which a low-rank method renews its projections [default: the method's]
+    #[arg(long, value_name = "STEPS")]
+    pub refresh: Option<u32>,
+    /// What a low-rank method scales its update by [default: the method's]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    pub scale: Option<f64>,
+    /// Update each weight inside backward, so that no gradient is kept
+    #[arg(long)]
+    pub per_layer: bool,
+    /// Find GaLore's projections by singular value decompositions, not by subspace iterations
+    #[arg(long)]
+    pub svd: bool,
+    /// Keep the moments of galore, apollo and apollo-mini in 8 bits
+    #[arg(long)]
+    pub eight_bit: bool,
+}
+
+impl LowRankArgs {
+    /// What they tell a method.
+    pub fn told(self) -> Told {
+        let Self {
+            rank,
+            refresh,
+            scale,
+            per_layer,
+            svd,
+            eight_bit,
+        } = self;
+        Told {
+            rank,
+            refresh,
+            scale,
+            per_layer,
+            svd,
+            eight_bit,
+        }
+    }
+}
+
 /// What the flags stand for.
 pub struct Setting {
     /// The model.
@@ -50,6 +100,8 @@ pub struct Setting {
     pub batch: u64,
     /// Micro-batches of an optimizer step.
     pub accumulate: u32,
+    /// Whether gradients are clipped by their global norm.
+    pub clip: bool,
     /// The type of weights and activations.
     pub dtype: Dtype,
     /// The limits.
@@ -67,6 +119,7 @@ impl Args {
             model: model::load(&self.model)?,
             batch: self.batch,
             accumulate: self.accumulate,
+            clip: self.clip,
             dtype: self.dtype.unwrap_or(profile.default_dtype),
             budget: Budget {
                 device: self.device_memory.unwrap_or(profile.device.budget()),
@@ -90,6 +143,7 @@ impl Setting {
                 batch: self.batch,
                 accumulate: self.accumulate,
                 dtype: self.dtype,
+                clip: self.clip,
             },
             method,
             budget: self.budget,

@@ -19,6 +19,10 @@ use super::Region;
 use crate::model::{ModelConfig, Part, Weight};
 use crate::profile::Dtype;
 
+mod tensors;
+
+pub use tensors::{PlacedTensor, Updated};
+
 const F32_BYTES: u64 = 4;
 
 /// A weight value of a step: `norm1`, `qkv`, …
@@ -157,11 +161,7 @@ impl Layout<'_> {
 
     /// f32 planes of optimizer states under a rule.
     pub const fn planes(&self, rule: UpdateRule) -> u64 {
-        match (rule, self.dtype) {
-            (UpdateRule::Sgd, _) => 0,
-            (UpdateRule::AdamW, Dtype::F32) => 2,
-            (UpdateRule::AdamW, _) => 3,
-        }
+        rule.planes(self.dtype)
     }
 
     /// Rows `[first, first + count)` of a piece `[rows, width]` with `extras` f32 a row behind it:

@@ -22,6 +22,7 @@ pub mod null;
 mod operator;
 mod rotary;
 mod target;
+pub mod tensors;
 
 pub use ebbtide_solver::schedule::{Space, Stream};
 pub use failure::{Cause, Failure, Place};
@@ -188,7 +189,7 @@ pub trait Device {
     fn begin_step(&mut self, parameters: &StepParameters) -> Result<()>;
 
     /// Queues an operator. `instruction` names it in the trace and in errors. On
-    /// [`Stream::Host`] only [`Operator::Update`], [`Operator::GradientNorm`] and
+    /// [`Stream::Host`] only updates, [`Operator::GradientNorm`] and
     /// [`Operator::Zero`] run, on host regions.
     fn launch(&mut self, stream: Stream, instruction: u32, operator: &Operator) -> Result<()>;
 

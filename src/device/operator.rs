@@ -9,8 +9,10 @@
 //! *Overwrite or add*: a field `accumulate` says whether a result is added to what the region holds
 //! (loaded, added in f32, rounded) or replaces it. The first contribution of a step replaces.
 
+use super::tensors::TensorUpdate;
 use super::Region;
 use crate::model::{Activation, NormKind};
+use crate::profile::Dtype;
 
 /// The rows of a call within the micro-batch's. Row `r` is position `r mod sequence` of sequence
 /// `r / sequence`.
@@ -129,6 +131,26 @@ pub enum UpdateRule {
     /// `w ← w − η(g + λw)`; LOMO's update too (Lv et al. 2024), which differs in when it runs. No
     /// states; in bf16 the weight itself is rounded.
     Sgd,
+}
+
+impl UpdateRule {
+    /// f32 planes of states, each with an element for every parameter.
+    pub const fn planes(self, dtype: Dtype) -> u64 {
+        match (self, dtype) {
+            (UpdateRule::Sgd, _) => 0,
+            (UpdateRule::AdamW, Dtype::F32) => 2,
+            (UpdateRule::AdamW, _) => 3,
+        }
+    }
+    /// Bytes of states for a parameter.
+    pub const fn state_bytes(self, dtype: Dtype) -> u64 {
+        4 * self.planes(dtype)
+    }
+    /// Memory traffic of an update in bytes for a parameter: gradient and weight read, weight
+    /// written, states read and written.
+    pub const fn traffic(self, dtype: Dtype) -> u64 {
+        3 * dtype.bytes() + 2 * self.state_bytes(dtype)
+    }
 }
 
 /// Gradients of a shared parameter that reach an update in several runs (one for each head group)
@@ -458,6 +480,15 @@ pub enum Operator {
         /// Which parameters.
         slices: Vec<UpdateSlice>,
     },
+
+    /// Changes whole tensors, each by its own rule; on the device or on the host, with the same
+    /// bits.
+    TensorUpdate {
+        /// Which ones.
+        tensors: Vec<TensorUpdate>,
+        /// Scratch memory, where the plan gives any.
+        workspace: Option<Region>,
+    },
 }
 
 impl Operator {
@@ -481,6 +512,7 @@ impl Operator {
             Operator::CrossEntropy { .. } => "cross_entropy",
             Operator::GradientNorm { .. } => "gradient_norm",
             Operator::Update { .. } => "update",
+            Operator::TensorUpdate { .. } => "tensor_update",
         }
     }
 }

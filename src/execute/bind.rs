@@ -12,7 +12,9 @@ mod backward;
 mod forward;
 
 use ebbtide_solver::problem::Category;
-use ebbtide_solver::schedule::{Access, Action, Buffer, Instruction, ScheduledOp, ScheduledValue};
+use ebbtide_solver::schedule::{
+    Access, Action, Buffer, Instruction, ScheduledOp, ScheduledValue, GRADIENT_NORM,
+};
 use ebbtide_solver::units::Span;
 
 use super::program::Program;
@@ -202,6 +204,28 @@ impl<'a> Bound<'a, '_> {
         Ok(self.fixed(Category::Gradients, &[weight])?.taken)
     }
 
+    /// The head group's piece of the next operand, which must be this gradient. Where the gradient
+    /// lies as a whole, the group that begins it clears those of the others too.
+    fn group_gradient(&mut self, weight: WeightValue, partial: bool) -> Result<Piece> {
+        let taken = self.gradient(weight)?;
+        if taken.value.by_groups {
+            let (clear, adds) = cleared(&taken, partial);
+            return Ok(Piece {
+                region: taken.region,
+                clear,
+                adds,
+            });
+        }
+        let pieces = self.program.layout.pieces(weight, taken.region);
+        let (clear, adds) = cleared(&taken, partial || pieces.len() > 1);
+        let group = usize::try_from(self.group()?).expect("bounded by the config reader");
+        Ok(Piece {
+            region: pieces[group],
+            clear,
+            adds,
+        })
+    }
+
     /// Scratch memory, if there is any.
     fn workspace(&mut self) -> Result<Option<Region>> {
         let Some(operand) = self.instruction.operands.get(self.next) else {
@@ -280,6 +304,15 @@ struct Fixed<'a> {
     weight: WeightValue,
 }
 
+/// A head group's piece of a gradient.
+struct Piece {
+    region: Region,
+    /// What runs before the operator that makes it.
+    clear: Vec<Operator>,
+    /// Whether that operator is to add.
+    adds: bool,
+}
+
 fn unexpected(taken: &Taken<'_>, names: &[&str]) -> Error {
     Error::bad_input(format!(
         "an operand is {} ({}), expected {}",
@@ -329,6 +362,7 @@ impl<'a> Bound<'a, '_> {
             "qkv_input_gradient" => self.qkv_input_gradient(),
             "qkv_weight_gradient" => self.qkv_weight_gradient(),
             "embedding_backward" => self.embedding_backward(),
+            GRADIENT_NORM => self.gradient_norm(),
             name if name.ends_with("_update") => self.update(),
             _ => Err(Error::bad_input("no device knows this operator")),
         }?;

@@ -30,6 +30,7 @@ use crate::device::{
 use crate::error::{Error, Result};
 use crate::format::schedule::ScheduleFile;
 use crate::memory;
+use crate::methods::Updates;
 use crate::model::ModelConfig;
 use crate::profile::Dtype;
 use crate::training::checkpoint::encode;
@@ -146,14 +147,15 @@ impl<'a> Session<'a> {
                 masters.extend(values);
             }
             let Some(states) = group.states else { continue };
-            let mut planes = Vec::new();
-            if (self.program.rule, dtype) == (UpdateRule::AdamW, Dtype::Bf16) {
+            let mut words = Vec::new();
+            let elements = Updates::Elements(UpdateRule::AdamW);
+            if (self.program.method.updates(), dtype) == (elements, Dtype::Bf16) {
                 // A master begins as what the weight is, rounded as that is.
-                planes.extend(decode(dtype, &encode(dtype, &masters)));
+                words.extend(decode(dtype, &encode(dtype, &masters)));
             }
-            let all = masters.len() as u64 * self.program.layout.planes(self.program.rule);
-            planes.resize(usize::try_from(all).unwrap_or(usize::MAX), 0.0);
-            self.write_states(states, &planes)?;
+            let all = self.program.state_bytes(group)? / 4;
+            words.resize(usize::try_from(all).unwrap_or(usize::MAX), 0.0);
+            self.write_states(states, &words)?;
         }
         Ok(())
     }
@@ -175,8 +177,7 @@ impl<'a> Session<'a> {
     pub fn restore(&mut self, saved: &BTreeMap<String, Vec<f32>>) -> Result<()> {
         for group in &self.program.schedule.state_groups {
             let Some(states) = group.states else { continue };
-            let planes = self.program.layout.planes(self.program.rule);
-            let expected = self.program.parameters(group)? * planes;
+            let expected = self.program.state_bytes(group)? / 4;
             match saved.get(&group.name) {
                 Some(values) if values.len() as u64 == expected => {
                     self.write_states(states, values)?;
@@ -333,7 +334,8 @@ impl<'a> Session<'a> {
         Ok(bytes)
     }
 
-    /// The optimizer's states by the name of their group.
+    /// The optimizer's states by the name of their group: f32 planes, or whatever a method keeps
+    /// in words of 32 bits, bit by bit.
     ///
     /// # Errors
     /// Every failure of the device.

@@ -13,7 +13,7 @@ use ebbtide_solver::problem::Category;
 use ebbtide_solver::schedule::{Buffer, Schedule, ScheduledGroup, ScheduledValue, Space};
 
 use crate::device::layout::{Layout, States, WeightValue};
-use crate::device::{Region, UpdateRule};
+use crate::device::Region;
 use crate::error::{Error, Result};
 use crate::format::schedule::ScheduleFile;
 use crate::methods::Method;
@@ -29,10 +29,8 @@ pub struct Program<'a> {
     pub layout: Layout<'a>,
     /// Tokens of a sequence.
     pub sequence: u64,
-    /// How parameters follow their gradients.
-    pub rule: UpdateRule,
-    /// Whether updates run inside backward.
-    pub fused: bool,
+    /// How it is trained.
+    pub method: Method,
     /// Where in the device's memory the carries of a weight start.
     carries: BTreeMap<ValueId, u64>,
     /// f32 elements of all carries.
@@ -46,6 +44,8 @@ pub struct Member<'a> {
     pub group: &'a ScheduledGroup,
     /// Parameters of the group before it.
     pub first: u64,
+    /// Bytes of states of the group before it, where weights are updated tensor by tensor.
+    pub first_state_byte: u64,
     /// Parameters of the group.
     pub parameters: u64,
 }
@@ -87,7 +87,7 @@ impl<'a> Program<'a> {
     /// A method or type that is not run, or sizes that are not the model's.
     pub fn new(file: &'a ScheduleFile, model: &'a ModelConfig) -> Result<Self> {
         let schedule = &file.schedule;
-        let method: Method = file.method.parse()?;
+        let method = Method::named(&file.method, file.method_options)?.resolved(model)?;
         let workload = &file.workload;
         let rows = workload.seq.checked_mul(workload.batch);
         if workload.seq == 0 || workload.batch == 0 || rows != Some(schedule.tokens) {
@@ -115,11 +115,7 @@ impl<'a> Program<'a> {
             schedule,
             layout,
             sequence: workload.seq,
-            rule: match method {
-                Method::AdamW => UpdateRule::AdamW,
-                Method::Sgd | Method::Lomo => UpdateRule::Sgd,
-            },
-            fused: method.fused(),
+            method,
             carries: BTreeMap::new(),
             carry_elements: 0,
         };
@@ -146,10 +142,7 @@ impl<'a> Program<'a> {
                     let group = group.ok_or_else(|| {
                         Error::bad_input(format!("{} belong to no weights", value.name))
                     })?;
-                    (
-                        0,
-                        self.parameters(group)? * self.layout.planes(self.rule) * 4,
-                    )
+                    (0, self.state_bytes(group)?)
                 }
                 _ => {
                     let (elements, extras) = self.row(value)?;
@@ -269,9 +262,32 @@ impl<'a> Program<'a> {
     }
 
     fn parameters_of(&self, weight: ValueId) -> Result<u64> {
+        Ok(self.layout.elements(self.named(weight)?))
+    }
+
+    /// Which weight a state group names.
+    fn named(&self, weight: ValueId) -> Result<WeightValue> {
         let value = self.schedule.values.get(weight);
         let value = value.ok_or_else(|| Error::bad_input("a state group names no value"))?;
-        Ok(self.layout.elements(self.weight_value(value)?))
+        self.weight_value(value)
+    }
+
+    /// Bytes of the states of a group.
+    ///
+    /// # Errors
+    /// Weights that are none of a model's.
+    pub fn state_bytes(&self, group: &ScheduledGroup) -> Result<u64> {
+        let each = group.weights.iter().map(|&w| self.state_bytes_of(w));
+        each.sum()
+    }
+
+    /// Bytes of the states of a weight.
+    ///
+    /// # Errors
+    /// A weight that is none of a model's.
+    pub fn state_bytes_of(&self, weight: ValueId) -> Result<u64> {
+        let value = self.named(weight)?;
+        Ok(self.method.state_bytes(&self.layout, value))
     }
 
     /// The group of states that a weight belongs to.
@@ -284,8 +300,10 @@ impl<'a> Program<'a> {
             .find(|g| g.weights.contains(&weight))
             .ok_or_else(|| Error::bad_input("an update changes a weight of no state group"))?;
         let before = group.weights.iter().take_while(|&&w| w != weight);
+        let bytes = before.clone().map(|&w| self.state_bytes_of(w));
         Ok(Member {
             group,
+            first_state_byte: bytes.sum::<Result<u64>>()?,
             first: before
                 .map(|&w| self.parameters_of(w))
                 .sum::<Result<u64>>()?,

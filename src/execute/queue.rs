@@ -14,13 +14,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebbtide_solver::ids::{BufferId, Id};
-use ebbtide_solver::schedule::{Access, Action, Buffer, Instruction, Schedule, Space, Stream};
+use ebbtide_solver::ids::{BufferId, EventId, Id};
+use ebbtide_solver::schedule::{
+    Access, Action, Buffer, Instruction, Schedule, Space, Stream, GRADIENT_NORM,
+};
 use ebbtide_solver::units::Span;
 
 use super::bind::{copied, operators};
 use super::program::Program;
-use crate::device::layout::WeightValue;
 use crate::device::{Event, Operator, Region};
 use crate::error::{Error, Result};
 use crate::memory;
@@ -82,7 +83,7 @@ pub fn queue(program: &Program<'_>, clip: bool) -> Result<Queue> {
     loop {
         let before = merged.next;
         for stream in Stream::ALL {
-            merged.advance(stream, clip)?;
+            merged.advance(stream)?;
         }
         if merged.next == before {
             break;
@@ -163,7 +164,7 @@ struct Merging<'a, 'b> {
 
 impl Merging<'_, '_> {
     /// Queues instructions of a stream until one waits for what is not there yet.
-    fn advance(&mut self, stream: Stream, clip: bool) -> Result<()> {
+    fn advance(&mut self, stream: Stream) -> Result<()> {
         let schedule = self.program.schedule;
         while let Some(instruction) = schedule.stream(stream).get(self.next[stream as usize]) {
             let waits = instruction.waits.iter().map(|&e| number(e));
@@ -177,7 +178,7 @@ impl Merging<'_, '_> {
             if stream == Stream::Compute {
                 self.begin(at as u64);
             }
-            self.body(stream, at, instruction, clip)
+            self.body(stream, at, instruction)
                 .map_err(|error| self.named(error, stream, at))?;
             if stream == Stream::Compute {
                 let ended = self.lives.end_used.remove(&(at as u64 + 1));
@@ -238,13 +239,7 @@ impl Merging<'_, '_> {
         }
     }
 
-    fn body(
-        &mut self,
-        stream: Stream,
-        at: usize,
-        instruction: &Instruction,
-        clip: bool,
-    ) -> Result<()> {
+    fn body(&mut self, stream: Stream, at: usize, instruction: &Instruction) -> Result<()> {
         let number = u32::try_from(at).expect("ids have 32 bits");
         if instruction.action == Action::Copy {
             let (from, to) = copied(self.program, instruction)?;
@@ -261,8 +256,9 @@ impl Merging<'_, '_> {
                     *slot = self.queue.loss_slots;
                     self.queue.loss_slots += 1;
                 }
-                Operator::Update { .. } if clip && self.queue.norm_slots == 0 => {
-                    self.gradient_norms(number)?;
+                Operator::GradientNorm { slot, .. } => {
+                    *slot = self.queue.norm_slots;
+                    self.queue.norm_slots += 1;
                 }
                 _ => {}
             }
@@ -274,55 +270,51 @@ impl Merging<'_, '_> {
 
     // ---- clipping -----------------------------------------------------------------------------
 
-    /// Refuses to clip where some weight is updated before the last gradient is there.
+    /// Refuses to clip where not all gradients are counted before the first update.
     fn clip(&self) -> Result<()> {
         let schedule = self.program.schedule;
-        if self.program.fused {
-            return Err(Error::bad_input(
-                "gradients cannot be clipped by their global norm: the method updates weights \
-                 inside backward, before all gradients are there",
-            )
-            .hint("leave out --clip, or plan with --method adamw or sgd"));
-        }
-        if let Some(group) = schedule.state_groups.iter().find(|g| g.on_host) {
+        let unfit = |why: String| {
+            let error = format!("gradients cannot be clipped by their global norm: {why}");
+            Err(Error::bad_input(error).hint("leave out --clip, or plan again with --clip"))
+        };
+        if self.program.method.fused() {
+            let why = "the method updates weights inside backward, before all gradients are there";
             return Err(Error::bad_input(format!(
-                "gradients cannot be clipped by their global norm: the host updates {} while \
-                 others' gradients are still on the device",
-                group.name
+                "gradients cannot be clipped by their global norm: {why}"
             ))
-            .hint(
-                "leave out --clip, or raise --device-memory of `ebbtide plan` until it says of \
-                 `states` that all groups are on the device",
-            ));
+            .hint("leave out --clip, or plan with --method adamw or sgd, and --clip"));
         }
-        Ok(())
-    }
-
-    /// Before the first update: the sums of squares of all gradients.
-    fn gradient_norms(&mut self, instruction: u32) -> Result<()> {
-        let schedule = self.program.schedule;
-        for group in &schedule.state_groups {
-            for &gradient in &group.gradients {
-                let mut pieces: Vec<&Buffer> = device_buffers(schedule)
-                    .map(|(_, b)| b)
-                    .filter(|b| b.value == Some(gradient))
-                    .collect();
-                pieces.sort_by_key(|b| b.groups.start);
-                let regions: Vec<Region> = pieces.iter().map(|b| self.program.region(b)).collect();
-                let Some(first) = pieces.first() else {
-                    return Err(Error::bad_input("a gradient has no buffer"));
-                };
-                let value: WeightValue = self.program.weight_value(self.program.value(first)?)?;
-                let operator = Operator::GradientNorm {
-                    gradients: self.program.layout.gradients(value, &regions),
-                    slot: self.queue.norm_slots,
-                };
-                self.queue.norm_slots += 1;
-                let launch = Command::Launch(Stream::Compute, instruction, Box::new(operator));
-                self.queue.commands.push(launch);
+        let compute = schedule.stream(Stream::Compute);
+        let named = |instruction: &Instruction, is: &dyn Fn(&str) -> bool| {
+            matches!(instruction.action, Action::Run(op)
+                if schedule.ops.get(op).is_some_and(|op| is(&op.name)))
+        };
+        let counts = |i: &Instruction| named(i, &|name| name == GRADIENT_NORM);
+        let counted = compute.iter().filter(|i| counts(i)).count();
+        let gradients: usize = schedule
+            .state_groups
+            .iter()
+            .map(|g| g.gradients.len())
+            .sum();
+        let Some(last) = compute.iter().rposition(counts) else {
+            return unfit("the schedule does not count them".to_owned());
+        };
+        if counted != gradients {
+            return unfit(format!("the schedule counts {counted} of {gradients}"));
+        }
+        let updates = |i: &Instruction| named(i, &|name| name.ends_with("_update"));
+        if let Some(early) = compute[..last].iter().find(|i| updates(i)) {
+            let what = memory::doing(schedule, early);
+            return unfit(format!("{what} comes before the last is counted"));
+        }
+        let behind: BTreeSet<EventId> = compute[last..].iter().filter_map(|i| i.signals).collect();
+        match schedule.stream(Stream::Host).first() {
+            Some(first) if !first.waits.iter().any(|event| behind.contains(event)) => {
+                let what = memory::doing(schedule, first);
+                unfit(format!("{what} does not wait until the last is counted"))
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

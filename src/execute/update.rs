@@ -3,14 +3,18 @@
 //! The device updates a weight at a time, of `qkv` and `o` a head group at a time; the host a whole
 //! group of weights at once. Both become the same slices for the same arithmetic.
 
+use ebbtide_solver::ids::ValueId;
 use ebbtide_solver::problem::Category;
 use ebbtide_solver::schedule::Instruction;
 
 use super::bind::Taken;
 use super::program::{Member, Program};
-use crate::device::layout::WeightValue;
-use crate::device::{Operator, Region, UpdateSlice};
+use crate::device::layout::{Updated, WeightValue};
+use crate::device::tensors::TensorUpdate;
+use crate::device::{Operator, Region, UpdateRule, UpdateSlice};
 use crate::error::{Error, Result};
+use crate::methods::Updates;
+use crate::model::Weight;
 
 /// An update on the device.
 pub(super) fn on_device(
@@ -18,7 +22,7 @@ pub(super) fn on_device(
     instruction: &Instruction,
     gradient: Taken<'_>,
     weight: Taken<'_>,
-    states: Option<Taken<'_>>,
+    (states, workspace): (Option<Taken<'_>>, Option<Region>),
 ) -> Result<Vec<Operator>> {
     let id = weight.buffer.value;
     let id = id.ok_or_else(|| Error::bad_input("changes no weight"))?;
@@ -39,7 +43,7 @@ pub(super) fn on_device(
             "the gradient is of another block",
         ),
         (
-            states.is_some() == (program.layout.planes(program.rule) > 0),
+            states.is_some() == (program.state_bytes_of(id)? > 0),
             "states do not fit the method",
         ),
     ];
@@ -47,18 +51,20 @@ pub(super) fn on_device(
         return Err(Error::bad_input(wrong));
     }
     let member = program.member(id)?;
-    let group = instruction.groups.start;
-    let slices = slices(
-        program,
-        (value, program.carry(id)),
-        weight.region,
-        (group, &[gradient.region]),
-        (member, states.map(|s| s.region)),
-    );
-    Ok(vec![Operator::Update {
-        rule: program.rule,
-        slices,
-    }])
+    let states = states.map(|s| s.region);
+    let at = Place {
+        value,
+        id,
+        block: weight.value.block,
+        region: weight.region,
+    };
+    let first_group = instruction.groups.start;
+    let pieces = match gradient.value.by_groups {
+        true => vec![gradient.region],
+        false => program.layout.pieces(value, gradient.region),
+    };
+    let change = change(program, at, (first_group, &pieces), (member, states));
+    Ok(vec![change.into_operator(workspace)])
 }
 
 /// An update of a group on the host.
@@ -93,13 +99,17 @@ pub(super) fn on_host(
     let mut gradients = Vec::new();
     for &gradient in &named.gradients {
         let value = name(gradient)?;
-        let pieces = if value.by_groups {
-            program.layout.groups
-        } else {
-            1
-        };
-        let regions = (0..pieces).map(|_| next(&value.name, value.fixed_bytes.get() / pieces));
-        gradients.push(regions.collect::<Result<Vec<Region>>>()?);
+        let bytes = value.fixed_bytes.get();
+        let groups = program.layout.groups;
+        gradients.push(match value.by_groups {
+            true => (0..groups)
+                .map(|_| next(&value.name, bytes / groups))
+                .collect::<Result<Vec<Region>>>()?,
+            false => {
+                let whole = next(&value.name, bytes)?;
+                program.layout.pieces(program.weight_value(value)?, whole)
+            }
+        });
     }
     let states = match named.states {
         Some(states) => {
@@ -108,41 +118,89 @@ pub(super) fn on_host(
         }
         None => None,
     };
-    let mut all = Vec::new();
+    let mut all: Option<Change> = None;
     for (&id, pieces) in named.weights.iter().zip(&gradients) {
         let value = name(id)?;
-        let region = next(&value.name, value.fixed_bytes.get())?;
-        let weight = (program.weight_value(value)?, program.carry(id));
+        let at = Place {
+            value: program.weight_value(value)?,
+            id,
+            block: value.block,
+            region: next(&value.name, value.fixed_bytes.get())?,
+        };
         let member = program.member(id)?;
-        all.extend(slices(
-            program,
-            weight,
-            region,
-            (0, pieces),
-            (member, states),
-        ));
+        let change = change(program, at, (0, pieces), (member, states));
+        match &mut all {
+            Some(all) => all.extend(change),
+            None => all = Some(change),
+        }
     }
-    Ok(vec![Operator::Update {
-        rule: program.rule,
-        slices: all,
-    }])
+    Ok(all.map(|all| all.into_operator(None)).into_iter().collect())
+}
+
+/// A weight to change.
+#[derive(Clone, Copy)]
+struct Place {
+    value: WeightValue,
+    id: ValueId,
+    block: Option<u32>,
+    region: Region,
+}
+
+/// What an update changes.
+enum Change {
+    Elements(UpdateRule, Vec<UpdateSlice>),
+    Tensors(Vec<TensorUpdate>),
+}
+
+impl Change {
+    fn extend(&mut self, more: Change) {
+        match (self, more) {
+            (Change::Elements(_, all), Change::Elements(_, more)) => all.extend(more),
+            (Change::Tensors(all), Change::Tensors(more)) => all.extend(more),
+            _ => unreachable!("a method has one way to change weights"),
+        }
+    }
+    fn into_operator(self, workspace: Option<Region>) -> Operator {
+        match self {
+            Change::Elements(rule, slices) => Operator::Update { rule, slices },
+            Change::Tensors(tensors) => Operator::TensorUpdate { tensors, workspace },
+        }
+    }
 }
 
 /// What is changed of one weight, by the gradients of the head groups from the first given on.
-fn slices(
+fn change(
     program: &Program<'_>,
-    (weight, carry): (WeightValue, u64),
-    region: Region,
-    (first_group, pieces): (u64, &[Region]),
+    at: Place,
+    (first_group, gradients): (u64, &[Region]),
     (member, states): (Member<'_>, Option<Region>),
-) -> Vec<UpdateSlice> {
+) -> Change {
     let layout = &program.layout;
-    let states = states.map(|region| program.states(member, region));
-    match weight.by_groups() {
-        true => {
-            let pieces = (first_group, pieces);
-            layout.update_groups(program.rule, weight, region, pieces, states, carry)
+    let rule = match program.method.updates() {
+        Updates::Elements(rule) => rule,
+        Updates::Tensors => {
+            let states = states.map(|all| {
+                let first = member.first_state_byte;
+                all.part(first, all.bytes - first)
+            });
+            let updated = Updated {
+                weight: at.region,
+                gradient: gradients,
+                states,
+                block: at.block,
+            };
+            let rule = |weight: &Weight| program.method.tensor_rule(weight);
+            return Change::Tensors(layout.update_tensors(at.value, updated, rule));
         }
-        false => layout.update(program.rule, region, pieces[0], states),
-    }
+    };
+    let states = states.map(|region| program.states(member, region));
+    let slices = match at.value.by_groups() {
+        true => {
+            let pieces = (first_group, gradients);
+            let carry = program.carry(at.id);
+            layout.update_groups(rule, at.value, at.region, pieces, states, carry)
+        }
+        false => layout.update(rule, at.region, gradients[0], states),
+    };
+    Change::Elements(rule, slices)
 }

@@ -344,9 +344,12 @@ pub fn words(
             percent(1.0 - resident)
         ));
     }
-    if file.method == "lomo" && system != System::Jax {
+    let named = matches!(system, System::Trl | System::Axolotl);
+    if file.method != "adamw" && !(named && settings::optimizer(file).is_some()) {
         lines.push(format!(
-            "{name}: choose an optimizer that is fused into backward (LOMO)"
+            "the settings name no optimizer: choose one that works as {}, by which they were \
+             simulated",
+            file.method
         ));
     }
     if file.schedule.groups > 1 {

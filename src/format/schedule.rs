@@ -20,6 +20,7 @@ use ebbtide_solver::schedule::Schedule;
 use ebbtide_solver::units::{Bytes, Nanos};
 
 use crate::error::{Error, Result};
+use crate::methods::LowRank;
 
 /// The format that is written and read.
 pub const SCHEMA: &str = "ebbtide/schedule/1";
@@ -38,6 +39,8 @@ pub struct ScheduleFile {
     pub hardware: Hardware,
     /// The training method.
     pub method: String,
+    /// What a low-rank method was told, its rank included.
+    pub method_options: Option<LowRank>,
     /// The strategy that found it.
     pub strategy: String,
     /// What becomes of every storable tensor.

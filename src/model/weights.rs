@@ -103,6 +103,16 @@ impl Weight {
     pub fn is_matrix(&self) -> bool {
         self.columns > 1
     }
+
+    /// Whether it is a layer's matrix within a block: what low-rank methods project. Embedding and
+    /// head are none.
+    pub fn is_linear(&self) -> bool {
+        let table = matches!(
+            self.part,
+            Part::Embedding | Part::PositionEmbedding | Part::LmHead
+        );
+        self.is_matrix() && !table
+    }
 }
 
 impl ModelConfig {
@@ -152,6 +162,20 @@ impl ModelConfig {
             (shifted, Part::FinalNormBias, self.hidden, 1),
             (!self.tied, Part::LmHead, self.vocab, self.hidden),
         ])
+    }
+
+    /// The tensors that make a weight, one below the other, as HF has them: q, k and v apart, and
+    /// gate and up. What a method knows of a tensor (its norm, its rank) it knows of these.
+    pub fn tensors(&self, weight: Weight) -> Vec<Weight> {
+        let rows = match weight.part {
+            Part::Qkv | Part::QkvBias => {
+                vec![self.query_width(), self.kv_width(), self.kv_width()]
+            }
+            Part::GateUp | Part::GateUpBias => vec![self.intermediate; 2],
+            _ => vec![weight.rows],
+        };
+        let tensor = |rows| Weight { rows, ..weight };
+        rows.into_iter().map(tensor).collect()
     }
 
     /// Parameters of one block.

@@ -323,6 +323,19 @@ impl Costs<'_> {
         }
     }
 
+    /// A thin singular value decomposition of a matrix with these sides, `6 M μ² + 20 μ³`
+    /// operations (Golub and Van Loan, table 8.6.1). No profile measures it; the rate is a 360th of
+    /// the peak, which is what 540 s for all matrices of a 7B model on an A100 come to (APOLLO, Zhu
+    /// et al. 2025, table 7).
+    pub fn decomposition(&self, (long, short): (u64, u64)) -> Nanos {
+        let (long, short) = (u128::from(long), u128::from(short));
+        let operations = 6 * long * short * short + 20 * short * short * short;
+        let peaks = &self.profile.device.peak_flops_per_s;
+        let peak = peaks.get(&self.dtype).copied().unwrap_or(1).max(1);
+        let nanos = operations * 360 * 1_000_000_000 / u128::from(peak);
+        Nanos::new(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
     /// AdamW on the device for `params` parameters with f32 states.
     pub fn device_adam(&self, params: u64) -> Estimate {
         let per_param = u128::from(self.profile.machine.host_adam.bytes_per_param.get());

@@ -7,6 +7,7 @@ pub mod plan;
 pub mod profile;
 pub mod run;
 pub mod timeline;
+pub mod tuning;
 
 use std::collections::BTreeMap;
 

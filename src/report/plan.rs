@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use ebbtide_solver::plan::Placement;
-use ebbtide_solver::schedule::{Schedule, Stream};
+use ebbtide_solver::schedule::{Schedule, Stream, GRADIENT_NORM};
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 
 use super::{by_category, columns, count, grouped, percent, Sheet};
 use crate::format::schedule::{Decision, ScheduleFile, Status};
 use crate::memory;
+use crate::methods::LowRank;
 use crate::planning::{Planned, Sensitivity};
 
 /// The table.
@@ -50,8 +51,37 @@ fn head(planned: &Planned, sheet: &mut Sheet) {
         "model",
         format!("{}, {parameters} parameters", file.model.name),
     );
-    sheet.row("workload", format!("{workload}, {}", file.method));
+    let clips = file
+        .schedule
+        .ops
+        .values()
+        .any(|op| op.name == GRADIENT_NORM);
+    let clipped = if clips {
+        ", clipped by the global norm"
+    } else {
+        ""
+    };
+    sheet.row("workload", format!("{workload}, {}{clipped}", file.method));
+    if let Some(options) = file.method_options {
+        sheet.row("method", of_low_rank(&options));
+    }
     sheet.row("hardware", &file.hardware.name);
+}
+
+/// `rank 256, refreshed every 200 steps, scale 0.25`.
+fn of_low_rank(options: &LowRank) -> String {
+    let flags = [
+        (options.per_layer, ", updated layer by layer"),
+        (options.svd, ", by singular values"),
+        (options.eight_bit, ", moments in 8 bits"),
+    ];
+    let flags: String = flags.iter().filter(|f| f.0).map(|f| f.1).collect();
+    format!(
+        "rank {}, refreshed every {} steps, scale {}{flags}",
+        options.rank.unwrap_or_default(),
+        options.refresh,
+        options.scale
+    )
 }
 
 // ---- what was decided ---------------------------------------------------------------------------
@@ -162,6 +192,12 @@ fn time(planned: &Planned, sheet: &mut Sheet) {
             &format!("  {name}"),
             format!("{length:>9}  {share:>7}{words}"),
         );
+    }
+    let renewal = planned.lowered.renewal;
+    if !renewal.time.is_zero() {
+        let (time, every) = (renewal.time, renewal.every);
+        let words = format!("{time} more in one of {every} steps, spread over all of them");
+        sheet.row("renewals", words);
     }
     let rate = format!(
         "{} tokens/s, MFU {}, HFU {}",

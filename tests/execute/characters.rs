@@ -99,6 +99,7 @@ fn schedule(model: &ModelConfig, strategy: Strategy, budget: Budget) -> Schedule
             batch: BATCH,
             accumulate: 1,
             dtype: Dtype::F32,
+            clip: false,
         },
         method: Method::AdamW,
         budget,

@@ -4,8 +4,9 @@ use ebbtide::device::cpu::CpuOptions;
 use ebbtide::execute::Optimizer;
 use ebbtide::methods::Method;
 use ebbtide::model::ModelConfig;
-use ebbtide_solver::plan::Placement;
-use ebbtide_solver::schedule::Schedule;
+use ebbtide_solver::check::check;
+use ebbtide_solver::plan::{Placement, Plan};
+use ebbtide_solver::schedule::{Action, Instruction, Schedule, GRADIENT_NORM};
 
 use super::models::{self, model};
 use super::plans::{file_of, problem, random_plan, schedule, segments, Cut};
@@ -33,16 +34,17 @@ fn trained(
     (outcome, norms)
 }
 
-/// Random plans whose updates are on the device, as clipping needs.
+fn cut(method: Method) -> Cut {
+    let mut cut = Cut::new(method, 2);
+    cut.workload.clip = true;
+    cut
+}
+
+/// Random plans, with updates here and there.
 fn plans(model: &ModelConfig, cut: &Cut, seed: u64) -> Vec<Schedule> {
     let problem = problem(model, cut);
     let mut random = Random::new(seed);
-    let random = (0..3).map(|_| {
-        let mut plan = random_plan(&problem, &mut random);
-        let placements = plan.placements.iter_mut();
-        placements.for_each(|placement| *placement = Placement::Resident);
-        schedule(&problem, &plan)
-    });
+    let random = (0..3).map(|_| schedule(&problem, &random_plan(&problem, &mut random)));
     let mut plans: Vec<Schedule> = random.collect();
     plans.push(segments(&problem));
     plans
@@ -50,11 +52,18 @@ fn plans(model: &ModelConfig, cut: &Cut, seed: u64) -> Vec<Schedule> {
 
 #[test]
 fn clipped_plans_give_the_bits_of_the_step_without_a_plan() {
+    let mut on_host = [0; 2];
     for (seed, name) in (1..).zip(models::names()) {
         let model = model(name);
-        for method in [Method::AdamW, Method::Sgd] {
-            let cut = Cut::new(method, 2);
+        for method in Method::ALL.into_iter().filter(|m| !m.fused()) {
+            let cut = cut(method);
             for (nth, plan) in plans(&model, &cut, seed).into_iter().enumerate() {
+                on_host[usize::from(plan.state_groups.iter().any(|g| g.on_host))] += 1;
+                assert_eq!(
+                    check(&plan),
+                    [],
+                    "{name} {method}, plan {nth} of seed {seed}"
+                );
                 let (expected, norms) = trained(&model, &cut, straight(&plan), Some(0.1));
                 let (found, again) = trained(&model, &cut, plan, Some(0.1));
                 let what = format!("{name} {method}, plan {nth} of seed {seed}");
@@ -64,6 +73,52 @@ fn clipped_plans_give_the_bits_of_the_step_without_a_plan() {
             }
         }
     }
+    assert!(on_host.into_iter().all(|plans| plans > 4), "{on_host:?}");
+}
+
+/// A schedule is not clipped by which weights change before all gradients have been counted.
+#[test]
+fn a_schedule_that_does_not_count_in_time_is_refused() {
+    let model = model("gqa");
+    let refused = |cut: &Cut, change: &dyn Fn(&mut Schedule)| {
+        let problem = problem(&model, cut);
+        let mut plan = Plan::keep_all(&problem);
+        plan.placements.fill(Placement::HostOptimizer);
+        let mut schedule = schedule(&problem, &plan);
+        change(&mut schedule);
+        let file = file_of(&model, cut, schedule);
+        let run = run_with(&file, &model, CpuOptions::default(), 6, &clipped(Some(0.1)));
+        run.map(|_| ()).map_err(|error| error.to_string())
+    };
+    let cut = cut(Method::AdamW);
+    refused(&cut, &|_| {}).unwrap();
+    let counts = |schedule: &Schedule, instruction: &Instruction| match instruction.action {
+        Action::Run(op) => schedule.ops[op].name == GRADIENT_NORM,
+        _ => false,
+    };
+    let unaware = Cut::new(Method::AdamW, 2);
+    let said = [
+        (refused(&unaware, &|_| {}), "does not count them"),
+        (
+            refused(&cut, &|s| {
+                let all = s.streams[0].clone();
+                let one = all.iter().position(|i| counts(s, i)).unwrap();
+                s.streams[0].remove(one);
+            }),
+            "counts",
+        ),
+        (
+            refused(&cut, &|s| s.streams[3][0].waits.clear()),
+            "does not wait",
+        ),
+    ];
+    for (found, expected) in said {
+        let error = found.unwrap_err();
+        assert!(
+            error.contains("global norm") && error.contains(expected),
+            "{error}"
+        );
+    }
 }
 
 /// A step of descent from the same weights, of both micro-batches: a clipped one is shorter by the
@@ -72,7 +127,7 @@ fn clipped_plans_give_the_bits_of_the_step_without_a_plan() {
 fn a_clipped_step_is_the_step_times_limit_over_norm() {
     const LIMIT: f64 = 0.25;
     let model = model("gqa");
-    let cut = Cut::new(Method::Sgd, 2);
+    let cut = cut(Method::Sgd);
     assert_eq!(cut.workload.accumulate, 2);
     let moved = |limit: Option<f64>| {
         let file = file_of(&model, &cut, segments(&problem(&model, &cut)));

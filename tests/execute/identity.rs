@@ -1,4 +1,5 @@
-//! Every plan gives the bits of the step without a plan.
+//! Every plan gives the bits of the step without a plan. Each is run at a seed of its own;
+//! `SEEDS=10 cargo test --release --test execute identity` runs each at so many.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -56,12 +57,24 @@ fn compare(name: &str, model: &ModelConfig, cut: &Cut, schedule: Schedule, seed:
     assert_eq!(check(&schedule), [], "{name}");
     let plain = file_of(model, cut, straight(&schedule));
     let planned: ScheduleFile = file_of(model, cut, schedule);
+    let seeds = std::env::var("SEEDS").map_or(1, |n| n.parse().expect("SEEDS is a number"));
+    for nth in 0..seeds {
+        compare_at(name, model, (&plain, &planned), seed + 1000 * nth);
+    }
+}
+
+fn compare_at(
+    name: &str,
+    model: &ModelConfig,
+    (plain, planned): (&ScheduleFile, &ScheduleFile),
+    seed: u64,
+) {
     let told = |error: ebbtide::error::Error| -> ! { panic!("{name}: {error}") };
-    let (expected, _) = run(&plain, model, CpuOptions::default(), seed).unwrap_or_else(|e| told(e));
+    let (expected, _) = run(plain, model, CpuOptions::default(), seed).unwrap_or_else(|e| told(e));
     let loss = f64::from_bits(expected.losses[0]);
     assert!(loss > 1.0 && loss < 20.0, "{name}: loss {loss}");
     assert_ne!(expected.losses[0], expected.losses[1], "{name}");
-    let (found, used) = run(&planned, model, delays(seed), seed).unwrap_or_else(|e| told(e));
+    let (found, used) = run(planned, model, delays(seed), seed).unwrap_or_else(|e| told(e));
     if let Some(difference) = found.difference(&expected) {
         panic!("{name}, seed {seed}: {difference}");
     }
@@ -76,7 +89,7 @@ fn all_plans(name: &str) {
     let model = model(name);
     let mut used = BTreeSet::new();
     let mut seen: Vec<Schedule> = Vec::new();
-    for (seed, method) in (1..).zip(Method::ALL) {
+    for method in Method::ALL {
         for groups in [1, 2] {
             let cut = Cut::new(method, groups);
             let free = problem(&model, &cut);
@@ -94,7 +107,7 @@ fn all_plans(name: &str) {
                     continue;
                 }
                 let what = format!("{name} {method} {groups} groups {strategy}");
-                compare(&what, &model, &cut, schedule.clone(), seed);
+                compare(&what, &model, &cut, schedule.clone(), seen.len() as u64);
                 seen.push(schedule);
             }
         }
@@ -139,8 +152,8 @@ fn random_plans() {
     for (seed, name) in (1..).zip(models::names()) {
         let model = model(name);
         let mut random = Random::new(seed);
-        for nth in 0..12 {
-            let method = Method::ALL[nth % 3];
+        for nth in 0..4 * Method::ALL.len() {
+            let method = Method::ALL[nth % Method::ALL.len()];
             let cut = random_cut(method, model.kv_heads, &mut random);
             let problem = problem(&model, &cut);
             let plan = random_plan(&problem, &mut random);

@@ -11,6 +11,7 @@ mod faults;
 mod hf;
 mod identity;
 mod models;
+mod oracles;
 mod plans;
 mod refused;
 mod runs;

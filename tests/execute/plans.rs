@@ -38,8 +38,9 @@ impl Cut {
             workload: Workload {
                 seq: 20,
                 batch: 2,
-                accumulate: if method == Method::Lomo { 1 } else { 2 },
+                accumulate: if method.fused() { 1 } else { 2 },
                 dtype: Dtype::F32,
+                clip: false,
             },
             tile: 16,
             head_tile: 12,
@@ -163,7 +164,7 @@ pub fn random_cut(method: Method, kv_heads: u64, random: &mut Random) -> Cut {
     cut.groups = random.pick(&[1, kv_heads as u32]);
     cut.workload.seq = 4 + random.below(20) as u64;
     cut.workload.batch = 1 + random.below(3) as u64;
-    if method != Method::Lomo {
+    if !method.fused() {
         cut.workload.accumulate = 1 + random.below(3) as u32;
     }
     cut.tile = 1 + random.below(40) as u64;
@@ -236,6 +237,8 @@ pub fn file_of(model: &ModelConfig, cut: &Cut, schedule: Schedule) -> ScheduleFi
         dtype: cut.workload.dtype.to_string(),
     };
     file.method = cut.method.name().into();
+    let resolved = cut.method.resolved(model).expect("suits the model");
+    file.method_options = resolved.low_rank();
     file.predicted.step = Nanos::new(1);
     file.schedule = schedule;
     file

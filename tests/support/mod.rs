@@ -37,6 +37,7 @@ pub fn tiny_file() -> ScheduleFile {
             host_memory: Bytes::gib(1024),
         },
         method: "sgd".into(),
+        method_options: None,
         strategy: "by-hand".into(),
         decisions: vec![Decision {
             block: None,

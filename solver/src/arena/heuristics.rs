@@ -1,10 +1,11 @@
 //! The heuristics in order of cost, until one reaches the lower bound.
 
 use super::best_fit::fit_in_order;
+use super::blame::rearrange;
 use super::exact::Known;
 use super::instance::{Instance, Item};
 use super::skyline::{drop_in_order, push_down};
-use super::sweep::{sweep, Fit, Sweep, Timeline};
+use super::sweep::{sweep, sweep_many, Fit, Sweep, Timeline};
 use std::cmp::Reverse;
 
 /// Steps over gaps that all sweeps of one call may take together.
@@ -15,6 +16,8 @@ const FEW: usize = 4_000;
 const SOME: usize = 10_000;
 /// Most items for which one of them is.
 const MANY: usize = 25_000;
+/// Orders that are tried one after the other, each blaming what the one before put too high.
+const BLAMES: usize = 12;
 
 /// The best placement that the cheap heuristics find, or the first that is no higher than `enough`.
 pub(crate) fn quick(instance: &Instance, enough: u64) -> Known {
@@ -27,7 +30,17 @@ pub(crate) fn quick(instance: &Instance, enough: u64) -> Known {
     // Whoever asks for no more than enough asks often.
     let most = if enough == 0 { MANY } else { FEW };
     if !best.offer(nested) && !sweeps(instance, &mut best) && instance.items.len() <= most {
-        fits(instance, &mut best);
+        let low = fits(instance, &mut best);
+        if !low && enough == 0 && instance.items.len() <= SOME {
+            for key in [nested_key, area_key] {
+                rearrange(
+                    instance,
+                    hottest_first(instance, key),
+                    &mut best.known,
+                    BLAMES,
+                );
+            }
+        }
     }
     best.known
 }
@@ -61,25 +74,25 @@ impl Best<'_> {
     }
 }
 
-/// Sweeps forwards and backwards, with ever shorter items at the top.
+/// Sweeps forwards and backwards, with ever shorter items at the top, then with large ones there.
 fn sweeps(instance: &Instance, best: &mut Best) -> bool {
     let mirror = instance.mirrored();
     let timelines = [Timeline::new(instance), Timeline::new(&mirror)];
     let sections = instance.sections as u32;
     let mut work = SWEEP_WORK;
-    for short in [
-        0,
-        sections / 2,
-        sections / 8,
-        sections / 32,
-        sections / 128,
-        4,
-        1,
-    ] {
+    let shorts = [0, 2, 8, 32, 128].map(|part| sections.checked_div(part).unwrap_or(0));
+    let by_length = shorts
+        .into_iter()
+        .chain([4, 1])
+        .map(|short| (short, u64::MAX));
+    let by_size = [128, 32].map(|part| (0, instance.lower_bound / part));
+    for (short, large) in by_length.chain(by_size) {
         for fit in [Fit::Best, Fit::First] {
             for timeline in &timelines {
-                let Some(offsets) = sweep(timeline, Sweep { fit, short }, &mut work) else {
-                    return false;
+                let how = Sweep { fit, short, large };
+                let Some(offsets) = sweep(timeline, how, &mut work) else {
+                    // Of a million items only this one is quick.
+                    return timelines.iter().any(|many| best.offer(sweep_many(many)));
                 };
                 if best.offer(offsets) {
                     return true;
@@ -93,14 +106,10 @@ fn sweeps(instance: &Instance, best: &mut Best) -> bool {
 
 /// Gap-filling greedy in several orders; of many items, only those that are alive when most is.
 fn fits(instance: &Instance, best: &mut Best) -> bool {
-    let live = instance.live();
-    let hottest = |item: &Item| live[item.sections()].iter().copied().max();
     let many = instance.items.len() > SOME;
     let keys = [nested_key, size_key, area_key];
     for &key in if many { &keys[..1] } else { &keys[..] } {
-        let mut order = by(instance, key);
-        // What is alive at the fullest moment comes first, so that no hole is left there.
-        order.sort_by_cached_key(|&i| Reverse(hottest(&instance.items[i as usize])));
+        let order = hottest_first(instance, key);
         let done = if many {
             best.offer(fit_in_order(instance, &order, Fit::Best))
         } else {
@@ -114,6 +123,16 @@ fn fits(instance: &Instance, best: &mut Best) -> bool {
         && [nested_key, size_key, area_key]
             .into_iter()
             .any(|key| offer_fits(instance, &by(instance, key), best))
+}
+
+/// The largest key first, but what is alive at the fullest moment before all else, so that no hole
+/// is left there.
+fn hottest_first(instance: &Instance, key: fn(&Item) -> Key) -> Vec<u32> {
+    let live = instance.live();
+    let hottest = |item: &Item| live[item.sections()].iter().copied().max();
+    let mut order = by(instance, key);
+    order.sort_by_cached_key(|&i| Reverse(hottest(&instance.items[i as usize])));
+    order
 }
 
 fn offer_fits(instance: &Instance, order: &[u32], best: &mut Best) -> bool {

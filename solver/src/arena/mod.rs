@@ -8,11 +8,11 @@
 //! ([`place_quick`]), then an exact search ([`place`]) that decides height after height.
 //!
 //! ```text
-//! offset            requests ─► instance ─► sweep · skyline · best_fit ─► at the bound? ─► done
-//!   ▲  ┌────┐┌──┐                                                           │ no
-//!   │ ┌┴──┐ └┤  │                                                           ▼
-//!   │ │   │  │  │                                                  exact (until the deadline)
-//!   └─┴───┴──┴──┴─► position
+//! offset           requests ─► instance ─► skyline · sweep · best_fit · blame ─► at the bound?
+//!   ▲  ┌────┐┌──┐                                                           yes │      │ no
+//!   │ ┌┴──┐ └┤  │                                                               ▼      ▼
+//!   │ │   │  │  │                                                             done   exact
+//!   └─┴───┴──┴──┴─► position                                                 (until the deadline)
 //! ```
 //!
 //! What it does not know: what the requests are, what time is (positions are only compared), where
@@ -20,6 +20,7 @@
 
 mod best_fit;
 pub mod bilevel;
+mod blame;
 mod exact;
 pub mod generate;
 mod heuristics;

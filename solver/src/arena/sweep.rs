@@ -2,9 +2,11 @@
 //!
 //! This is what a run-time allocator does, but it knows how long each item will live: the
 //! long-lived ones grow from the bottom up and the short-lived ones from the lower bound down, so
-//! that transients do not leave holes in a stack of activations.
+//! that transients do not leave holes in a stack of activations. Or the large ones do, where small
+//! pieces of many lifetimes would leave no hole that is large enough.
 
 use super::instance::{Instance, Item};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Which gap an item gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +23,12 @@ pub(crate) struct Sweep {
     pub fit: Fit,
     /// Items that cover at most this many sections grow downwards from the lower bound.
     pub short: u32,
+    /// So do items of at least this size that are not alive for long.
+    pub large: u64,
 }
+
+/// What covers more than this part of the sections is alive for long.
+const PASSING: u32 = 8;
 
 /// An instance with its items in the orders in which a sweep meets them.
 pub(crate) struct Timeline<'a> {
@@ -46,6 +53,7 @@ impl<'a> Timeline<'a> {
 pub(crate) fn sweep(timeline: &Timeline, how: Sweep, work: &mut u64) -> Option<Vec<u64>> {
     let items = &timeline.instance.items;
     let ceiling = timeline.instance.lower_bound;
+    let passing = timeline.instance.sections as u32 / PASSING;
     let mut offsets = vec![0; items.len()];
     let mut gaps = vec![(0, u64::MAX)];
     let mut ends = timeline.ends.iter().peekable();
@@ -56,7 +64,8 @@ pub(crate) fn sweep(timeline: &Timeline, how: Sweep, work: &mut u64) -> Option<V
             release(&mut gaps, start, start + items[ended as usize].size);
         }
         *work = work.checked_sub(1 + gaps.len() as u64)?;
-        let top_down = item.width() <= how.short;
+        let large = item.size >= how.large && item.width() <= passing;
+        let top_down = large || item.width() <= how.short;
         let under = if top_down {
             highest(&gaps, item.size, ceiling)
         } else {
@@ -67,6 +76,48 @@ pub(crate) fn sweep(timeline: &Timeline, how: Sweep, work: &mut u64) -> Option<V
         take(&mut gaps, gap, offset, offset + item.size);
     }
     Some(offsets)
+}
+
+/// Offsets after a sweep with the best fit, in O(log gaps) for each item: for what is too many for
+/// [`sweep`].
+pub(crate) fn sweep_many(timeline: &Timeline) -> Vec<u64> {
+    let items = &timeline.instance.items;
+    let mut offsets = vec![0; items.len()];
+    // Ends by start, and (size, start) of the same gaps.
+    let mut gaps = BTreeMap::from([(0, u64::MAX)]);
+    let mut sizes = BTreeSet::from([(u64::MAX, 0)]);
+    let mut ends = timeline.ends.iter().peekable();
+    for &index in &timeline.begins {
+        let item = &items[index as usize];
+        while let Some(&ended) = ends.next_if(|&&other| items[other as usize].hi <= item.lo) {
+            let mut start = offsets[ended as usize];
+            let mut end = start + items[ended as usize].size;
+            let below = gaps
+                .range(..start)
+                .next_back()
+                .map(|(&start, &end)| (start, end));
+            if let Some((joined, _)) = below.filter(|&(_, top)| top == start) {
+                sizes.remove(&(start - joined, joined));
+                start = joined;
+            }
+            if let Some(joined) = gaps.remove(&end) {
+                sizes.remove(&(joined - end, end));
+                end = joined;
+            }
+            gaps.insert(start, end);
+            sizes.insert((end - start, start));
+        }
+        let fitting = sizes.range((item.size, 0)..).next().copied();
+        let (size, start) = fitting.expect("the last gap has no end");
+        sizes.remove(&(size, start));
+        gaps.remove(&start);
+        offsets[index as usize] = start;
+        if size > item.size {
+            gaps.insert(start + item.size, start + size);
+            sizes.insert((size - item.size, start + item.size));
+        }
+    }
+    offsets
 }
 
 /// Item numbers by section, the widest first within one, then the largest.
@@ -134,5 +185,30 @@ fn release(gaps: &mut Vec<(u64, u64)>, start: u64, end: u64) {
         (true, false) => gaps[next - 1].1 = end,
         (false, true) => gaps[next].0 = start,
         (false, false) => gaps.insert(next, (start, end)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arena::generate::churn;
+    use crate::units::Bytes;
+
+    #[test]
+    fn both_best_fits_agree() {
+        for seed in 0..50 {
+            let instance = Instance::new(&churn(1000, 200, seed), Bytes::new(1));
+            for instance in [instance.mirrored(), instance] {
+                let timeline = Timeline::new(&instance);
+                let how = Sweep {
+                    fit: Fit::Best,
+                    short: 0,
+                    large: u64::MAX,
+                };
+                let mut work = u64::MAX;
+                let slow = sweep(&timeline, how, &mut work);
+                assert_eq!(slow, Some(sweep_many(&timeline)), "seed {seed}");
+            }
+        }
     }
 }

@@ -11,12 +11,15 @@
 //! | copy from the host | the copy to the host of the same piece | it is there |
 //! | compute, at first use | that copy | it has arrived |
 //! | host optimizer | the copies of its gradients | they are there |
+//! | host optimizer, where gradients are clipped | the last norm | all gradients are counted |
 //! | copy of new weights | the host optimizer, the last use of the old ones | |
+
+use std::collections::BTreeSet;
 
 use super::expand::{Draft, DraftHostUpdate};
 use super::pieces::all_groups;
 use super::transfer::Transfers;
-use crate::ids::{BufferId, EventId, Id, Table};
+use crate::ids::{BufferId, EventId, Id, OpId, Table};
 use crate::problem::{Problem, Split};
 use crate::schedule::{
     Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledGroup, ScheduledOp,
@@ -241,7 +244,10 @@ impl Emitter<'_> {
             .map(|(nth, update)| (self.update_position(update), nth))
             .collect();
         order.sort_unstable();
-        let mut free = 0;
+        // The host works in order: what its first update waits for, all do.
+        let counted = self.counted();
+        let mut free = counted.map_or(0, |position| self.transfers.clock[position]);
+        let mut counted = counted.map(|position| self.before(position));
         let updates = order.into_iter().map(|(_, nth)| {
             let update = &self.draft.host_updates[nth];
             let arrived = update.gradients.iter().map(|&d| self.transfers.departed[d]);
@@ -249,7 +255,7 @@ impl Emitter<'_> {
                 .host
                 .map_or(Nanos::ZERO, |h| h.duration);
             free = free.max(arrived.max().unwrap_or(0)) + work.get();
-            let event = self.host_update(nth);
+            let event = self.host_update(nth, counted.take());
             Made {
                 nth,
                 event,
@@ -293,7 +299,15 @@ impl Emitter<'_> {
         update.gradients.iter().map(last).max().map_or(0, |p| p + 1)
     }
 
-    fn host_update(&mut self, nth: usize) -> EventId {
+    /// The position behind which all gradients have been counted, where they are.
+    fn counted(&self) -> Option<usize> {
+        let norms: BTreeSet<OpId> = self.problem.norms().map(|(_, op)| op).collect();
+        let instructions = &self.draft.instructions;
+        let last = instructions.iter().rposition(|i| norms.contains(&i.op));
+        last.map(|position| position + 1)
+    }
+
+    fn host_update(&mut self, nth: usize, counted: Option<EventId>) -> EventId {
         let update = &self.draft.host_updates[nth];
         let group = &self.problem.states[update.group];
         let mut operands: Vec<Operand> = update
@@ -315,6 +329,7 @@ impl Emitter<'_> {
             });
         }
         let mut waits: Vec<EventId> = update.gradients.iter().map(|&d| self.departed[d]).collect();
+        waits.extend(counted);
         waits.sort_unstable();
         let event = self.event();
         self.streams[HOST].push(Instruction {

@@ -234,6 +234,7 @@ impl Expander<'_> {
     }
 
     /// Resident weights and states get persistent buffers; what the host keeps gets host buffers.
+    /// States that no host optimizer could change are on the device wherever their weights are.
     fn place_states(&mut self) {
         let problem = self.problem;
         for (group, &placement) in problem.states.iter().zip(&self.plan.placements) {
@@ -242,10 +243,12 @@ impl Expander<'_> {
                     self.persistent(weight);
                 }
             }
-            if placement == Placement::Resident {
+            if placement == Placement::Resident || group.host.is_none() {
                 if let Some(states) = group.states {
                     self.persistent(states);
                 }
+            }
+            if placement == Placement::Resident {
                 continue;
             }
             for &weight in &group.weights {
@@ -323,7 +326,18 @@ impl Expander<'_> {
             }
         }
         if self.micro_batch + 1 == self.problem.micro_batches {
+            self.run_norms();
             self.run_updates();
+        }
+    }
+
+    /// Counts the gradients whose last contribution came in this step.
+    fn run_norms(&mut self) {
+        let problem = self.problem;
+        for (step, op) in problem.norms() {
+            if step == self.step {
+                self.run_op(op, &Rc::new(vec![problem.all_rows()]), None, None);
+            }
         }
     }
 

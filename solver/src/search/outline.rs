@@ -10,10 +10,10 @@
 //! still
 //! needs. So a bound that respects all moments is a bound for every plan.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::build::{expand, Draft};
-use crate::ids::{Id, StepId, Table, TensorId};
+use crate::ids::{Id, OpId, StepId, Table, TensorId};
 use crate::plan::{Fate, Hold, Plan};
 use crate::problem::{Category, Domain, Node, Phase, Problem, Split, StateGroup};
 use crate::units::Span;
@@ -86,7 +86,8 @@ pub struct GroupOutline {
     pub weight_bytes: u64,
     /// Bytes of its gradients.
     pub gradient_bytes: u64,
-    /// Bytes of its optimizer states on the device.
+    /// Bytes of its optimizer states that are on the device if the group is; those that are there
+    /// in any case belong to every moment's fixed bytes.
     pub state_bytes: u64,
     /// Nanoseconds of its update on the device at the end of the step; 0 where it is fused.
     pub update_ns: u64,
@@ -187,6 +188,12 @@ fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
     tensors
 }
 
+/// Bytes of states that are where the plan says; 0 where no host optimizer could change them.
+fn state_bytes(problem: &Problem, group: &StateGroup) -> u64 {
+    let movable = group.states.filter(|_| group.host.is_some());
+    movable.map_or(0, |v| problem.value_bytes(v).get())
+}
+
 fn groups(problem: &Problem, keep: &Draft) -> Vec<GroupOutline> {
     let mut of_weight = vec![None; problem.values.len()];
     let mut outlines: Vec<GroupOutline> = Vec::new();
@@ -198,7 +205,7 @@ fn groups(problem: &Problem, keep: &Draft) -> Vec<GroupOutline> {
         outlines.push(GroupOutline {
             weight_bytes: bytes(&group.weights),
             gradient_bytes: bytes(&group.gradients),
-            state_bytes: group.states.map_or(0, |v| problem.value_bytes(v).get()),
+            state_bytes: state_bytes(problem, group),
             update_ns: 0,
             forward: None,
             backward: None,
@@ -252,6 +259,10 @@ fn steps(
     let first_in_step = first_uses(problem, keep);
     let in_use = parts_in_use(problem, keep);
     let telling = telling_positions(problem, keep, &passing);
+    let norms: BTreeSet<OpId> = problem.norms().map(|(_, op)| op).collect();
+    let rooted = problem.states.iter().filter(|g| g.host.is_none());
+    let rooted = rooted.filter_map(|g| g.states);
+    let rooted: u64 = rooted.map(|v| problem.value_bytes(v).get()).sum();
     for (position, instruction) in keep.instructions.iter().enumerate() {
         let step = instruction.step;
         let op = &problem.ops[instruction.op];
@@ -260,7 +271,9 @@ fn steps(
             .iter()
             .any(|&v| problem.values[v].category == Category::Weights)
             && problem.states.iter().any(|g| g.host.is_some());
-        if deferred {
+        // Once in every step, where the rest is once in every micro-batch: then left out.
+        let seldom = problem.micro_batches > 1 && norms.contains(&instruction.op);
+        if deferred || seldom {
             continue;
         }
         steps[step].compute_ns += instruction.duration.get();
@@ -268,7 +281,7 @@ fn steps(
             continue;
         }
         let mut moment = Moment {
-            fixed: passing[position],
+            fixed: rooted + passing[position],
             kept: Vec::new(),
             weights: BTreeMap::new(),
             gradients: BTreeMap::new(),
@@ -439,7 +452,9 @@ fn forward_required(problem: &Problem, drop: &Draft) -> Vec<BTreeMap<TensorId, u
     required
 }
 
-/// Every gradient buffer: its group, last contribution, bytes, first contribution.
+/// Every gradient buffer: its group, the last position at which it is on the device in every plan,
+/// bytes, first contribution. That is its last contribution, or its update where that cannot be
+/// on the host.
 fn gradients(problem: &Problem, keep: &Draft) -> Vec<(usize, usize, u64, usize)> {
     let mut of_gradient = vec![None; problem.values.len()];
     for (g, group) in problem.states.iter().enumerate() {
@@ -451,7 +466,11 @@ fn gradients(problem: &Problem, keep: &Draft) -> Vec<(usize, usize, u64, usize)>
         .iter()
         .filter_map(|b| {
             let group = of_gradient[b.value?.index()]?;
-            Some((group, b.last_write, b.bytes.get(), b.first))
+            let until = match problem.states[group].host {
+                Some(_) => b.last_write,
+                None => b.last,
+            };
+            Some((group, until, b.bytes.get(), b.first))
         })
         .collect()
 }

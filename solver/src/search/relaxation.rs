@@ -444,8 +444,11 @@ impl<'a> Model<'a> {
         let mut row = vec![(column, -1.0), (length, -1.0)];
         row.extend(left.map(|l| (l, 1.0)));
         for (g, group) in self.coarse.groups.iter().enumerate() {
-            let ends = group.completes_in(j);
-            let (Some(work), true) = (group.host_ns, ends) else {
+            let begins = match self.problem.clips() {
+                true => tail,
+                false => group.completes_in(j),
+            };
+            let (Some(work), true) = (group.host_ns, begins) else {
                 continue;
             };
             row.extend(self.placed[g].1.map(|c| (c, self.time(work))));

@@ -6,7 +6,8 @@
 //! ```
 //! A block has attention, an MLP or both; what a block lacks, its neighbours read past. Backward
 //! changes one residual gradient in place, block by block. Sizes, times, tiles, links, budgets,
-//! head groups, micro-batches and methods (fused, with or without states, on the host) are random.
+//! head groups, micro-batches and methods (fused, clipped, with or without states, on the host) are
+//! random.
 
 use super::random::Random;
 use ebbtide_solver::build::build;
@@ -120,6 +121,7 @@ fn draw(random: &mut Random, shape: Shape) -> Problem {
         mlp,
         norm: random.below(2) == 0,
         fused,
+        clips: !fused && random.below(2) == 0,
         states: random.below(2) == 0,
         tile: random.pick(&[512, 1024, 1024, 4096]),
         // Sizes and times differ from value to value, but are the same in every block.
@@ -226,6 +228,7 @@ struct Drawing {
     mlp: bool,
     norm: bool,
     fused: bool,
+    clips: bool,
     states: bool,
     tile: u64,
     rows: Vec<u64>,
@@ -605,7 +608,7 @@ impl Drawing {
             states
         });
         let last = self.problem.last_step();
-        let mut updates = Vec::new();
+        let (mut updates, mut norms) = (Vec::new(), Vec::new());
         for &((weight, gradient), after) in &members {
             let uses = Uses {
                 reads: vec![gradient],
@@ -616,6 +619,16 @@ impl Drawing {
                 unreachable!("an operator")
             };
             updates.push((if self.fused { after } else { last }, op));
+            if self.clips {
+                let uses = Uses {
+                    reads: vec![gradient],
+                    ..Uses::default()
+                };
+                let Node::Op(op) = self.op("gradient_norm", None, Domain::Whole, uses) else {
+                    unreachable!("an operator")
+                };
+                norms.push((after, op));
+            }
         }
         let parameters = self.weight.get() / 2 * members.len() as u64;
         self.problem.states.push(StateGroup {
@@ -625,6 +638,7 @@ impl Drawing {
             parameters,
             states,
             updates,
+            norms,
             host: (!self.fused).then(|| HostOptimizer {
                 duration: Nanos::new(parameters / 2),
                 bytes: states.map_or(Bytes::ZERO, |s| self.problem.value_bytes(s)),

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::execute::Session;
 use crate::format::schedule::ScheduleFile;
 use crate::format::training::Progress;
+use crate::methods::LowRank;
 use crate::model::ModelConfig;
 use crate::report;
 use crate::training::checkpoint::Checkpoint;
@@ -26,7 +27,7 @@ pub(super) fn begin(
             step: 0,
             sequences: 0,
             seed: args.seed.unwrap_or(0),
-            method: schedule.method.clone(),
+            method: method(schedule),
             dtype: schedule.workload.dtype.clone(),
             losses: Vec::new(),
         });
@@ -38,8 +39,8 @@ pub(super) fn begin(
                 .within("--resume"),
         )
     };
-    if progress.method != schedule.method {
-        return differs("method", &progress.method, &schedule.method);
+    if progress.method != method(schedule) {
+        return differs("method", &progress.method, &method(schedule));
     }
     if progress.dtype != schedule.workload.dtype {
         return differs("type", &progress.dtype, &schedule.workload.dtype);
@@ -55,6 +56,27 @@ pub(super) fn begin(
         .hint("--steps counts from the beginning of the first run"));
     }
     Ok(progress.clone())
+}
+
+/// The method with its options, which a resumed run must share: its states depend on them.
+fn method(schedule: &ScheduleFile) -> String {
+    match schedule.method_options {
+        None => schedule.method.clone(),
+        Some(LowRank {
+            rank,
+            refresh,
+            scale,
+            per_layer: _,
+            svd,
+            eight_bit,
+        }) => format!(
+            "{} of rank {}, refresh {refresh}, scale {scale}{}{}",
+            schedule.method,
+            rank.unwrap_or_default(),
+            if svd { ", svd" } else { "" },
+            if eight_bit { ", 8 bits" } else { "" },
+        ),
+    }
 }
 
 /// What it trains on.

@@ -312,11 +312,6 @@ fn check(state: &State, rule: UpdateRule, slice: &UpdateSlice) -> Outcome {
     let panel = slice.weight;
     let elements = panel.rows * panel.columns;
     let span = panel.rows.saturating_sub(1) * panel.stride + panel.columns;
-    let planes = match (rule, dtype) {
-        (UpdateRule::Sgd, _) => 0,
-        (UpdateRule::AdamW, Dtype::F32) => 2,
-        (UpdateRule::AdamW, _) => 3,
-    };
     let sized = |region: &Region, bytes: u64| region.bytes == bytes;
     let fits = elements > 0
         && sized(&panel.region, span * dtype.bytes())
@@ -325,7 +320,7 @@ fn check(state: &State, rule: UpdateRule, slice: &UpdateSlice) -> Outcome {
             .gradients
             .iter()
             .all(|g| sized(g, elements * dtype.bytes()))
-        && slice.states.len() == planes
+        && slice.states.len() as u64 == rule.planes(dtype)
         && slice.states.iter().all(|s| sized(s, span * 4));
     if !fits {
         return Err(Cause::Refused(format!(

@@ -115,13 +115,14 @@ impl Bound<'_, '_> {
     pub(super) fn output_weight_gradient(&mut self) -> Result<Vec<Operator>> {
         let x = self.rows("o")?;
         let d_y = self.rows(RESIDUAL)?;
-        let gradient = self.gradient(WeightValue::O)?;
+        let gradient = self.group_gradient(WeightValue::O, false)?;
         let layout = &self.program.layout;
         let part = |part| layout.gradient_part(WeightValue::O, gradient.region, part);
         // The bias' gradient is the same for all head groups: the first one's first copy counts.
         let bias = part(Part::OBias).filter(|_| self.instruction.groups.start == 0);
         let bias = bias.map(|copies| copies.part(0, layout.model.hidden * layout.dtype.bytes()));
-        Ok(vec![Operator::LinearWeightGradient {
+        let mut operators = gradient.clear;
+        operators.push(Operator::LinearWeightGradient {
             rows: self.tile().count,
             x,
             inputs: layout.heads().query_width(),
@@ -129,8 +130,9 @@ impl Bound<'_, '_> {
             outputs: layout.model.hidden,
             d_weight: part(Part::O).expect("every model has one"),
             d_bias: bias,
-            accumulate: gradient.adds(),
-        }])
+            accumulate: gradient.adds,
+        });
+        Ok(operators)
     }
 
     pub(super) fn attention_backward(&mut self) -> Result<Vec<Operator>> {
@@ -158,9 +160,8 @@ impl Bound<'_, '_> {
         let mut operators = Vec::new();
         let mut norms = None;
         if let Some((qkv, weight)) = saved {
-            let gradient = self.gradient(WeightValue::Qkv)?;
-            let (clear, accumulate) = cleared(&gradient, true);
-            operators = clear;
+            let gradient = self.group_gradient(WeightValue::Qkv, true)?;
+            operators = gradient.clear;
             let layout = &self.program.layout;
             let part = |part| {
                 let part = layout.gradient_part(WeightValue::Qkv, gradient.region, part);
@@ -173,7 +174,7 @@ impl Bound<'_, '_> {
                 qkv: qkv.region,
                 d_q_scale: part(Part::QNorm)?,
                 d_k_scale: part(Part::KNorm)?,
-                accumulate,
+                accumulate: gradient.adds,
             });
         }
         operators.push(Operator::RotaryBackward {
@@ -202,10 +203,11 @@ impl Bound<'_, '_> {
     pub(super) fn qkv_weight_gradient(&mut self) -> Result<Vec<Operator>> {
         let x = self.rows("n1")?;
         let d_y = self.rows("qkv.gradient")?;
-        let gradient = self.gradient(WeightValue::Qkv)?;
+        let gradient = self.group_gradient(WeightValue::Qkv, false)?;
         let layout = &self.program.layout;
         let part = |part| layout.gradient_part(WeightValue::Qkv, gradient.region, part);
-        Ok(vec![Operator::LinearWeightGradient {
+        let mut operators = gradient.clear;
+        operators.push(Operator::LinearWeightGradient {
             rows: self.tile().count,
             x,
             inputs: layout.model.hidden,
@@ -213,8 +215,9 @@ impl Bound<'_, '_> {
             outputs: layout.heads().qkv_width(),
             d_weight: part(Part::Qkv).expect("every model has one"),
             d_bias: part(Part::QkvBias),
-            accumulate: gradient.adds(),
-        }])
+            accumulate: gradient.adds,
+        });
+        Ok(operators)
     }
 
     pub(super) fn embedding_backward(&mut self) -> Result<Vec<Operator>> {
@@ -236,13 +239,35 @@ impl Bound<'_, '_> {
         Ok(operators)
     }
 
+    /// Counts a gradient. The slot is the queue's.
+    pub(super) fn gradient_norm(&mut self) -> Result<Vec<Operator>> {
+        let gradient = self.any()?;
+        if gradient.value.category != Category::Gradients || gradient.value.by_groups {
+            return Err(Error::bad_input("does not count a whole gradient"));
+        }
+        let value = self.program.weight_value(gradient.value)?;
+        let layout = &self.program.layout;
+        let pieces = layout.pieces(value, gradient.region);
+        Ok(vec![Operator::GradientNorm {
+            gradients: layout.gradients(value, &pieces),
+            slot: 0,
+        }])
+    }
+
     pub(super) fn update(&mut self) -> Result<Vec<Operator>> {
         let gradient = self.any()?;
         let weight = self.any()?;
-        let states = match self.instruction.operands.get(self.next) {
-            Some(_) => Some(self.any()?),
-            None => None,
+        let states = match self.program.method.keeps_states() {
+            true => Some(self.any()?),
+            false => None,
         };
-        update::on_device(self.program, self.instruction, gradient, weight, states)
+        let workspace = self.workspace()?;
+        update::on_device(
+            self.program,
+            self.instruction,
+            gradient,
+            weight,
+            (states, workspace),
+        )
     }
 }

@@ -13,6 +13,7 @@ use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos, Span};
 use super::wire::*;
 use super::{Decision, Hardware, Model, Predicted, ScheduleFile, Solver, State, Workload};
 use crate::error::{Error, Result};
+use crate::methods::LowRank;
 
 /// # Errors
 /// Bad input: a rate of zero, a negative fraction, an action without its operator or state group.
@@ -65,6 +66,7 @@ pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
             host_memory: Bytes::new(file.hardware.host_memory_bytes),
         },
         method: file.method,
+        method_options: file.method_options.map(method_options).transpose()?,
         strategy: file.strategy,
         decisions: file.decisions.into_iter().map(decision).collect(),
         states,
@@ -296,5 +298,22 @@ fn predicted(wire: &WirePredicted) -> Result<Predicted> {
         host: Bytes::new(wire.host_bytes),
         d2h: Bytes::new(wire.d2h_bytes),
         h2d: Bytes::new(wire.h2d_bytes),
+    })
+}
+
+fn method_options(wire: WireMethodOptions) -> Result<LowRank> {
+    let scale = not_negative("method_options.scale", wire.scale)?;
+    if wire.rank == 0 || wire.refresh == 0 || scale == 0.0 {
+        return Err(Error::bad_input(
+            "method_options has a rank, refresh or scale of 0",
+        ));
+    }
+    Ok(LowRank {
+        rank: Some(wire.rank),
+        refresh: wire.refresh,
+        scale,
+        per_layer: wire.per_layer,
+        svd: wire.svd,
+        eight_bit: wire.eight_bit,
     })
 }

@@ -55,6 +55,17 @@ fn head(file: &ScheduleFile) -> String {
     line(&mut text, "workload", &workload(file));
     line(&mut text, "hardware", &hardware(file));
     line(&mut text, "method", &file.method);
+    if let Some(options) = file.method_options {
+        let options = WireMethodOptions {
+            rank: options.rank.unwrap_or_default(),
+            refresh: options.refresh,
+            scale: options.scale,
+            per_layer: options.per_layer,
+            svd: options.svd,
+            eight_bit: options.eight_bit,
+        };
+        line(&mut text, "method_options", &options);
+    }
     line(&mut text, "strategy", &file.strategy);
     let budget = WireBudget {
         device_bytes: s.budget.device.get(),

@@ -77,6 +77,8 @@ wire!(
         workload: WireWorkload,
         hardware: WireHardware,
         method: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        method_options: Option<WireMethodOptions>,
         strategy: String,
         budget: WireBudget,
         decisions: Vec<WireDecision>,
@@ -91,6 +93,16 @@ wire!(
         streams: WireStreams,
         solver: WireSolver,
         predicted: WirePredicted,
+    }
+);
+wire!(
+    struct WireMethodOptions {
+        rank: u64,
+        refresh: u32,
+        scale: f64,
+        per_layer: bool,
+        svd: bool,
+        eight_bit: bool,
     }
 );
 wire!(

@@ -6,6 +6,7 @@ use super::statistics::OUTLIERS;
 use super::step::WARM_UP;
 use super::{positive, Request};
 use crate::device::Facts;
+use crate::device::UpdateRule;
 use crate::error::{Error, Result};
 use crate::format::measured::{Calibration, MeasuredFile, MeasuredHost, MeasuredStep};
 use crate::format::number::{Natural, Positive};
@@ -83,7 +84,7 @@ fn host_section(dtype: Dtype, host: &MeasuredHost, facts: &Facts) -> file::HostS
         memory_bytes_per_s: None,
         pin_bytes_per_s: Some(host.pin_bytes_per_s),
         adam_params_per_s: host.adam_params_per_s,
-        adam_bytes_per_param: natural(Method::AdamW.update_traffic(dtype)),
+        adam_bytes_per_param: natural(UpdateRule::AdamW.traffic(dtype)),
     }
 }
 

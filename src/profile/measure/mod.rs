@@ -59,7 +59,7 @@ pub struct Request<'a> {
 }
 
 /// A part of the measurement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Stage {
     /// What measuring itself costs.
     Calibration,
@@ -118,6 +118,7 @@ impl Request<'_> {
                 batch: 1,
                 accumulate: 1,
                 dtype: self.dtype,
+                clip: false,
             };
             workload.check(self.model)?;
             for (at, tiling) in tilings(self.model, &workload).into_iter().enumerate() {

@@ -35,9 +35,13 @@ use crate::profile::cost::{Attention, AttentionDirection, Gemm, GemmDirection};
 use crate::training::initial;
 use crate::training::tokens::Tokens;
 
-/// Blocks of the model that is run: the first and the last one differ from what is between, in what
-/// they find in caches; of three, most of every pass are alike, so that the median is theirs.
+/// The fewest blocks of the model that is run: the first and the last one differ from what is
+/// between, in what they find in caches; of three, most of every pass are alike, so that the median
+/// is theirs.
 const BLOCKS: u64 = 3;
+/// What a step keeps, if the model has as many blocks: more than caches hold, so that backward
+/// finds it where that of all blocks would. Some 3 % of the step of a small model on a CPU.
+const UNCACHED: Bytes = Bytes::mib(128);
 /// Steps that run before any that count.
 pub(super) const WARM_UP: u64 = 2;
 /// The fewest and the most steps that count.
@@ -54,8 +58,7 @@ pub(super) fn step(
     (tokens, tiling, method): (u64, Tiling, Method),
     known: &Calibration,
 ) -> Result<MeasuredStep> {
-    let model = shortened(request.model);
-    let planned = keep(request, &model, (tokens, tiling, method))?;
+    let (model, planned) = deep(request, (tokens, tiling, method))?;
     let schedule = &planned.file.schedule;
     let mut session = Session::begin(&planned.file, &model, request.target.open(), false)?;
     session.load(|place| initial::values(&model, place, 0))?;
@@ -99,13 +102,26 @@ pub(super) fn step(
 /// # Errors
 /// A step that no device has memory for.
 pub(super) fn needed(request: &Request<'_>, cut: (u64, Tiling, Method)) -> Result<Bytes> {
-    let planned = keep(request, &shortened(request.model), cut)?;
-    Ok(planned.file.schedule.arena_bytes)
+    Ok(deep(request, cut)?.1.file.schedule.arena_bytes)
 }
 
-/// The model with few blocks and attention to all tokens.
-fn shortened(model: &ModelConfig) -> ModelConfig {
-    let layers = model.layers.min(BLOCKS);
+/// The step of as few blocks as tell what those of all take, and its model.
+fn deep(request: &Request<'_>, cut: (u64, Tiling, Method)) -> Result<(ModelConfig, Planned)> {
+    let most = request.model.layers;
+    let mut layers = BLOCKS.min(most);
+    loop {
+        let model = shortened(request.model, layers);
+        let planned = keep(request, &model, cut)?;
+        let arena = planned.file.schedule.arena_bytes;
+        if layers == most || arena >= UNCACHED || arena * 2 > request.memory {
+            return Ok((model, planned));
+        }
+        layers = (layers * 2).min(most);
+    }
+}
+
+/// The model with so many blocks, and attention to all tokens.
+fn shortened(model: &ModelConfig, layers: u64) -> ModelConfig {
     ModelConfig {
         layers,
         windows: vec![None; usize::try_from(layers).unwrap_or(1)],
@@ -131,6 +147,7 @@ fn keep(
             batch: 1,
             accumulate: 1,
             dtype: request.dtype,
+            clip: false,
         },
         method,
         budget: Budget {
@@ -388,12 +405,13 @@ mod tests {
             timer_ns: Natural::new(30).unwrap(),
             handover_ns: Natural::new(0).unwrap(),
         };
-        let model = shortened(&model);
+        let model = shortened(&model, BLOCKS);
         let workload = Workload {
             seq: 64,
             batch: 1,
             accumulate: 1,
             dtype: crate::profile::Dtype::F32,
+            clip: false,
         };
         let tiling = tilings(&model, &workload)[0];
         let planned = keep(&request, &model, (64, tiling, Method::AdamW)).unwrap();

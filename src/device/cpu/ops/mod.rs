@@ -10,10 +10,15 @@ pub mod activation;
 pub mod attention;
 pub mod cross_entropy;
 pub mod embedding;
+pub mod factored;
 pub mod linear;
+pub mod low_rank;
 pub mod norm;
+pub mod philox;
+pub mod quantised;
 pub mod real;
 pub mod rotary;
+pub mod rounding;
 pub mod update;
 
 pub use real::Real;

@@ -1,8 +1,10 @@
 //! Runs one operator: operands from memory to floats, arithmetic, results back, rounded once.
 
 mod heads;
+mod low_rank;
 mod products;
 mod rows;
+mod tensors;
 
 use super::ops::linear;
 use super::ops::norm::Norm;
@@ -146,6 +148,7 @@ impl<'a> Runner<'a> {
             Operator::Update { rule, ref slices } => {
                 update::run(self.state, rule, slices, self.on_host)
             }
+            Operator::TensorUpdate { ref tensors, .. } => self.run_tensors(tensors),
             Operator::GradientNorm {
                 ref gradients,
                 slot,

@@ -1,0 +1,174 @@
+//! Updates in a space of low rank: operands of [`crate::device::cpu::ops::low_rank`].
+
+use super::{Outcome, Runner};
+use crate::device::cpu::ops::factored::{self, Second};
+use crate::device::cpu::ops::linear::add;
+use crate::device::cpu::ops::low_rank::{
+    adam, back, descend, iterated_basis, limit_growth, project, scale_as, singular_basis, Sizes,
+};
+use crate::device::cpu::ops::philox::{Draws, Purpose};
+use crate::device::tensors::{Moments, Projection, TensorShape, TensorUpdate};
+use crate::device::Cause;
+use crate::profile::Dtype;
+
+/// A matrix turned so that it is tall.
+fn tall(values: &mut [f32], shape: TensorShape) {
+    if shape.rows < shape.columns {
+        turn(values, shape.rows as usize, shape.columns as usize);
+    }
+}
+
+/// The way back.
+fn as_was(values: &mut [f32], shape: TensorShape) {
+    if shape.rows < shape.columns {
+        turn(values, shape.columns as usize, shape.rows as usize);
+    }
+}
+
+fn turn(values: &mut [f32], rows: usize, columns: usize) {
+    let turned: Vec<f32> = (0..rows * columns)
+        .map(|i| values[(i % rows) * columns + i / rows])
+        .collect();
+    values.copy_from_slice(&turned);
+}
+
+fn sizes(shape: TensorShape, projection: Projection) -> Sizes {
+    let (long, short) = shape.sides();
+    Sizes {
+        long: long as usize,
+        short: short as usize,
+        rank: projection.rank as usize,
+    }
+}
+
+/// How often a projection has been renewed in the step before `done` steps are done; it is first
+/// drawn in the first.
+const fn epoch(done: u64, projection: Projection) -> u32 {
+    (done / projection.refresh as u64) as u32
+}
+
+impl Runner<'_> {
+    /// A random projection `[r × μ]` of variance `1/r`.
+    fn drawn(&self, key: u64, epoch: u32, sizes: Sizes) -> Vec<f32> {
+        let draws = Draws {
+            key,
+            epoch,
+            purpose: Purpose::Projection,
+        };
+        let mut matrix = vec![0.0; sizes.rank * sizes.short];
+        draws.fill(0, (sizes.rank as f32).sqrt().recip(), &mut matrix);
+        matrix
+    }
+
+    /// GaLore.
+    pub(super) fn run_galore(
+        &self,
+        (tensor, projection): (&TensorUpdate, Projection),
+        (scale, svd, moments): (f64, bool, Moments),
+        (w, g): (&mut [f32], &mut [f32]),
+    ) -> Outcome {
+        let step = self.state.step().parameters;
+        let sizes = sizes(tensor.shape, projection);
+        tall(w, tensor.shape);
+        tall(g, tensor.shape);
+        let elements = (sizes.rank * sizes.short) as u64;
+        let place = tensor.states[0].part(0, elements * self.dtype().bytes());
+        if (step.step - 1) % u64::from(projection.refresh) == 0 {
+            let basis = match (svd, step.step) {
+                (true, _) => singular_basis(g, sizes).ok_or_else(|| {
+                    Cause::Failed("the singular values of a gradient do not converge".into())
+                })?,
+                (false, 1) => iterated_basis(g, &self.drawn(tensor.key, 0, sizes), sizes),
+                (false, _) => iterated_basis(g, &self.load(place, elements)?, sizes),
+            };
+            self.store(place, &basis)?;
+        }
+        let basis = self.load(place, elements)?;
+        let mut small = project(g, &basis, sizes);
+        self.with_moments(tensor.key, &tensor.states[1..], &mut small, moments, {
+            |r, m, v| adam(r, m, v, &step)
+        })?;
+        descend(
+            w,
+            &back(&small, &basis, sizes),
+            step.learning_rate * scale,
+            &step,
+        );
+        as_was(w, tensor.shape);
+        Ok(())
+    }
+
+    /// APOLLO.
+    pub(super) fn run_apollo(
+        &self,
+        (tensor, projection): (&TensorUpdate, Projection),
+        (scale, channels, moments): (f64, bool, Moments),
+        (w, g): (&mut [f32], &mut [f32]),
+    ) -> Outcome {
+        let step = self.state.step().parameters;
+        let sizes = sizes(tensor.shape, projection);
+        tall(w, tensor.shape);
+        tall(g, tensor.shape);
+        let epoch = epoch(step.step - 1, projection);
+        let small = project(g, &self.drawn(tensor.key, epoch, sizes), sizes);
+        let mut scaled = small.clone();
+        let (norm, moment_states) = tensor.states.split_last().expect("checked before");
+        self.with_moments(tensor.key, moment_states, &mut scaled, moments, {
+            |r, m, v| adam(r, m, v, &step)
+        })?;
+        scale_as(g, &small, &scaled, sizes, channels);
+        let before = self.words(*norm)?[0];
+        let now = limit_growth(g, f64::from(before));
+        self.store_as(*norm, &[now as f32], Dtype::F32)?;
+        descend(w, g, step.learning_rate * scale.sqrt(), &step);
+        as_was(w, tensor.shape);
+        Ok(())
+    }
+
+    /// FLORA.
+    pub(super) fn run_flora(
+        &self,
+        (tensor, projection): (&TensorUpdate, Projection),
+        (w, g): (&mut [f32], &mut [f32]),
+    ) -> Outcome {
+        let step = self.state.step().parameters;
+        let sizes = sizes(tensor.shape, projection);
+        tall(w, tensor.shape);
+        tall(g, tensor.shape);
+        let [momentum, rows, columns] = tensor.states[..] else {
+            unreachable!("checked before");
+        };
+        let (mut r, mut c) = (self.words(rows)?, self.words(columns)?);
+        let second = Second::Factored {
+            rows: &mut r,
+            columns: &mut c,
+        };
+        factored::precondition(g, second, factored::decay(step.step));
+        let done = step.step - 1;
+        let (old, new) = (
+            epoch(done.saturating_sub(1), projection),
+            epoch(done, projection),
+        );
+        let mut m = self.words(momentum)?;
+        let mut a = self.drawn(tensor.key, old, sizes);
+        let mut direction = back(&m, &a, sizes);
+        if old != new {
+            a = self.drawn(tensor.key, new, sizes);
+            m.copy_from_slice(&project(&direction, &a, sizes));
+        }
+        let (keep, take) = (step.beta1 as f32, (1.0 - step.beta1) as f32);
+        let mix = |old: &mut [f32], new: &[f32]| {
+            old.iter_mut().for_each(|old| *old *= keep);
+            let taken: Vec<f32> = new.iter().map(|new| take * new).collect();
+            add(old, &taken);
+        };
+        mix(&mut direction, g);
+        mix(&mut m, &project(g, &a, sizes));
+        factored::descend(w, &direction, step.learning_rate, step.weight_decay);
+        self.store_as(momentum, &m, Dtype::F32)?;
+        self.store_as(rows, &r, Dtype::F32)?;
+        self.store_as(columns, &c, Dtype::F32)?;
+        as_was(w, tensor.shape);
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! The auto-tuner: which method and which micro-batch give the most tokens a second.
+//!
+//! In: a request whose sequences of a step (`batch × accumulate`) are wanted, and the methods that
+//! may be used. Out: a plan, or why there is none, for each method and for each way to cut the
+//! sequences into micro-batches, the fastest first. Cutting changes no result but for rounding, and
+//! strategy, tiles and placements are the search's own decisions; a method does change what is
+//! learnt, so that none is tried that was not allowed.
+
+use std::time::Instant;
+
+use ebbtide_solver::build::Infeasible;
+use ebbtide_solver::search::{Options, Strategy};
+
+use crate::error::Error;
+use crate::lower::Workload;
+use crate::methods::Method;
+use crate::planning::{plan, Planned, Request};
+
+/// One choice and what came of it.
+#[derive(Debug)]
+pub struct Candidate {
+    /// The method.
+    pub method: Method,
+    /// The workload, cut into micro-batches.
+    pub workload: Workload,
+    /// The plan, why nothing fits, or why the choice cannot be.
+    pub outcome: Outcome,
+}
+
+/// What came of a choice.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A plan.
+    Planned(Box<Planned>),
+    /// Nothing fits.
+    Infeasible(Box<Infeasible>),
+    /// The method cannot be combined with it.
+    Refused(Error),
+}
+
+impl Candidate {
+    /// Tokens a second, where there is a plan.
+    pub fn rate(&self) -> Option<f64> {
+        match &self.outcome {
+            Outcome::Planned(planned) => Some(planned.file.predicted.tokens_per_s),
+            Outcome::Infeasible(_) | Outcome::Refused(_) => None,
+        }
+    }
+}
+
+/// The most micro-batches of a step.
+const MOST_MICRO_BATCHES: u64 = 64;
+
+/// The ways to cut the sequences of a step into equal micro-batches, the largest first.
+pub fn cuts(workload: &Workload) -> Vec<Workload> {
+    let sequences = workload.batch * u64::from(workload.accumulate);
+    let counts = (1..=sequences.min(MOST_MICRO_BATCHES)).filter(|n| sequences % n == 0);
+    counts
+        .map(|count| Workload {
+            batch: sequences / count,
+            accumulate: u32::try_from(count).expect("at most 64"),
+            ..*workload
+        })
+        .collect()
+}
+
+/// Plans with every method and cut, in equal parts of the time that is left; the fastest first, and
+/// those without a plan last.
+pub fn tune(
+    request: &Request<'_>,
+    methods: &[Method],
+    strategy: Strategy,
+    options: &Options,
+) -> Vec<Candidate> {
+    let choices: Vec<(Method, Workload)> = methods
+        .iter()
+        .flat_map(|&method| {
+            cuts(&request.workload)
+                .into_iter()
+                .map(move |w| (method, w))
+        })
+        .collect();
+    let mut left = u32::try_from(choices.len()).unwrap_or(u32::MAX);
+    let mut found = Vec::new();
+    for (method, workload) in choices {
+        let now = Instant::now();
+        let share = |end: Instant| now + end.saturating_duration_since(now) / left.max(1);
+        let options = Options {
+            deadline: options.deadline.map(share),
+            ..*options
+        };
+        let request = Request {
+            method,
+            workload,
+            ..*request
+        };
+        let outcome = match plan(&request, strategy, &options) {
+            Ok(Ok(planned)) => Outcome::Planned(Box::new(planned)),
+            Ok(Err(infeasible)) => Outcome::Infeasible(Box::new(infeasible)),
+            Err(error) => Outcome::Refused(error),
+        };
+        found.push(Candidate {
+            method,
+            workload,
+            outcome,
+        });
+        left = left.saturating_sub(1);
+    }
+    let rate = |candidate: &Candidate| candidate.rate().unwrap_or(f64::NEG_INFINITY);
+    found.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
+    found
+}
