@@ -16,7 +16,7 @@ use ebbtide_solver::build::Infeasible;
 use ebbtide_solver::plan::Placement;
 use ebbtide_solver::problem::{Budget, Category};
 use ebbtide_solver::search::{contexts, find, Context, Options, Status, Strategy};
-use ebbtide_solver::units::Bytes;
+use ebbtide_solver::units::{Bytes, Nanos};
 
 use crate::error::Result;
 use crate::format::comparison::{BudgetPoint, Cell, Fit, Group, Share, TensorCost};
@@ -45,6 +45,17 @@ impl Limits {
             gap: self.gap,
         }
     }
+    /// Why a strategy found nothing: for the search it may be that its time was up.
+    fn late(&self, strategy: Strategy, options: &Options, why: String) -> String {
+        let late = options.deadline.is_some_and(|d| Instant::now() >= d);
+        match late && strategy == Strategy::Ilp {
+            true => format!(
+                "search time: nothing found in {}, the nearest miss is one of {why}",
+                Nanos::new(u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX))
+            ),
+            false => why,
+        }
+    }
     /// The same, told to what has been prepared.
     fn begin(&self, prepared: &mut [Context<'_>]) -> Options {
         let options = self.options();
@@ -71,7 +82,10 @@ pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) ->
             let guessed = || Vec::from_iter(planned.lowered.extrapolated.iter().cloned());
             extrapolated.get_or_insert_with(guessed);
         }
-        cells.push(cell(strategy, true, found));
+        let mut found = cell(strategy, true, found);
+        let why = |why: String| limits.late(strategy, &options, why);
+        found.misses = found.misses.map(why);
+        cells.push(found);
     }
     tell_search(&mut cells);
     let whole = planning::untiled(request)?;
@@ -251,7 +265,10 @@ pub fn under_budget(
         BudgetPoint {
             strategy: strategy.name().into(),
             device_bytes: device.get(),
-            misses: found.as_ref().err().map(report::infeasible::what_binds),
+            misses: found.as_ref().err().map(|miss| {
+                let why = report::infeasible::what_binds(miss);
+                limits.late(strategy, &options, why)
+            }),
             step_ns: found.ok().map(|found| found.candidate.step().get()),
         }
     };
