@@ -345,9 +345,12 @@ pub fn words(
             percent(1.0 - resident)
         ));
     }
-    if file.method == "lomo" && system != System::Jax {
+    let named = matches!(system, System::Trl | System::Axolotl);
+    if file.method != "adamw" && !(named && settings::optimizer(file).is_some()) {
         lines.push(format!(
-            "{name}: choose an optimizer that is fused into backward (LOMO)"
+            "the settings name no optimizer: choose one that works as {}, by which they were \
+             simulated",
+            file.method
         ));
     }
     if ["adamw-bf16-sr", "flora", "compact"].contains(&file.method.as_str()) {

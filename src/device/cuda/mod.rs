@@ -117,10 +117,11 @@ impl CudaDevice {
 
     /// What was reserved, when no stream works and nothing has failed.
     fn quiet(&mut self) -> Result<&mut Reserved> {
-        self.context.enter()?;
+        // Of a lost card every call says so; what was said first says why.
+        let entered = self.context.enter();
         let reserved = self.reserved()?;
         reserved.settle()?;
-        Ok(reserved)
+        entered.map(|()| reserved)
     }
 }
 
