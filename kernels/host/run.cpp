@@ -1,12 +1,12 @@
-// Runs launches that are asked for through its input and says what is in memory then: `run ORDER...`.
-// They run from the start in each order of threads and blocks; a result that depends on it is an
-// error. One request after the other, to the end of the input.
+// `run ORDER...`: runs launches that are asked for through its input and says what is in memory
+// then. They run from the start in each order of threads and blocks; a result that depends on it is
+// an error. One request after the other, to the end of the input.
 //
 // A request, all little-endian: u32 buffers, of each u64 bytes, u64 bytes that it begins behind a
-// multiple of 16, u64 bytes that are given and those, NaNs behind them; u32 launches, of each u32 length and the kernel's name, u32 grid
-// [3], block [3], shared bytes, arguments, of each argument u32 kind (0 address, 1 null, 2 a number
-// of 4 bytes, 3 one of 8), u32 buffer, u64 value or offset. A result: u64 bytes, and the contents of
-// the buffers of which something was given.
+// multiple of 16, u64 bytes that are given and those, NaNs behind them; u32 launches, of each u32
+// length and the kernel's name, u32 grid [3], block [3], shared bytes, arguments, of each argument
+// u32 kind (0 address, 1 null, 2 a number of 4 bytes, 3 one of 8), u32 buffer, u64 value or offset.
+// A result: u64 bytes, and the contents of the buffers of which something was given.
 //
 // Every buffer is an allocation of its own, so the address sanitizer sees what is outside it.
 
