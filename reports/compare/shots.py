@@ -1,5 +1,5 @@
 """Opens a comparison's page in a headless Chromium: fails on any message on its console, any
-request, and any part that is wider than its window, and takes the screenshots.
+request, and anything wider than its window, and takes the screenshots.
 
     python3 -m venv venv && venv/bin/pip install playwright pillow
     venv/bin/python reports/compare/shots.py DIR/index.html reports/compare/shots [/usr/bin/chromium]
@@ -78,7 +78,8 @@ def main():
                     path = OUTPUT / f"{name}-{part}.png"
                     page.locator(f"#{part}").screenshot(path=path)
                     small(path)
-                print(f"{name}: page of {page.evaluate('document.documentElement.scrollHeight')} pixels")
+                height = page.evaluate("document.documentElement.scrollHeight")
+                print(f"{name}: page of {height} pixels")
                 context.close()
         browser.close()
     print("\n".join(wrong) or "nothing on the console, no requests, nothing wider than the window")

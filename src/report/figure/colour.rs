@@ -1,6 +1,6 @@
 //! Colours that people with any colour vision tell apart (after Okabe and Ito 2008; the test sees
-//! them as Machado, Oliveira and Fernandes 2009 say), each with the one that stands for it on a dark
-//! screen.
+//! them as Machado, Oliveira and Fernandes 2009 say), each with the one that stands for it on a
+//! dark screen.
 
 use plotters::style::RGBColor;
 
