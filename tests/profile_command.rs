@@ -130,7 +130,7 @@ fn what_cannot_be_measured_is_refused_at_once() {
         (
             &["--device", "cuda:0", "-o", &file],
             4,
-            "there is no device `cuda:0`",
+            "the NVIDIA driver (libcuda.so.1) was not found",
         ),
         (
             &["--device", "tpu", "-o", &file],

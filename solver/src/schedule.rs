@@ -180,6 +180,9 @@ pub struct ScheduledValue {
     pub category: Category,
     /// Bytes of one row, all head groups together.
     pub row_bytes: u64,
+    /// Bytes of one row in host memory, all head groups together, where what travels is packed:
+    /// its copies pack and unpack.
+    pub packed_row_bytes: Option<u64>,
     /// Bytes that do not depend on rows.
     pub fixed_bytes: Bytes,
     /// Whether buffers hold single head groups of it.
@@ -221,5 +224,9 @@ impl Schedule {
     /// The instructions of one stream.
     pub fn stream(&self, stream: Stream) -> &[Instruction] {
         &self.streams[stream as usize]
+    }
+    /// Whether it counts gradients for clipping by their global norm.
+    pub fn clips(&self) -> bool {
+        self.ops.values().any(|op| op.name == GRADIENT_NORM)
     }
 }

@@ -13,7 +13,6 @@ use crate::lower::Workload;
 use crate::methods::Method;
 use crate::planning::Request;
 use crate::profile;
-use ebbtide_solver::schedule::GRADIENT_NORM;
 
 /// What `ebbtide export` is asked.
 #[derive(Clone, Debug, clap::Args)]
@@ -46,11 +45,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     })?;
     let model = execute::model(&file)?;
     let method = Method::named(&file.method, file.method_options)?.resolved(&model)?;
-    let clip = file
-        .schedule
-        .ops
-        .values()
-        .any(|op| op.name == GRADIENT_NORM);
     let request = Request {
         model: &model,
         profile: &profile,
@@ -59,9 +53,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             batch: file.workload.batch,
             accumulate: file.schedule.micro_batches,
             dtype: execute::dtype(&file)?,
-            clip,
+            clip: file.schedule.clips(),
         },
         method,
+        // No other system packs what travels; products are as fast as they were.
+        storage: None,
+        arithmetic: file.arithmetic,
         budget: file.schedule.budget,
     };
     let traits = Traits::of(&file);

@@ -28,16 +28,16 @@ pub struct Args {
     /// models`
     #[arg(long, value_name = "MODEL")]
     pub model: String,
-    /// What to measure: cpu
+    /// What to measure: cpu, cuda:0, …
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
-    /// Numbers of tokens to measure at, such as 4k,16k
-    #[arg(long, value_name = "TOKENS,…", default_value = "128,256,512,1k")]
-    #[arg(value_delimiter = ',', value_parser = parse::tokens)]
+    /// Numbers of tokens to measure at, such as 4k,16k [default: 128,256,512,1k of the cpu,
+    /// 4k,16k,64k of a GPU]
+    #[arg(long, value_name = "TOKENS,…", value_delimiter = ',', value_parser = parse::tokens)]
     pub seq: Vec<u64>,
-    /// Type of weights and activations
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse::dtype())]
-    pub dtype: Dtype,
+    /// Type of weights and activations [default: f32 of the cpu, bf16 of a GPU]
+    #[arg(long, value_name = "TYPE", value_parser = parse::dtype())]
+    pub dtype: Option<Dtype>,
     /// Speed of copies in each direction on the cpu device, such as 2GB/s; run with the same
     /// [default: that of memory]
     #[arg(long, value_name = "RATE", value_parser = parse::rate)]
@@ -56,14 +56,21 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let target = Target::named(&args.device, args.link)?;
     let model = model::load(&args.model)?;
     let facts = target.facts()?;
-    let mut tokens = args.seq.clone();
+    let (lengths, dtype): (&[u64], _) = match target {
+        Target::Cpu(_) => (&[128, 256, 512, 1024], Dtype::F32),
+        Target::Cuda(_) => (&[4 << 10, 16 << 10, 64 << 10], Dtype::Bf16),
+    };
+    let mut tokens = match args.seq.is_empty() {
+        true => lengths.to_vec(),
+        false => args.seq.clone(),
+    };
     tokens.sort_unstable();
     tokens.dedup();
     let request = Request {
         target,
         workspace: facts.workspace,
         model: &model,
-        dtype: args.dtype,
+        dtype: args.dtype.unwrap_or(dtype),
         tokens,
         memory: facts.usable,
         link: args.link,

@@ -43,7 +43,7 @@ use training::Training;
 pub struct Args {
     /// A schedule that `ebbtide plan -o` wrote
     pub schedule: PathBuf,
-    /// Where to run it: cpu
+    /// Where to run it: cpu, cuda:0, …
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
     /// HF safetensors to start from [default: random weights by --seed]
@@ -99,10 +99,14 @@ pub struct Args {
     /// Largest global norm of the gradients [default: not clipped]
     #[arg(long, value_name = "X", value_parser = parse::positive, allow_hyphen_values = true)]
     pub clip: Option<f64>,
+    /// Largest magnitude of an element of a gradient, which LOMO can hold to as well [default: not
+    /// clipped]
+    #[arg(long, value_name = "X", value_parser = parse::positive, allow_hyphen_values = true)]
+    pub clip_value: Option<f64>,
     /// Speed of copies in each direction on the cpu device, such as 2GB/s [default: that of memory]
     #[arg(long, value_name = "RATE", value_parser = parse::rate)]
     pub link: Option<BytesPerSec>,
-    /// The same bits in every run, whatever it costs (the cpu device always does that)
+    /// The same bits in every run, whatever it costs (all devices of this version do that anyway)
     #[arg(long)]
     pub deterministic: bool,
     /// Write the weights as HF loads them, and what a resumed run needs, to this new directory
@@ -141,7 +145,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let resumed = args.resume.as_deref().map(resume::read).transpose()?;
     let progress = begin(args, &schedule, resumed.as_ref())?;
     let tokens = read_tokens(args, &schedule, &model, progress.seed)?;
-    let device = Target::named(&args.device, args.link)?.open();
+    let device = Target::named(&args.device, args.link)?.open()?;
     let mut session =
         Session::begin(&schedule, &model, device, args.clip.is_some()).map_err(named)?;
     let mut remarks = load(

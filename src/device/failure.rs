@@ -24,7 +24,7 @@ pub enum Cause {
     /// Memory that could not be had.
     OutOfMemory {
         /// What for.
-        what: &'static str,
+        what: String,
         /// How much was asked for.
         bytes: u64,
     },

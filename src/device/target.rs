@@ -3,16 +3,19 @@
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 
 use super::cpu::{machine, CpuDevice, CpuOptions, LinkSpeed};
+use super::cuda::{self, CudaDevice, CudaOptions};
 use super::Device;
 use crate::error::{Error, Result};
 use crate::format::number::LinkRate;
 use crate::profile::Workspace;
 
-/// A device that this build has.
+/// A device that can be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// This machine's processor, with the speed that copies are held to in each direction.
     Cpu(Option<BytesPerSec>),
+    /// A GPU of NVIDIA's by its number.
+    Cuda(u32),
 }
 
 /// What a device says of its machine.
@@ -33,22 +36,23 @@ pub struct Facts {
 }
 
 impl Target {
-    /// The device of a name; `link` holds copies to a speed.
+    /// The device of a name, which may not be there; `link` holds copies to a speed.
     ///
     /// # Errors
-    /// `NoDevice` for a GPU, which this build has none of; bad input for what names no device,
-    /// and for a link slower than any that a profile has.
+    /// Bad input for what names no device, and for a link slower than any that a profile has, or
+    /// of a GPU.
     pub fn named(name: &str, link: Option<BytesPerSec>) -> Result<Self> {
         if link.is_some_and(|rate| LinkRate::new(rate.get()).is_none()) {
             return Err(Error::bad_input("--link: less than 1MB/s"));
         }
         let number = name.strip_prefix("cuda:");
-        match name {
-            "cpu" => Ok(Self::Cpu(link)),
-            _ if number.is_some_and(|number| number.parse::<u32>().is_ok()) => {
-                Err(Error::no_device(format!("there is no device `{name}`"))
-                    .hint("this build runs on cpu"))
-            }
+        match (name, number.and_then(|number| number.parse().ok())) {
+            ("cpu", _) => Ok(Self::Cpu(link)),
+            (_, Some(_)) if link.is_some() => Err(Error::bad_input(format!(
+                "--link: copies to and from {name} are as fast as they are"
+            ))
+            .hint("only the cpu device is held to a speed")),
+            (_, Some(number)) => Ok(Self::Cuda(number)),
             _ => Err(
                 Error::bad_input(format!("`{name}` is the name of no device"))
                     .within("--device")
@@ -59,14 +63,23 @@ impl Target {
 
     /// A device that has reserved nothing yet. Released memory is not filled with NaNs: schedules
     /// are checked before they run, and it would count as their time.
-    pub fn open(self) -> Box<dyn Device> {
-        let Self::Cpu(link) = self;
+    ///
+    /// # Errors
+    /// `NoDevice` where a GPU, its driver or a library is not there.
+    pub fn open(self) -> Result<Box<dyn Device>> {
+        let link = match self {
+            Self::Cpu(link) => link,
+            Self::Cuda(number) => {
+                let device = CudaDevice::open(number, CudaOptions::default());
+                return device.map(|device| Box::new(device) as Box<dyn Device>);
+            }
+        };
         let cores = machine::cores().max(1);
         let link = link.map(|rate| LinkSpeed {
             latency: Nanos::ZERO,
             rate,
         });
-        Box::new(CpuDevice::new(CpuOptions {
+        Ok(Box::new(CpuDevice::new(CpuOptions {
             d2h: link,
             h2d: link,
             poison: false,
@@ -74,31 +87,53 @@ impl Target {
             // Compute has one to itself.
             host_threads: usize::try_from(cores - 1).unwrap_or(1).max(1),
             ..CpuOptions::default()
-        }))
+        })))
     }
 
     /// What it says of its machine. Device and host share the CPU's memory: each has half.
     ///
     /// # Errors
-    /// `NoDevice` where the machine does not say.
+    /// As [`Target::open`], and where the machine does not say.
     pub fn facts(self) -> Result<Facts> {
-        let memory = machine::memory()?;
+        let host = machine::memory()?;
         let half = |bytes: Bytes| bytes.scaled(1, 2);
+        let (name, memory, usable, host_memory) = match self {
+            Self::Cpu(_) => {
+                let name = machine::processor();
+                (
+                    name,
+                    half(host.total),
+                    half(host.available),
+                    half(host.total),
+                )
+            }
+            Self::Cuda(number) => {
+                let card = cuda::facts(number)?;
+                (card.name, card.memory, card.free, host.total)
+            }
+        };
         Ok(Facts {
-            name: machine::processor(),
-            memory: half(memory.total),
-            usable: half(memory.available),
-            host_memory: half(memory.total),
+            name,
+            memory,
+            usable,
+            host_memory,
             cores: machine::cores(),
             workspace: Workspace::None,
         })
     }
 
-    /// Memory that this process uses now, the host's included where they are one.
+    /// Memory in use now beside what a schedule places on the device and on the host, where
+    /// `usable` was what a process could get. Of the CPU it is all that this process holds.
     ///
     /// # Errors
-    /// `NoDevice` where the machine does not say.
-    pub fn used(self) -> Result<Bytes> {
-        machine::used()
+    /// As [`Target::facts`].
+    pub fn overhead(self, usable: Bytes, device: Bytes, host: Bytes) -> Result<Bytes> {
+        Ok(match self {
+            Self::Cpu(_) => machine::used()?.saturating_sub(device + host),
+            Self::Cuda(number) => {
+                let taken = usable.saturating_sub(cuda::facts(number)?.free);
+                taken.saturating_sub(device)
+            }
+        })
     }
 }

@@ -1,9 +1,11 @@
 //! The commands of a step in an order in which a device can queue them.
 //!
 //! Streams run side by side, but commands are queued one after the other, and a wait can only be
-//! queued behind the signal that it waits for. So streams are merged: each goes on until it waits
-//! for something that has not been queued yet. If none can go on, the schedule would hang: an error
-//! here, before anything runs.
+//! queued behind the signal that it waits for. So streams are merged: behind every instruction of
+//! the compute stream, each of the others goes on until it waits for something that has not been
+//! queued yet. A driver takes some thousand commands of a stream and then lets the caller wait: had
+//! all of compute been queued first, copies would begin too late. If no stream can go on, the
+//! schedule would hang: an error here, before anything runs.
 //!
 //! Where buffers begin and end is said to the device on the compute stream, whose positions are the
 //! clock of all memory. What no copy sends away ends right behind the instruction that used it
@@ -22,6 +24,7 @@ use ebbtide_solver::units::Span;
 
 use super::bind::{copied, operators};
 use super::program::Program;
+use crate::device::packed::Packing;
 use crate::device::{Event, Operator, Region};
 use crate::error::{Error, Result};
 use crate::memory;
@@ -33,6 +36,8 @@ pub enum Command {
     Launch(Stream, u32, Box<Operator>),
     /// Copy from the first region to the second.
     Copy(Stream, u32, Region, Region),
+    /// Copy from the first region to the second and pack or unpack.
+    Packed(Stream, u32, (Region, Region), Packing),
     /// Signal an event.
     Record(Stream, Event),
     /// Wait for an event.
@@ -83,7 +88,12 @@ pub fn queue(program: &Program<'_>, clip: bool) -> Result<Queue> {
     loop {
         let before = merged.next;
         for stream in Stream::ALL {
-            merged.advance(stream)?;
+            let most = if stream == Stream::Compute {
+                1
+            } else {
+                usize::MAX
+            };
+            merged.advance(stream, most)?;
         }
         if merged.next == before {
             break;
@@ -163,10 +173,14 @@ struct Merging<'a, 'b> {
 }
 
 impl Merging<'_, '_> {
-    /// Queues instructions of a stream until one waits for what is not there yet.
-    fn advance(&mut self, stream: Stream) -> Result<()> {
+    /// Queues up to `most` instructions of a stream, until one waits for what is not there yet.
+    fn advance(&mut self, stream: Stream, most: usize) -> Result<()> {
         let schedule = self.program.schedule;
+        let end = self.next[stream as usize].saturating_add(most);
         while let Some(instruction) = schedule.stream(stream).get(self.next[stream as usize]) {
+            if self.next[stream as usize] == end {
+                return Ok(());
+            }
             let waits = instruction.waits.iter().map(|&e| number(e));
             let waits: Vec<Event> = waits.collect();
             if !waits.iter().all(|event| self.signalled.contains(event)) {
@@ -242,9 +256,11 @@ impl Merging<'_, '_> {
     fn body(&mut self, stream: Stream, at: usize, instruction: &Instruction) -> Result<()> {
         let number = u32::try_from(at).expect("ids have 32 bits");
         if instruction.action == Action::Copy {
-            let (from, to) = copied(self.program, instruction)?;
-            let copy = Command::Copy(stream, number, from, to);
-            self.queue.commands.push(copy);
+            let (from, to, packing) = copied(self.program, instruction)?;
+            self.queue.commands.push(match packing {
+                Some(packing) => Command::Packed(stream, number, (from, to), packing),
+                None => Command::Copy(stream, number, from, to),
+            });
             return Ok(());
         }
         if instruction.micro_batch >= self.program.schedule.micro_batches {

@@ -19,6 +19,7 @@ const PARAMETERS: StepParameters = StepParameters {
     weight_decay: 0.1,
     loss_scale: 0.5,
     clip: None,
+    clip_value: None,
 };
 
 fn reservation(dtype: Dtype) -> Reservation {
@@ -232,7 +233,10 @@ fn memory_that_is_not_there_is_an_error() {
         device_memory: Some(1000),
         ..CpuOptions::default()
     };
-    let lacking = |what, bytes| Cause::OutOfMemory { what, bytes };
+    let lacking = |what: &str, bytes| {
+        let what = what.to_owned();
+        Cause::OutOfMemory { what, bytes }
+    };
     assert_eq!(reserve(limited, 1001, 0), lacking("the arena", 1001));
     let much = 1 << 62;
     let slab = reserve(CpuOptions::default(), 8, much);

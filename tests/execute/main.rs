@@ -15,5 +15,19 @@ mod oracles;
 mod plans;
 mod refused;
 mod runs;
+mod storage;
 mod straight;
 mod weights;
+
+use ebbtide::device::cpu::{CpuDevice, CpuOptions};
+use ebbtide::device::Device;
+
+/// What the fixtures run on.
+fn device() -> Box<dyn Device> {
+    Box::new(CpuDevice::new(CpuOptions::default()))
+}
+
+/// Whether there is such a device.
+fn is_there() -> bool {
+    true
+}

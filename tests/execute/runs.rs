@@ -1,9 +1,10 @@
 //! Runs of a schedule file on the CPU device, and what they leave.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
 
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
-use ebbtide::device::ArenaUse;
+use ebbtide::device::{ArenaUse, Device};
 use ebbtide::error::Result;
 use ebbtide::execute::{Optimizer, Session};
 use ebbtide::format::schedule::ScheduleFile;
@@ -74,17 +75,18 @@ pub fn session<'a>(
     options: CpuOptions,
     seed: u64,
 ) -> Result<Session<'a>> {
-    session_with(file, model, options, seed, &optimizer())
+    let device = Box::new(CpuDevice::new(options));
+    session_on(device, file, model, seed, &optimizer())
 }
 
-fn session_with<'a>(
+/// The same on any device.
+pub fn session_on<'a>(
+    device: Box<dyn Device>,
     file: &'a ScheduleFile,
     model: &'a ModelConfig,
-    options: CpuOptions,
     seed: u64,
     with: &Optimizer,
 ) -> Result<Session<'a>> {
-    let device = Box::new(CpuDevice::new(options));
     let mut session = Session::begin(file, model, device, with.clip.is_some())?;
     session.load(|place| initial::values(model, place, seed))?;
     Ok(session)
@@ -109,7 +111,8 @@ pub fn run_with(
     seed: u64,
     with: &Optimizer,
 ) -> Result<(Outcome, ArenaUse, Vec<f64>)> {
-    let mut session = session_with(file, model, options, seed, with)?;
+    let device = Box::new(CpuDevice::new(options));
+    let mut session = session_on(device, file, model, seed, with)?;
     let (mut losses, mut norms) = (Vec::new(), Vec::new());
     for step in 0..STEPS {
         let batches = batches(file, model, step, seed);
@@ -128,7 +131,8 @@ pub fn first_step(
     seed: u64,
     with: &Optimizer,
 ) -> Result<Vec<f32>> {
-    let mut session = session_with(file, model, CpuOptions::default(), seed, with)?;
+    let device = Box::new(CpuDevice::new(CpuOptions::default()));
+    let mut session = session_on(device, file, model, seed, with)?;
     session.step(0, &batches(file, model, 0, seed), with)?;
     let each = places(model).map(|place| session.weight(place));
     Ok(each.collect::<Result<Vec<_>>>()?.concat())

@@ -53,7 +53,10 @@ pub struct State {
 impl State {
     /// Allocates everything.
     pub fn new(reservation: Reservation, options: CpuOptions) -> Result<State, Failure> {
-        let out_of_memory = |what, bytes| Failure::new(Cause::OutOfMemory { what, bytes });
+        let out_of_memory = |what: &str, bytes| {
+            let what = what.to_owned();
+            Failure::new(Cause::OutOfMemory { what, bytes })
+        };
         let memory = |what, bytes: u64, limit: Option<u64>| {
             let allowed = limit.is_none_or(|limit| bytes <= limit);
             let memory = if allowed { Memory::new(bytes) } else { None };
@@ -84,6 +87,7 @@ impl State {
                     weight_decay: 0.0,
                     loss_scale: 0.0,
                     clip: None,
+                    clip_value: None,
                 },
                 began: Instant::now(),
             }),

@@ -6,13 +6,14 @@ use super::bench::{length, of, Bench};
 use super::copies::{busy, within, Sides};
 use super::statistics::median;
 use super::Request;
-use crate::device::{Operator, Panel, Space, Stream};
+use crate::device::{Operator, Panel, Space, Stream, Target};
 use crate::error::Result;
 use crate::format::number::Ppm;
 use crate::format::profile::{SlowdownPpm, SlowdownSection};
+use ebbtide_solver::units::Bytes;
 
-/// Bytes of a copy.
-const COPY: u64 = 1 << 20;
+/// Bytes of a copy on the CPU, and on a GPU, of which a driver queues some thousand only.
+const COPY: [u64; 2] = [1 << 20, 16 << 20];
 /// Bytes that the copies of a direction go through, and all operands together: more than caches
 /// hold.
 const THROUGH: u64 = 64 << 20;
@@ -26,13 +27,14 @@ const ROUNDS: usize = 5;
 /// Measures both.
 pub(super) fn slowdown(request: &Request<'_>) -> Result<SlowdownSection> {
     let model = request.model;
+    let copy = COPY[usize::from(matches!(request.target, Target::Cuda(_)))];
     let width = request.dtype.bytes();
     let rows = request.tokens.iter().copied().max().unwrap_or(1);
     let up = if model.gated { 2 } else { 1 } * model.intermediate;
     let sizes = [model.hidden * rows, model.hidden * up, up * rows, up * rows].map(|n| n * width);
     let places = THROUGH.div_ceil(sizes.iter().sum::<u64>().max(1)).max(2);
     let arena = places * (sizes.iter().sum::<u64>() + 4096) + 2 * THROUGH;
-    let (memories, device) = ((arena, 2 * THROUGH), request.target.open());
+    let (memories, device) = ((arena, 2 * THROUGH), request.target.open()?);
     let mut bench = Bench::new(device, request.dtype, memories, 0)?;
     let sides = [(); 2].map(|()| Sides {
         device: bench.take(Space::Device, THROUGH),
@@ -73,25 +75,30 @@ pub(super) fn slowdown(request: &Request<'_>) -> Result<SlowdownSection> {
     Ok(SlowdownSection {
         source: format!(
             "measured: the MLP's product and its activation over {rows} tokens, beside copies of \
-             1 MiB; operands and copies go through 64 MiB each{}",
+             {}; operands and copies go through 64 MiB each{}",
+            Bytes::new(copy),
             request.held_to()
         ),
-        matmul: beside(&mut bench, sides, &products)?,
-        elementwise: beside(&mut bench, sides, &kernels)?,
+        matmul: beside(&mut bench, (sides, copy), &products)?,
+        elementwise: beside(&mut bench, (sides, copy), &kernels)?,
     })
 }
 
 /// Added time of like operators beside each kind of copies: the median over the rounds of what is
 /// added to their mean time. Mean, since a copy that is held to a speed moves in bursts, beside
 /// which few operators run.
-fn beside(bench: &mut Bench, sides: [Sides; 2], alike: &[Operator]) -> Result<SlowdownPpm> {
+fn beside(
+    bench: &mut Bench,
+    (sides, size): ([Sides; 2], u64),
+    alike: &[Operator],
+) -> Result<SlowdownPpm> {
     const KINDS: [[bool; 2]; 4] = [[false, false], [true, false], [false, true], [true, true]];
     let operator = |at: u64| &alike[(at % alike.len() as u64) as usize];
     let first = bench.step(|device| {
         device.launch(Stream::Compute, 0, operator(0))?;
         device.launch(Stream::Compute, 1, operator(1))?;
-        sides[0].copy(device, Stream::D2h, 0, COPY)?;
-        sides[1].copy(device, Stream::H2d, 0, COPY)
+        sides[0].copy(device, Stream::D2h, 0, size)?;
+        sides[1].copy(device, Stream::H2d, 0, size)
     })?;
     let once = |stream| of(&first, stream).last().map_or(1, length).max(1);
     let operators = (ENOUGH / once(Stream::Compute)).clamp(OPERATORS[0], OPERATORS[1]);
@@ -103,14 +110,19 @@ fn beside(bench: &mut Bench, sides: [Sides; 2], alike: &[Operator]) -> Result<Sl
         let mut means = [None; 4];
         for (kind, mean) in KINDS.into_iter().zip(&mut means) {
             let trace = bench.step(|device| {
-                for (at, stream) in [Stream::D2h, Stream::H2d].into_iter().enumerate() {
-                    for copy in (0..copies[at]).filter(|_| kind[at]) {
-                        let side = sides[at].part(copy * COPY % THROUGH, COPY);
-                        side.copy(device, stream, number(copy), COPY)?;
+                // The many copies come last: whoever queues them may have to wait for them.
+                for at in 0..operators {
+                    device.launch(Stream::Compute, number(at), operator(at))?;
+                }
+                for copy in 0..copies[0].max(copies[1]) {
+                    for (at, stream) in [Stream::D2h, Stream::H2d].into_iter().enumerate() {
+                        if kind[at] && copy < copies[at] {
+                            let side = sides[at].part(copy * size % THROUGH, size);
+                            side.copy(device, stream, number(copy), size)?;
+                        }
                     }
                 }
-                (0..operators)
-                    .try_for_each(|at| device.launch(Stream::Compute, number(at), operator(at)))
+                Ok(())
             })?;
             let whole = busy(&trace, Stream::Compute);
             let spans = [Stream::D2h, Stream::H2d].map(|stream| busy(&trace, stream));

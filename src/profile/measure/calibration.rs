@@ -25,7 +25,7 @@ const SIGNALS: u32 = 200;
 /// Measures them.
 pub(super) fn calibrate(request: &Request<'_>) -> Result<Calibration> {
     let memories = (LONG + 4096, 4096);
-    let mut bench = Bench::new(request.target.open(), request.dtype, memories, 2 * SIGNALS)?;
+    let mut bench = Bench::new(request.target.open()?, request.dtype, memories, 2 * SIGNALS)?;
     let long = bench.take(Space::Device, LONG);
     let [short, host] = [Space::Device, Space::Host].map(|space| bench.take(space, 64));
     let zero = |region| Operator::Zero { region };

@@ -21,7 +21,7 @@ const COPIES: u32 = 7;
 /// Measures both directions.
 pub(super) fn links(request: &Request<'_>, known: &Calibration) -> Result<LinksSection> {
     let mut bench = Bench::new(
-        request.target.open(),
+        request.target.open()?,
         request.dtype,
         (2 * LARGEST, 2 * LARGEST),
         0,

@@ -35,7 +35,7 @@ fn update(request: &Request<'_>) -> Result<u64> {
     let weight_bytes = PARAMETERS * request.dtype.bytes();
     let planes = if request.dtype == Dtype::F32 { 2 } else { 3 };
     let slab = 2 * weight_bytes + planes * PARAMETERS * 4 + 4096;
-    let mut bench = Bench::new(request.target.open(), request.dtype, (4096, slab), 0)?;
+    let mut bench = Bench::new(request.target.open()?, request.dtype, (4096, slab), 0)?;
     let mut take = |bytes| bench.take(Space::Host, bytes);
     let (weight, gradient) = (take(weight_bytes), take(weight_bytes));
     let states: Vec<_> = (0..planes).map(|_| take(PARAMETERS * 4)).collect();
@@ -68,7 +68,7 @@ fn update(request: &Request<'_>) -> Result<u64> {
 fn pin(request: &Request<'_>) -> Result<u64> {
     let reserve = |slab| -> Result<u64> {
         let begun = Instant::now();
-        Bench::new(request.target.open(), request.dtype, (4096, slab), 0)?;
+        Bench::new(request.target.open()?, request.dtype, (4096, slab), 0)?;
         Ok(u64::try_from(begun.elapsed().as_nanos()).unwrap_or(u64::MAX))
     };
     reserve(4096)?;

@@ -20,6 +20,7 @@ use ebbtide_solver::units::Bytes;
 
 use super::statistics::Summary;
 use super::{positive, Request};
+use crate::device::arithmetic::Arithmetic;
 use crate::device::TraceEntry;
 use crate::error::{Error, Result};
 use crate::execute::{Optimizer, Session};
@@ -60,7 +61,7 @@ pub(super) fn step(
 ) -> Result<MeasuredStep> {
     let (model, planned) = deep(request, (tokens, tiling, method))?;
     let schedule = &planned.file.schedule;
-    let mut session = Session::begin(&planned.file, &model, request.target.open(), false)?;
+    let mut session = Session::begin(&planned.file, &model, request.target.open()?, false)?;
     session.load(|place| initial::values(&model, place, 0))?;
     let synthetic = Tokens::Synthetic {
         vocab: model.vocab,
@@ -81,8 +82,8 @@ pub(super) fn step(
         session.step(WARM_UP + seen.steps as u64, &batch, &optimizer)?;
         seen.add(session.trace());
     }
-    let placed = schedule.arena_bytes + schedule.host_bytes;
-    let overhead = request.target.used()?.saturating_sub(placed);
+    let (device, host) = (schedule.arena_bytes, schedule.host_bytes);
+    let overhead = request.target.overhead(request.memory, device, host)?;
     let mut measured = MeasuredStep {
         tokens: dimension(tokens),
         groups: dimension(u64::from(tiling.groups)),
@@ -150,6 +151,8 @@ fn keep(
             clip: false,
         },
         method,
+        storage: None,
+        arithmetic: Arithmetic::Plain,
         budget: Budget {
             device: profile.device.memory,
             host: profile.host.memory,

@@ -1,0 +1,169 @@
+// What all kernels share: the type of elements, accesses of 16 bytes, sums over warps and blocks.
+//
+// A translation unit has one type of elements, E: EBBTIDE_BF16 or EBBTIDE_F32. With EBBTIDE_HOST a
+// host compiler reads the same source; host/shim.h then stands for what CUDA has built in.
+#pragma once
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#if defined(EBBTIDE_BF16)
+#define NAME(name) name##_bf16
+#elif defined(EBBTIDE_F32)
+#define NAME(name) name##_f32
+#else
+#error "define EBBTIDE_BF16 or EBBTIDE_F32"
+#endif
+
+#ifdef EBBTIDE_HOST
+#include "host/shim.h"
+#else
+// A kernel for blocks of up to `threads` threads.
+#define KERNEL(threads, name, ...) \
+    extern "C" __global__ void __launch_bounds__(threads) NAME(name)(__VA_ARGS__)
+// An array that the threads of a block share.
+#define SHARED(type, name, extent) __shared__ type name extent
+// The shared memory whose size the launch gives.
+#define DYNAMIC_SHARED(type, name)                                \
+    extern __shared__ __align__(16) unsigned char dynamic_bytes[]; \
+    type* const name = reinterpret_cast<type*>(dynamic_bytes)
+#endif
+
+// ---- elements ----------------------------------------------------------------------------------
+
+struct bf16 {
+    u16 bits;
+};
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
+
+__device__ __forceinline__ void narrow(float x, float& to) { to = x; }
+// To the nearest, ties to even; a NaN stays one.
+__device__ __forceinline__ void narrow(float x, bf16& to) {
+#ifdef __CUDA_ARCH__
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
+    const u32 bits = __float_as_uint(x);
+    const u32 rounded = bits + 0x7FFF + (bits >> 16 & 1);
+    to.bits = u16((x == x ? rounded : bits | 0x400000) >> 16);
+#endif
+}
+
+#ifdef EBBTIDE_BF16
+typedef bf16 E;
+#else
+typedef float E;
+#endif
+
+// Elements of 16 bytes.
+constexpr int WIDE = 16 / sizeof(E);
+
+// ---- memory ------------------------------------------------------------------------------------
+
+template <class T, int N>
+struct alignas(sizeof(T) * N > 16 ? 16 : sizeof(T) * N) Pack {
+    T v[N];
+};
+
+template <int N, class T>
+__device__ __forceinline__ void load(const T* from, float (&to)[N]) {
+    const Pack<T, N> pack = *reinterpret_cast<const Pack<T, N>*>(from);
+#pragma unroll
+    for (int i = 0; i < N; i++) to[i] = widen(pack.v[i]);
+}
+
+template <int N, class T>
+__device__ __forceinline__ void store(T* to, const float (&from)[N]) {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int i = 0; i < N; i++) narrow(from[i], pack.v[i]);
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+}
+
+// Whether addresses (null ones too) are multiples of 16 bytes.
+__device__ __forceinline__ bool aligned() { return true; }
+template <class... More>
+__device__ __forceinline__ bool aligned(const void* first, More... more) {
+    return (reinterpret_cast<u64>(first) & 15) == 0 && aligned(more...);
+}
+
+// ---- numbers -----------------------------------------------------------------------------------
+
+#define INFINITE __uint_as_float(0x7F800000u)
+
+template <class T>
+__device__ __forceinline__ T least(T a, T b) {
+    return b < a ? b : a;
+}
+template <class T>
+__device__ __forceinline__ T most(T a, T b) {
+    return a < b ? b : a;
+}
+
+// ---- sums --------------------------------------------------------------------------------------
+
+// The sum over a group of lanes, a power of two; every lane gets it.
+template <class T>
+__device__ __forceinline__ T lanes_sum(T x, int lanes) {
+    for (int mask = lanes / 2; mask > 0; mask /= 2) x += __shfl_xor_sync(~0u, x, mask);
+    return x;
+}
+
+__device__ __forceinline__ float lanes_most(float x, int lanes) {
+    for (int mask = lanes / 2; mask > 0; mask /= 2)
+        x = most(x, __shfl_xor_sync(~0u, x, mask));
+    return x;
+}
+
+// The sum over a block of whole warps; every thread gets it.
+template <class T>
+__device__ __forceinline__ T block_sum(T x) {
+    SHARED(T, of_warp, [32]);
+    x = lanes_sum(x, 32);
+    const u32 lane = threadIdx.x % 32;
+    __syncthreads();
+    if (lane == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    return lanes_sum(lane < blockDim.x / 32 ? of_warp[lane] : T(0), 32);
+}
+
+// The largest over a block of whole warps; every thread gets it.
+__device__ __forceinline__ float block_most(float x) {
+    SHARED(float, of_warp, [32]);
+    x = lanes_most(x, 32);
+    const u32 lane = threadIdx.x % 32;
+    __syncthreads();
+    if (lane == 0) of_warp[threadIdx.x / 32] = x;
+    __syncthreads();
+    return lanes_most(lane < blockDim.x / 32 ? of_warp[lane] : -INFINITE, 32);
+}
+
+// ---- the step ----------------------------------------------------------------------------------
+
+// What kernels know of the step, as `launch::constants` writes it.
+struct Constants {
+    float clip;           // what gradients are multiplied with
+    float keep;           // 1 - learning rate * decay
+    float first;          // 1 - beta1
+    float second;         // beta2
+    float second_new;     // 1 - beta2
+    float correction;     // 1 / sqrt(1 - beta2^t)
+    float epsilon;
+    float step_size;      // learning rate / (1 - beta1^t)
+    float learning_rate;
+    float weight_decay;
+    float loss_scale;
+    float unused;
+    double limit;         // the largest norm of all gradients; infinite: not clipped
+    double unused_too;
+};
+
+// Kinds of norms.
+constexpr u32 RMS_PLUS_ONE = 1, LAYER = 2;
+
+// What multiplies the normed value.
+__device__ __forceinline__ float norm_factor(u32 kind, float scale) {
+    return kind == RMS_PLUS_ONE ? 1.0f + scale : scale;
+}

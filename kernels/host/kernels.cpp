@@ -1,0 +1,35 @@
+// All kernels for one type of elements.
+#include <cmath>
+
+#include "../attention.cuh"
+
+namespace memory {
+#include "../memory.cu"
+}
+namespace embedding {
+#include "../embedding.cu"
+}
+namespace norm {
+#include "../norm.cu"
+}
+namespace sums {
+#include "../sums.cu"
+}
+namespace rotary {
+#include "../rotary.cu"
+}
+namespace activation {
+#include "../activation.cu"
+}
+namespace cross_entropy {
+#include "../cross_entropy.cu"
+}
+namespace update {
+#include "../update.cu"
+}
+namespace attention {
+#include "../attention.cu"
+}
+namespace attention_mma {
+#include "../attention_mma.cu"
+}

@@ -1,0 +1,283 @@
+//! A GPU of NVIDIA's as a device.
+//!
+//! In: commands. Out: numbers, and a trace by the card's own clock. Matrix products are cuBLASLt's
+//! ([`products`], `multiply`), everything else are the kernels of `kernels/`, which NVRTC compiles
+//! for the card that is there ([`launch`], `compile`). Nothing is linked: `library` finds driver
+//! and libraries at run time, and says what is missing.
+//!
+//! ```text
+//! reserve   arena, own buffers ─ one allocation each · slab ─ pinned · kernels · events
+//! launch ─► products, launches ─► compute stream      host operator ─► host stream ─► threads
+//! copy   ─► its stream                                record, wait  ─► events of the driver
+//! finish    waits, reads losses and the trace
+//! ```
+//! Nothing is allocated and nothing is waited for between `begin_step` and `finish`, but for timed
+//! events and algorithms, which the first step makes. All four streams are the driver's; on the
+//! host's, the driver calls the optimizer ([`host`]).
+//!
+//! All `unsafe` of the program is in this folder. A region is compared with its memory before its
+//! address is taken; that regions of commands which run at the same time are apart is what the
+//! checker proves of a schedule.
+
+mod clock;
+mod compile;
+mod driver;
+mod host;
+pub mod launch;
+mod library;
+mod multiply;
+mod own;
+mod products;
+mod reserved;
+mod slab;
+
+use ebbtide_solver::units::Bytes;
+
+use driver::Context;
+use launch::BatchFacts;
+use reserved::Reserved;
+
+use super::held::{in_arena, Held};
+use super::{
+    ArenaUse, Device, Event, Failure, Operator, Place, Region, Reservation, Result, Space,
+    StepParameters, StepResult, Stream, TraceEntry,
+};
+use crate::profile::Dtype;
+
+/// How a CUDA device behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// Threads of the host's optimizer; 0: one for each processor.
+    pub host_threads: usize,
+    /// Whether released buffers are filled with NaNs; for tests, it takes the card's time.
+    pub poison: bool,
+}
+
+/// A card as a device.
+pub struct CudaDevice {
+    options: CudaOptions,
+    name: String,
+    arena: Held,
+    trace: Vec<TraceEntry>,
+    // Dropped in this order: what was reserved, then the context that it lives in.
+    reserved: Option<Reserved>,
+    context: Context,
+}
+
+/// What a card says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CardFacts {
+    /// Its name.
+    pub name: String,
+    /// Its memory.
+    pub memory: Bytes,
+    /// What nobody uses now.
+    pub free: Bytes,
+}
+
+/// What a card says of itself; also whether there is one, and all that is needed to use it.
+///
+/// # Errors
+/// `NoDevice` with what is missing: driver, library, card, bf16.
+pub fn facts(number: u32) -> crate::error::Result<CardFacts> {
+    library::probe()?;
+    let told = |failure: Failure| failure.told();
+    let context = Context::open(number).map_err(told)?;
+    let memory = context.memory().map_err(told)?;
+    Ok(CardFacts {
+        name: context.name().map_err(told)?,
+        memory: Bytes::new(memory.total),
+        free: Bytes::new(memory.free),
+    })
+}
+
+impl CudaDevice {
+    /// A card by its number, that has reserved nothing yet.
+    ///
+    /// # Errors
+    /// As [`facts`].
+    pub fn open(number: u32, options: CudaOptions) -> crate::error::Result<CudaDevice> {
+        library::probe()?;
+        let context = Context::open(number).map_err(|failure| failure.told())?;
+        let name = context.name().map_err(|failure| failure.told())?;
+        Ok(CudaDevice {
+            options,
+            name,
+            arena: Held::default(),
+            trace: Vec::new(),
+            reserved: None,
+            context,
+        })
+    }
+
+    fn reserved(&mut self) -> Result<&mut Reserved> {
+        let reserved = self.reserved.as_mut();
+        reserved.ok_or_else(|| Failure::refused("nothing was reserved"))
+    }
+
+    /// What was reserved, when no stream works and nothing has failed.
+    fn quiet(&mut self) -> Result<&mut Reserved> {
+        // Of a lost card every call says so; what was said first says why.
+        let entered = self.context.enter();
+        let reserved = self.reserved()?;
+        reserved.settle()?;
+        entered.map(|()| reserved)
+    }
+}
+
+impl Device for CudaDevice {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn reserve(&mut self, reservation: Reservation) -> Result<()> {
+        if self.reserved.is_some() {
+            return Err(Failure::refused("memory was reserved before"));
+        }
+        if reservation.dtype == Dtype::Fp8 {
+            return Err(Failure::refused(
+                "tensors of fp8; bf16 and f32 are computed",
+            ));
+        }
+        self.context.enter()?;
+        self.reserved = Some(Reserved::new(&self.context, reservation, self.options)?);
+        Ok(())
+    }
+
+    fn write(&mut self, region: Region, bytes: &[u8]) -> Result<()> {
+        let reserved = self.quiet()?;
+        same_size(region.bytes, bytes.len() as u64)?;
+        reserved.check(region)?;
+        match region.space {
+            Space::Device => reserved.arena.write(region.offset_bytes, bytes),
+            Space::Host => {
+                // SAFETY: no stream works.
+                unsafe { reserved.host.slab.write(region.offset_bytes, bytes) };
+                Ok(())
+            }
+        }
+    }
+
+    fn read(&mut self, region: Region, bytes: &mut [u8]) -> Result<()> {
+        let reserved = self.quiet()?;
+        same_size(region.bytes, bytes.len() as u64)?;
+        reserved.check(region)?;
+        match region.space {
+            Space::Device => reserved.arena.read(region.offset_bytes, bytes),
+            Space::Host => {
+                // SAFETY: no stream works.
+                unsafe { reserved.host.slab.read(region.offset_bytes, bytes) };
+                Ok(())
+            }
+        }
+    }
+
+    fn load_batch(&mut self, micro_batch: u32, tokens: &[u32], labels: &[i32]) -> Result<()> {
+        let reserved = self.quiet()?;
+        let rows = reserved.reservation.rows;
+        same_size(rows, tokens.len() as u64)?;
+        same_size(rows, labels.len() as u64)?;
+        let count = reserved.batches.len();
+        let Some(facts) = reserved.batches.get_mut(micro_batch as usize) else {
+            return Err(Failure::refused(format!(
+                "micro-batch {micro_batch} of {count}"
+            )));
+        };
+        *facts = BatchFacts::new(tokens, labels);
+        reserved.load(micro_batch, tokens, labels)
+    }
+
+    fn begin_step(&mut self, parameters: &StepParameters) -> Result<()> {
+        if parameters.clip_value.is_some() {
+            return Err(Failure::refused("gradients clipped element by element"));
+        }
+        self.quiet()?.begin(parameters)
+    }
+
+    fn launch(&mut self, stream: Stream, instruction: u32, operator: &Operator) -> Result<()> {
+        let place = Place {
+            stream,
+            instruction,
+            operator: operator.name(),
+        };
+        let reserved = self.reserved()?;
+        let launched = match (stream, operator) {
+            (_, Operator::TensorUpdate { .. } | Operator::Project { .. }) => Err(Failure::refused(
+                "the method changes whole tensors, for which a GPU has no kernels yet; those of \
+                 adamw, sgd and lomo are there",
+            )),
+            (Stream::Host, _) => reserved.launch_on_host(place, operator),
+            _ => reserved.launch(place, operator),
+        };
+        launched.map_err(|failure| failure.at(place))
+    }
+
+    fn copy(&mut self, stream: Stream, instruction: u32, from: Region, to: Region) -> Result<()> {
+        same_size(from.bytes, to.bytes)?;
+        let place = Place {
+            stream,
+            instruction,
+            operator: "copy",
+        };
+        let copied = self.reserved()?.copy(place, from, to);
+        copied.map_err(|failure| failure.at(place))
+    }
+
+    fn record(&mut self, stream: Stream, event: Event) -> Result<()> {
+        self.reserved()?.record(stream, event)
+    }
+
+    fn wait(&mut self, stream: Stream, event: Event) -> Result<()> {
+        self.reserved()?.wait(stream, event)
+    }
+
+    fn hold(&mut self, region: Region) -> Result<()> {
+        in_arena(region)?;
+        self.reserved()?.check(region)?;
+        self.arena.hold(region);
+        Ok(())
+    }
+
+    fn release(&mut self, region: Region, poison: bool) -> Result<()> {
+        in_arena(region)?;
+        let poison = poison && self.options.poison;
+        let reserved = self.reserved()?;
+        reserved.check(region)?;
+        if poison {
+            reserved.poison(region)?;
+        }
+        self.arena.release(region)
+    }
+
+    fn finish(&mut self) -> Result<StepResult> {
+        self.trace.clear();
+        let reserved = self.quiet()?;
+        let result = reserved.result()?;
+        self.trace = reserved.trace()?;
+        Ok(result)
+    }
+
+    fn trace(&self) -> &[TraceEntry] {
+        &self.trace
+    }
+
+    fn arena_use(&self) -> ArenaUse {
+        self.arena.most()
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        // What is queued may use what is about to be given back. A device that is lost has nothing
+        // to wait for.
+        let _ = self.context.enter();
+        let _ = self.context.synchronize();
+    }
+}
+
+fn same_size(a: u64, b: u64) -> Result<()> {
+    match a == b {
+        true => Ok(()),
+        false => Err(Failure::refused(format!("{b} where {a} belong"))),
+    }
+}

@@ -1,0 +1,444 @@
+//! What a device has from its reservation on, and how commands are queued on it.
+
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex};
+
+use ebbtide_solver::units::Bytes;
+
+use super::clock::Clock;
+use super::compile::Kernels;
+use super::driver::{Allocation, Context, Mark, Queue};
+use super::host::{self, lock, Host, Work};
+use super::launch::{self, Argument, BatchFacts, Buffer, Launch};
+use super::multiply::{Multiplier, WORKSPACE_BYTES};
+use super::own::Own;
+use super::products::products;
+use super::slab::Slab;
+use super::CudaOptions;
+use crate::device::{
+    Cause, Event, Failure, Operator, Place, Region, Reservation, Result, RotaryTable, Space,
+    StepParameters, StepResult, Stream, TraceEntry,
+};
+
+/// What unwritten memory is full of: a NaN in every type.
+const POISON: u8 = 0xFF;
+
+/// Memories, streams, events, kernels.
+pub(super) struct Reserved {
+    pub reservation: Reservation,
+    pub arena: Allocation,
+    pub host: Arc<Host>,
+    /// What is known of each micro-batch.
+    pub batches: Vec<BatchFacts>,
+    own: Own,
+    workspace: Allocation,
+    queues: Vec<Queue>,
+    events: Vec<Signal>,
+    kernels: Kernels,
+    multiplier: Multiplier,
+    clock: Clock,
+    parameters: Option<StepParameters>,
+    /// Work on the host that the driver may still call.
+    work: Vec<Arc<Work>>,
+    /// The first failure, which stays.
+    failure: Option<Failure>,
+}
+
+struct Signal {
+    mark: Mark,
+    /// Whether it was recorded in this step.
+    recorded: bool,
+}
+
+impl Reserved {
+    /// Allocates everything.
+    pub fn new(
+        context: &Context,
+        mut reservation: Reservation,
+        options: CudaOptions,
+    ) -> Result<Reserved> {
+        let kernels = Kernels::new(context, reservation.dtype)?;
+        let multiplier = Multiplier::new(reservation.dtype)?;
+        let beside = Own::bytes(&reservation) + WORKSPACE_BYTES;
+        let memory = context.memory()?;
+        let bytes = reservation.arena_bytes;
+        let needed = bytes.checked_add(beside);
+        if needed.is_none_or(|needed| needed > memory.free) {
+            let [free, total, beside] = [memory.free, memory.total, beside].map(Bytes::new);
+            let what =
+                format!("the arena on a card with {free} of {total} free and {beside} beside it");
+            return Err(Failure::new(Cause::OutOfMemory { what, bytes }));
+        }
+        let arena = Allocation::new("the arena", bytes)?;
+        let workspace = Allocation::new("matrix products", WORKSPACE_BYTES)?;
+        let own = Own::new(&reservation)?;
+        let table = reservation.rotary.take();
+        if let Some(RotaryTable { cos, sin, .. }) = &table {
+            own.write(Buffer::Cos, bytemuck::cast_slice(cos))?;
+            own.write(Buffer::Sin, bytemuck::cast_slice(sin))?;
+        }
+        // Launches look at its shape only: a million positions are half a GiB of numbers.
+        reservation.rotary = table.map(|table| RotaryTable {
+            cos: Vec::new(),
+            sin: Vec::new(),
+            ..table
+        });
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(options.host_threads)
+            .thread_name(|thread| format!("optimizer-{thread}"))
+            .build()
+            .map_err(|e| Failure::new(Cause::Failed(format!("no optimizer threads: {e}"))))?;
+        let queues = Stream::ALL.map(|_| Queue::new());
+        let events = (0..reservation.events).map(|_| {
+            Ok(Signal {
+                mark: Mark::new(false)?,
+                recorded: false,
+            })
+        });
+        let made = Reserved {
+            host: Arc::new(Host {
+                slab: Slab::new(reservation.slab_bytes)?,
+                slab_bytes: reservation.slab_bytes,
+                squares: Slab::new(u64::from(reservation.norm_slots) * 8)?,
+                norm_slots: u64::from(reservation.norm_slots),
+                dtype: reservation.dtype,
+                threads,
+                carry: Mutex::new(vec![0.0; reservation.carry_elements as usize]),
+                failure: Mutex::default(),
+            }),
+            batches: vec![BatchFacts::default(); reservation.micro_batches as usize],
+            queues: queues.into_iter().collect::<Result<_>>()?,
+            events: events.collect::<Result<_>>()?,
+            clock: Clock::default(),
+            parameters: None,
+            work: Vec::new(),
+            failure: None,
+            arena,
+            own,
+            workspace,
+            kernels,
+            multiplier,
+            reservation,
+        };
+        let whole = Region {
+            space: Space::Device,
+            offset_bytes: 0,
+            bytes,
+        };
+        made.fill(Stream::Compute, whole, POISON)?;
+        context.synchronize()?;
+        Ok(made)
+    }
+
+    fn queue(&self, stream: Stream) -> &Queue {
+        &self.queues[stream as usize]
+    }
+
+    /// Refuses a region outside its memory.
+    pub fn check(&self, region: Region) -> Result<()> {
+        let (size, space) = match region.space {
+            Space::Device => (self.reservation.arena_bytes, "arena"),
+            Space::Host => (self.reservation.slab_bytes, "host slab"),
+        };
+        let end = region.offset_bytes.checked_add(region.bytes);
+        match end.is_some_and(|end| end <= size) {
+            true => Ok(()),
+            false => Err(Failure::refused(format!(
+                "{} bytes at {} are outside the {space} of {size} bytes",
+                region.bytes, region.offset_bytes
+            ))),
+        }
+    }
+
+    /// The address of a region of the arena.
+    fn address(&self, region: Region) -> Result<u64> {
+        self.check(region)?;
+        match region.space {
+            Space::Device => Ok(self.arena.address + region.offset_bytes),
+            Space::Host => Err(Failure::refused("an operand that is not on the device")),
+        }
+    }
+
+    // ---- a step -------------------------------------------------------------------------------
+
+    /// Puts a micro-batch on the card.
+    pub fn load(&mut self, micro_batch: u32, tokens: &[u32], labels: &[i32]) -> Result<()> {
+        let (order, place) = launch::batch::token_order(tokens);
+        let own = &self.own;
+        own.write(Buffer::Tokens(micro_batch), bytemuck::cast_slice(tokens))?;
+        own.write(Buffer::Labels(micro_batch), bytemuck::cast_slice(labels))?;
+        own.write(Buffer::Order(micro_batch), bytemuck::cast_slice(&order))?;
+        own.write(Buffer::Place(micro_batch), bytemuck::cast_slice(&place))
+    }
+
+    /// Begins a step.
+    pub fn begin(&mut self, parameters: &StepParameters) -> Result<()> {
+        self.work.clear();
+        self.events
+            .iter_mut()
+            .for_each(|event| event.recorded = false);
+        self.parameters = Some(*parameters);
+        let constants = launch::constants(parameters);
+        let zeros = |slots: u32| vec![0u8; slots as usize * size_of::<f64>()];
+        let started = (self.own)
+            .write(Buffer::Losses, &zeros(self.reservation.loss_slots))
+            .and_then(|()| {
+                self.own
+                    .write(Buffer::Squares, &zeros(self.reservation.norm_slots))
+            })
+            .and_then(|()| self.own.write(Buffer::Constants, &constants))
+            .and_then(|()| self.clock.begin(&self.queues));
+        self.kept(started)
+    }
+
+    /// Queues an operator on the card.
+    pub fn launch(&mut self, place: Place, operator: &Operator) -> Result<()> {
+        let clears = matches!(operator, Operator::Zero { .. });
+        if place.stream != Stream::Compute && !clears {
+            return Err(Failure::refused("an operator on a stream of copies"));
+        }
+        let products = products(operator, self.reservation.dtype)?;
+        for product in &products {
+            let operands = [
+                Some(product.a.region),
+                Some(product.b.region),
+                product.added,
+            ];
+            let others = [product.bias, Some(product.out)];
+            for region in operands.into_iter().chain(others).flatten() {
+                self.address(region)?;
+            }
+        }
+        let launches = launch::launches(operator, &self.reservation, &self.batches)?;
+        let ready = launches.iter().map(|launch| self.arguments(launch));
+        let ready: Vec<Vec<Value>> = ready.collect::<Result<_>>()?;
+        self.timed(place, |reserved| {
+            let queue = reserved.queue(place.stream);
+            let base = reserved.arena.address;
+            for product in &products {
+                let address = |region: Region| base + region.offset_bytes;
+                let (multiplier, workspace) = (&reserved.multiplier, &reserved.workspace);
+                // SAFETY: every region lies in the arena, which lives until the streams are
+                // through; only the compute stream multiplies.
+                unsafe { multiplier.multiply(queue, product, address, workspace) }?;
+            }
+            for (launch, values) in launches.iter().zip(ready) {
+                let mut pointers: Vec<*mut c_void> =
+                    values.iter().map(|value| value.pointer()).collect();
+                // SAFETY: values have the types that the table of kernels gives; addresses are
+                // of regions within the arena or of own buffers, which live until the streams are
+                // through, and launches are functions of their sizes.
+                unsafe { reserved.kernels.launch(queue, launch, &mut pointers) }?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The arguments of a launch as kernels take them.
+    fn arguments(&self, launch: &Launch) -> Result<Vec<Value>> {
+        let value = |argument: &Argument| {
+            Ok(match *argument {
+                Argument::Region(region) => Value::Long(self.address(region)?),
+                Argument::Own(buffer, offset) => Value::Long(self.own.address(buffer, offset)?),
+                Argument::Null => Value::Long(0),
+                Argument::U32(number) => Value::Short(number),
+                Argument::U64(number) => Value::Long(number),
+                Argument::F32(number) => Value::Short(number.to_bits()),
+            })
+        };
+        launch.arguments.iter().map(value).collect()
+    }
+
+    /// Queues an operator on the host's threads.
+    pub fn launch_on_host(&mut self, place: Place, operator: &Operator) -> Result<()> {
+        let parameters = self
+            .parameters
+            .ok_or_else(|| Failure::refused("no step has begun"))?;
+        let work = Work::new(&self.host, place, operator, &parameters)?;
+        let given = Arc::as_ptr(&work);
+        self.work.push(work);
+        let clips = parameters.clip.is_some() && matches!(operator, Operator::Update { .. });
+        self.timed(place, |reserved| {
+            let queue = reserved.queue(place.stream);
+            if clips {
+                let from = reserved.own.address(Buffer::Squares, 0)?;
+                let bytes = reserved.host.norm_slots * 8;
+                let to = reserved.host.squares.address(0, bytes);
+                // SAFETY: both are as long; nobody but updates on this stream reads the target.
+                unsafe { queue.copy_out(from, to, bytes) }?;
+            }
+            // SAFETY: the work is kept until the streams are through; it calls nothing of the
+            // driver and catches its panics.
+            unsafe { queue.call(host::run, given.cast_mut().cast()) }
+        })
+    }
+
+    /// Queues a copy.
+    pub fn copy(&mut self, place: Place, from: Region, to: Region) -> Result<()> {
+        self.check(from)?;
+        self.check(to)?;
+        if (from.space, to.space) == (Space::Host, Space::Host) {
+            return Err(Failure::refused("a copy within the host's memory"));
+        }
+        if from.bytes == 0 {
+            return Ok(());
+        }
+        self.timed(place, |reserved| {
+            let queue = reserved.queue(place.stream);
+            let (base, bytes, slab) = (reserved.arena.address, from.bytes, &reserved.host.slab);
+            let there = |region: Region| base + region.offset_bytes;
+            let here = |region: Region| slab.address(region.offset_bytes, bytes);
+            // SAFETY: both regions lie in their memories, which live until the streams are
+            // through.
+            unsafe {
+                match (from.space, to.space) {
+                    (Space::Device, Space::Host) => queue.copy_out(there(from), here(to), bytes),
+                    (Space::Host, _) => queue.copy_in(here(from), there(to), bytes),
+                    (Space::Device, _) => queue.copy_within(there(from), there(to), bytes),
+                }
+            }
+        })
+    }
+
+    /// Queues work between two marks of the clock, unless something has failed before.
+    fn timed(&mut self, place: Place, work: impl FnOnce(&Self) -> Result<()>) -> Result<()> {
+        if self.failure.is_some() {
+            return Ok(());
+        }
+        let Place {
+            stream,
+            instruction,
+            ..
+        } = place;
+        let queue = &self.queues[stream as usize];
+        let queued = self.clock.before(stream, queue).and_then(|start| {
+            work(self)?;
+            Ok(start)
+        });
+        let queued = queued.and_then(|start| {
+            let queue = &self.queues[stream as usize];
+            self.clock.after(stream, queue, instruction, start)
+        });
+        self.kept(queued.map_err(|failure| failure.at(place)))
+    }
+
+    /// Keeps a failure for the end of the step; a command that cannot be is refused at once.
+    fn kept(&mut self, queued: Result<()>) -> Result<()> {
+        match queued {
+            Err(failure) if !matches!(failure.cause, Cause::Refused(_)) => {
+                self.failure.get_or_insert(failure);
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// Queues a signal.
+    pub fn record(&mut self, stream: Stream, event: Event) -> Result<()> {
+        let Some(signal) = self.events.get_mut(event as usize) else {
+            return Err(Failure::refused(format!("event {event} was not reserved")));
+        };
+        signal.recorded = true;
+        if self.failure.is_some() {
+            return Ok(());
+        }
+        let recorded = signal.mark.record(&self.queues[stream as usize]);
+        self.kept(recorded)
+    }
+
+    /// Queues a wait.
+    pub fn wait(&mut self, stream: Stream, event: Event) -> Result<()> {
+        let signal = self.events.get(event as usize);
+        let Some(signal) = signal.filter(|signal| signal.recorded) else {
+            return Err(Failure::refused(format!(
+                "a wait of stream {} for event {event}, which was not recorded yet",
+                stream.name()
+            )));
+        };
+        if self.failure.is_some() {
+            return Ok(());
+        }
+        let waits = self.queue(stream).wait(&signal.mark);
+        self.clock.interrupted(stream);
+        self.kept(waits)
+    }
+
+    /// Fills a region with NaNs on the compute stream.
+    pub fn poison(&mut self, region: Region) -> Result<()> {
+        if self.failure.is_some() {
+            return Ok(());
+        }
+        self.clock.interrupted(Stream::Compute);
+        let filled = self.fill(Stream::Compute, region, POISON);
+        self.kept(filled)
+    }
+
+    fn fill(&self, stream: Stream, region: Region, byte: u8) -> Result<()> {
+        if region.bytes == 0 {
+            return Ok(());
+        }
+        let address = self.address(region)?;
+        // SAFETY: the region lies in the arena, which lives until the streams are through.
+        unsafe { self.queue(stream).fill(address, region.bytes, byte) }
+    }
+
+    // ---- its end ------------------------------------------------------------------------------
+
+    /// Waits for everything queued.
+    ///
+    /// # Errors
+    /// The first failure ever.
+    pub fn settle(&mut self) -> Result<()> {
+        for queue in &self.queues {
+            if let Err(failure) = queue.synchronize() {
+                self.failure.get_or_insert(failure);
+            }
+        }
+        if let Some(failure) = &*lock(&self.host.failure) {
+            self.failure.get_or_insert(failure.clone());
+        }
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// What the step gives back, once it has ended.
+    pub fn result(&self) -> Result<StepResult> {
+        let parameters = self
+            .parameters
+            .ok_or_else(|| Failure::refused("no step has begun"))?;
+        let sum = |buffer, slots: u32| -> Result<f64> {
+            let mut values = vec![0f64; slots as usize];
+            self.own
+                .read(buffer, bytemuck::cast_slice_mut(&mut values))?;
+            Ok(values.into_iter().sum())
+        };
+        let loss = sum(Buffer::Losses, self.reservation.loss_slots)?;
+        let slots = self.reservation.norm_slots;
+        let norm = (slots > 0)
+            .then(|| sum(Buffer::Squares, slots))
+            .transpose()?;
+        Ok(StepResult {
+            loss: loss * parameters.loss_scale,
+            gradient_norm: norm.map(f64::sqrt),
+        })
+    }
+
+    /// The trace of the step that has ended.
+    pub fn trace(&self) -> Result<Vec<TraceEntry>> {
+        self.clock.trace()
+    }
+}
+
+/// A kernel's parameter.
+enum Value {
+    Short(u32),
+    Long(u64),
+}
+
+impl Value {
+    fn pointer(&self) -> *mut c_void {
+        match self {
+            Value::Short(value) => (&raw const *value).cast_mut().cast(),
+            Value::Long(value) => (&raw const *value).cast_mut().cast(),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Whole steps on the stand-in: near the CPU device's, and the same bits for every plan.
+
+use ebbtide::device::cpu::{CpuDevice, CpuOptions};
+use ebbtide::device::Device;
+use ebbtide::execute::Optimizer;
+use ebbtide::memory;
+use ebbtide::methods::Method;
+use ebbtide::model::ModelConfig;
+use ebbtide::profile::Dtype;
+use ebbtide_solver::check::check;
+use ebbtide_solver::schedule::Schedule;
+
+use super::models::{self, model};
+use super::plans::{
+    by_strategies, file_of, mixed, problem, random_cut, random_plan, schedule, with_budget, Cut,
+};
+use super::runs::{batches, optimizer, outcome, session_on, Outcome, STEPS};
+use super::straight::straight;
+use super::support::tiny::random::Random;
+use super::{card, is_there};
+
+/// What the card's kernels update by.
+const METHODS: [Method; 3] = [Method::AdamW, Method::Sgd, Method::Lomo];
+
+fn processor() -> Box<dyn Device> {
+    Box::new(CpuDevice::new(CpuOptions::default()))
+}
+
+/// Some steps from a seed, and what they leave.
+fn run(
+    device: Box<dyn Device>,
+    (model, cut, schedule): (&ModelConfig, &Cut, &Schedule),
+    (steps, with): (u64, &Optimizer),
+) -> Outcome {
+    const SEED: u64 = 3;
+    assert_eq!(check(schedule), []);
+    let file = file_of(model, cut, schedule.clone());
+    let mut session = session_on(device, &file, model, SEED, with).unwrap();
+    let losses = (0..steps).map(|step| {
+        let batches = batches(&file, model, step, SEED);
+        let result = session.attempt(step, &batches, with).unwrap();
+        result.loss.to_bits()
+    });
+    let losses = losses.collect();
+    let used = session.arena_use();
+    assert_eq!(used.high_water_bytes, schedule.arena_bytes.get());
+    assert_eq!(used.peak_live_bytes, memory::peak(schedule).bytes.get());
+    outcome(&mut session, model, losses).unwrap()
+}
+
+/// How a method trains so that what it leaves says what its gradients were. AdamW: the moments;
+/// an ε so large that elements which are 0 but for rounding do not count. Without moments: one
+/// step so long that the weights themselves do not count.
+fn telling(method: Method) -> (u64, Optimizer) {
+    match method {
+        Method::AdamW => {
+            let with = Optimizer {
+                epsilon: 1e-3,
+                ..optimizer()
+            };
+            (STEPS, with)
+        }
+        _ => {
+            let with = Optimizer {
+                learning_rate: (1u64 << 24) as f64,
+                ..Optimizer::default()
+            };
+            (1, with)
+        }
+    }
+}
+
+/// How far apart two lists of floats are, relative to the second's norm.
+fn apart(found: &[u32], expected: &[u32]) -> f64 {
+    let value = |bits: &u32| f64::from(f32::from_bits(*bits));
+    let norm: f64 = expected.iter().map(|bits| value(bits).powi(2)).sum();
+    let pairs = found.iter().zip(expected);
+    let difference: f64 = pairs.map(|(a, b)| (value(a) - value(b)).powi(2)).sum();
+    assert_eq!(found.len(), expected.len());
+    // A NaN must not pass as near.
+    match (difference / (norm + 1e-12)).sqrt() {
+        apart if apart.is_nan() => f64::INFINITY,
+        apart => apart,
+    }
+}
+
+/// Holds losses, weights and states to others'.
+fn assert_near(what: &str, found: &Outcome, expected: &Outcome, tolerance: f64) {
+    for (a, b) in found.losses.iter().zip(&expected.losses) {
+        let (a, b) = (f64::from_bits(*a), f64::from_bits(*b));
+        assert!(
+            (a - b).abs() <= tolerance * b,
+            "{what}: loss {a}, expected {b}"
+        );
+    }
+    for ((name, a), (_, b)) in found.weights.iter().zip(&expected.weights) {
+        let apart = apart(a, b);
+        assert!(apart <= tolerance, "{what} {name}: {apart:.1e} apart");
+    }
+    assert_eq!(found.states.len(), expected.states.len());
+    for ((name, a), b) in found.states.iter().zip(expected.states.values()) {
+        let apart = apart(a, b);
+        assert!(
+            apart <= 10.0 * tolerance,
+            "{what} states of {name}: {apart:.1e} apart"
+        );
+    }
+}
+
+/// A plan with everything in it, on both devices, and against the step without a plan on this one.
+fn step(name: &str, method: Method, dtype: Dtype) {
+    let model = model(name);
+    let mut cut = Cut::new(method, 2);
+    cut.workload.dtype = dtype;
+    cut.workload.accumulate = 1;
+    let planned = mixed(&problem(&model, &cut));
+    let what = format!("{name} {method} {dtype}");
+    let (steps, with) = telling(method);
+    let how = (steps, &with);
+    let found = run(card(), (&model, &cut, &planned), how);
+    let expected = run(processor(), (&model, &cut, &planned), how);
+    let tolerance = if dtype == Dtype::F32 { 2e-5 } else { 2e-2 };
+    assert_near(&what, &found, &expected, tolerance);
+    let plain = run(card(), (&model, &cut, &straight(&planned)), how);
+    assert_eq!(found.difference(&plain), None, "{what}");
+}
+
+#[test]
+fn every_model_in_f32() {
+    if !is_there() {
+        return;
+    }
+    for (name, method) in models::names().zip(METHODS.into_iter().cycle()) {
+        step(name, method, Dtype::F32);
+    }
+}
+
+#[test]
+fn every_model_in_bf16() {
+    if !is_there() {
+        return;
+    }
+    for (name, method) in models::names().zip(METHODS.into_iter().cycle().skip(1)) {
+        step(name, method, Dtype::Bf16);
+    }
+}
+
+/// A plan and the step without one leave the same bits.
+fn same_bits(what: &str, model: &ModelConfig, cut: &Cut, planned: &Schedule) {
+    let how = (STEPS, &optimizer());
+    let found = run(card(), (model, cut, planned), how);
+    let plain = run(card(), (model, cut, &straight(planned)), how);
+    assert_eq!(found.difference(&plain), None, "{what}");
+}
+
+#[test]
+fn strategies_give_the_same_bits() {
+    if !is_there() {
+        return;
+    }
+    let model = model("gqa");
+    let mut cut = Cut::new(Method::AdamW, 2);
+    cut.workload.accumulate = 2;
+    let free = problem(&model, &cut);
+    let mut seen: Vec<Schedule> = Vec::new();
+    for (strategy, mut planned) in by_strategies(&with_budget(&free, 25)) {
+        planned.budget = free.budget;
+        if seen.len() < 4 && !seen.contains(&planned) {
+            same_bits(&strategy, &model, &cut, &planned);
+            seen.push(planned);
+        }
+    }
+    assert!(seen.len() > 2, "only {} schedules", seen.len());
+}
+
+#[test]
+fn random_plans_give_the_same_bits() {
+    if !is_there() {
+        return;
+    }
+    let mut random = Random::new(5);
+    for (name, method) in models::names().zip(METHODS.into_iter().cycle()) {
+        let model = model(name);
+        let cut = random_cut(method, model.kv_heads, &mut random);
+        let problem = problem(&model, &cut);
+        let planned = schedule(&problem, &random_plan(&problem, &mut random));
+        same_bits(name, &model, &cut, &planned);
+    }
+}
+
+#[test]
+fn clipped_gradients() {
+    if !is_there() {
+        return;
+    }
+    let model = model("qk-norm");
+    let mut cut = Cut::new(Method::AdamW, 2);
+    cut.workload.accumulate = 1;
+    cut.workload.clip = true;
+    let planned = mixed(&problem(&model, &cut));
+    let with = Optimizer {
+        clip: Some(0.5),
+        ..telling(Method::AdamW).1
+    };
+    let how = (STEPS, &with);
+    let found = run(card(), (&model, &cut, &planned), how);
+    let expected = run(processor(), (&model, &cut, &planned), how);
+    assert_near("clipped", &found, &expected, 2e-5);
+}

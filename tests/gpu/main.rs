@@ -1,0 +1,59 @@
+//! The CUDA device on a real card: what `tests/cuda_on_cpu` runs on a stand-in. Without a card it
+//! skips aloud; with `EBBTIDE_REQUIRE_GPU` set, that is a failure.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../execute/hf.rs"]
+mod hf;
+#[path = "../execute/models.rs"]
+mod models;
+#[path = "../execute/plans.rs"]
+mod plans;
+#[path = "../execute/runs.rs"]
+mod runs;
+#[path = "../cuda_on_cpu/steps.rs"]
+mod steps;
+#[path = "../execute/straight.rs"]
+mod straight;
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use ebbtide::device::cuda::{self, CudaDevice, CudaOptions};
+use ebbtide::device::Device;
+
+/// What steps run on: it fills what is released with NaNs.
+fn card() -> Box<dyn Device> {
+    let options = CudaOptions {
+        host_threads: 2,
+        poison: true,
+    };
+    Box::new(CudaDevice::open(0, options).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// Whether there is a card; says so if not.
+fn is_there() -> bool {
+    static THERE: OnceLock<bool> = OnceLock::new();
+    let there = *THERE.get_or_init(|| match cuda::facts(0) {
+        Ok(_) => true,
+        Err(error) => {
+            let required = std::env::var_os("EBBTIDE_REQUIRE_GPU").is_some();
+            assert!(!required, "EBBTIDE_REQUIRE_GPU is set: {error}");
+            // Not by `eprintln`, which tests keep to themselves.
+            let _ = writeln!(std::io::stderr(), "no card: {error}");
+            false
+        }
+    });
+    if !there {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("a test");
+        let _ = writeln!(std::io::stderr(), "skipped without a card: {name}");
+    }
+    there
+}
+
+/// What HF's fixtures run on.
+fn device() -> Box<dyn Device> {
+    card()
+}

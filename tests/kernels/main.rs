@@ -1,0 +1,13 @@
+//! Our CUDA kernels without a GPU: compiled for the host and run thread by thread under the
+//! address sanitizer against the CPU device, in several orders of threads; and compiled by NVRTC
+//! for its architectures, where it is at hand.
+
+mod attention;
+mod case;
+mod heads;
+mod host;
+mod library;
+mod nvrtc;
+mod plans;
+mod rows;
+mod update;

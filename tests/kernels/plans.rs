@@ -1,0 +1,212 @@
+//! Launches as they are planned: what is refused, and what depends on shapes alone.
+
+use std::collections::BTreeSet;
+
+use ebbtide::device::cuda::launch::sources::SOURCES;
+use ebbtide::device::cuda::launch::{
+    launches, Argument, BatchFacts, Buffer, MOST_SHARED_BYTES, SCRATCH_BYTES,
+};
+use ebbtide::device::{
+    AttentionShape, HeadShape, NormShape, Operator, Region, Reservation, Rows, Space,
+};
+use ebbtide::model::NormKind;
+use ebbtide::profile::Dtype;
+
+fn reservation(dtype: Dtype) -> Reservation {
+    Reservation {
+        dtype,
+        arena_bytes: 1 << 40,
+        slab_bytes: 0,
+        events: 0,
+        rows: 8,
+        micro_batches: 1,
+        loss_slots: 1,
+        norm_slots: 1,
+        carry_elements: 0,
+        rotary: None,
+    }
+}
+
+fn region(offset_bytes: u64, bytes: u64) -> Region {
+    Region {
+        space: Space::Device,
+        offset_bytes,
+        bytes,
+    }
+}
+
+fn norm(bytes: u64, offset: u64) -> Operator {
+    Operator::Norm {
+        norm: NormShape {
+            kind: NormKind::Rms,
+            width: 4096,
+            epsilon: 1e-5,
+        },
+        rows: 16,
+        x: region(offset, bytes),
+        scale: region(0, 8192),
+        shift: None,
+        y: region(offset, bytes),
+    }
+}
+
+fn refusal(operator: &Operator, reservation: &Reservation, facts: BatchFacts) -> String {
+    let failure = launches(operator, reservation, &[facts]).unwrap_err();
+    failure.to_string()
+}
+
+#[test]
+fn what_cannot_be_is_refused() {
+    let bf16 = reservation(Dtype::Bf16);
+    let facts = BatchFacts::new(&[1, 2, 3], &[1, 2, 9]);
+    let told = |operator: &Operator| refusal(operator, &bf16, facts);
+    assert!(launches(&norm(16 * 8192, 0), &bf16, &[]).is_ok());
+    assert!(told(&norm(15 * 8192, 0)).contains("122880 bytes for 65536 elements of 2"));
+    assert!(told(&norm(16 * 8192, 1)).contains("elements of 2 bytes at 1"));
+    assert!(told(&norm(16 * 8192, 1 << 40)).contains("outside the arena"));
+    let mut on_host = region(0, 4);
+    on_host.space = Space::Host;
+    assert!(told(&Operator::Zero { region: on_host }).contains("outside the arena"));
+    let loss = |count, vocab, slot| Operator::CrossEntropy {
+        rows: Rows {
+            first: 1,
+            count,
+            sequence: 3,
+        },
+        micro_batch: 0,
+        vocab,
+        logits: region(0, 2 * count * vocab),
+        slot,
+    };
+    assert!(launches(&loss(2, 10, 0), &bf16, &[facts]).is_ok());
+    assert!(told(&loss(2, 9, 0)).contains("label 9 of 9 tokens"));
+    assert!(told(&loss(3, 10, 0)).contains("were not loaded"));
+    assert!(told(&loss(2, 10, 1)).contains("loss slot 1 of 1"));
+    let negative = BatchFacts::new(&[0; 3], &[0, -1, -100]);
+    assert!(refusal(&loss(2, 10, 0), &bf16, negative).contains("label -1"));
+    let fp8 = reservation(Dtype::Fp8);
+    assert!(refusal(&norm(16 * 8192, 0), &fp8, facts).contains("fp8"));
+}
+
+fn attention(head_dim: u64, sequence: u64, kv_heads: u64) -> (Operator, Operator) {
+    let heads = HeadShape {
+        heads: 4 * kv_heads,
+        kv_heads,
+        head_dim,
+    };
+    let shape = AttentionShape {
+        heads,
+        sequences: 1,
+        sequence,
+        window: None,
+    };
+    let (qkv, o) = (
+        region(0, 2 * sequence * heads.qkv_width()),
+        region(0, 2 * sequence * heads.query_width()),
+    );
+    let lse = region(0, 4 * sequence * heads.heads);
+    let forward = Operator::Attention {
+        shape,
+        qkv,
+        o,
+        lse,
+        workspace: None,
+    };
+    let backward = Operator::AttentionBackward {
+        shape,
+        qkv,
+        o,
+        lse,
+        d_o: o,
+        d_qkv: qkv,
+        workspace: None,
+    };
+    (forward, backward)
+}
+
+#[test]
+fn heads_of_all_sizes_fit_the_shared_memory_of_a_block() {
+    let bf16 = reservation(Dtype::Bf16);
+    for head_dim in [1, 64, 65, 128, 129, 256] {
+        let (forward, backward) = attention(head_dim, 4096, 2);
+        for operator in [forward, backward] {
+            for launch in launches(&operator, &bf16, &[]).unwrap() {
+                assert!(u64::from(launch.shared_bytes) <= MOST_SHARED_BYTES);
+            }
+        }
+    }
+    let facts = BatchFacts::default();
+    let told = refusal(&attention(257, 4096, 2).0, &bf16, facts);
+    assert!(told.contains("heads of 257"), "{told}");
+}
+
+/// D of all heads is more than scratch memory holds at a million tokens: the backward takes as
+/// many key/value heads at once as fit, and every one of them once.
+#[test]
+fn long_sequences_are_taken_by_heads() {
+    let bf16 = reservation(Dtype::Bf16);
+    let sequence = 1 << 20;
+    let (_, backward) = attention(128, sequence, 8);
+    let all = launches(&backward, &bf16, &[]).unwrap();
+    let mut heads = Vec::new();
+    for launch in all.iter().filter(|launch| launch.kernel.contains("keys")) {
+        let [Argument::U32(first), Argument::U32(count)] = launch.arguments[11..13] else {
+            panic!("{launch:?}");
+        };
+        assert!(4 * sequence * 4 * u64::from(count) <= SCRATCH_BYTES);
+        assert_eq!(launch.grid[1], count);
+        heads.extend(first..first + count);
+    }
+    assert_eq!(heads, (0..8).collect::<Vec<u32>>());
+    let facts = BatchFacts::default();
+    let told = refusal(&attention(128, 1 << 23, 1).1, &bf16, facts);
+    assert!(told.contains("8388608 rows at once"), "{told}");
+}
+
+#[test]
+fn partial_sums_stay_inside_scratch_memory() {
+    let bf16 = reservation(Dtype::Bf16);
+    for (width, rows) in [(1, 1), (64, 1_000_000), (16_384, 1_000_000), (20_000, 3)] {
+        let operator = Operator::NormBackward {
+            norm: NormShape {
+                kind: NormKind::Layer,
+                width,
+                epsilon: 1e-5,
+            },
+            rows,
+            x: region(0, 2 * rows * width),
+            scale: region(0, 2 * width),
+            d_y: region(0, 2 * rows * width),
+            d_x: region(0, 2 * rows * width),
+            accumulate_x: true,
+            d_scale: region(0, 2 * width),
+            d_shift: Some(region(0, 2 * width)),
+            accumulate_weight: true,
+        };
+        let all = launches(&operator, &bf16, &[]).unwrap();
+        assert_eq!(all.len(), 3);
+        let parts = u64::from(all[0].grid[0]);
+        assert!(parts <= rows && parts * 2 * width * 4 <= SCRATCH_BYTES);
+        for (plane, sum) in all[1..].iter().enumerate() {
+            let of = Argument::Own(Buffer::Scratch, 4 * plane as u64 * width);
+            assert_eq!(sum.arguments[0], of);
+            assert_eq!(u64::from(sum.grid[0]), width.div_ceil(32));
+        }
+    }
+}
+
+#[test]
+fn every_file_of_kernels_is_among_the_sources() {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
+    let files: BTreeSet<String> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".cu"))
+        .collect();
+    let sources = SOURCES.iter().map(|source| source.file.to_owned());
+    assert_eq!(files, sources.collect());
+    for source in SOURCES {
+        let includes = source.text.matches("#include").count();
+        assert_eq!(includes, 1, "{} includes more than the header", source.file);
+    }
+}
