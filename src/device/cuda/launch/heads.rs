@@ -59,7 +59,7 @@ pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>>
     }
 }
 
-// ---- rotation ------------------------------------------------------------------------------------
+// ---- rotation -----------------------------------------------------------------------------------
 
 struct OnHeads<'a> {
     operands: &'a Operands<'a>,
