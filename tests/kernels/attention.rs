@@ -35,10 +35,10 @@ fn check(setting: Setting, shape: AttentionShape, seed: u64) {
         d_qkv,
         workspace: None,
     });
-    // D is of an output that may be rounded otherwise.
+    // Probabilities and the output that D is of are rounded to bf16 on the way.
     case.tolerance = match setting.dtype {
         Dtype::F32 => 1e-5,
-        _ => 3e-3,
+        _ => 1e-2,
     };
     case.check(&format!("attention of {shape:?}"));
 }
