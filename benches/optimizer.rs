@@ -16,7 +16,7 @@ use ebbtide::device::layout::{Layout, States};
 use ebbtide::device::{
     Device, Operator, Region, Reservation, Space, StepParameters, Stream, UpdateRule,
 };
-use ebbtide::model::ModelConfig;
+use ebbtide::model::{Compressed, ModelConfig};
 use ebbtide::profile::Dtype;
 use rayon::prelude::*;
 
@@ -36,6 +36,7 @@ const PARAMETERS_OF_STEP: StepParameters = StepParameters {
     weight_decay: 0.01,
     loss_scale: 1.0,
     clip: None,
+    clip_value: None,
 };
 
 /// Bytes read and written for a parameter, in either type.
@@ -54,6 +55,7 @@ fn adamw(bencher: Bencher, dtype: &str) {
         model: &model,
         dtype,
         groups: 1,
+        compressed: Compressed::default(),
     };
     let mut used = 0;
     let mut place = |bytes: u64| {

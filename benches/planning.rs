@@ -2,6 +2,7 @@
 //! against the number of layers. `cargo bench --bench planning`.
 
 use divan::Bencher;
+use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::lower::Workload;
 use ebbtide::methods::Method;
 use ebbtide::model::ModelConfig;
@@ -42,6 +43,8 @@ fn problems(layers: u64) -> Vec<Problem> {
         profile: &profile,
         workload,
         method: Method::Lomo,
+        storage: None,
+        arithmetic: Arithmetic::Plain,
         budget,
     };
     let variants = planning::variants(&request).expect("can be lowered");

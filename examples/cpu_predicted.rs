@@ -14,6 +14,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
+use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::device::{Facts, Target};
 use ebbtide::execute::timing::{self, timing, Timing};
 use ebbtide::execute::{Optimizer, Session};
@@ -153,6 +154,8 @@ fn plans(model: &ModelConfig, profile: &Profile, case: (Method, u64, u64)) -> Ve
             clip: false,
         },
         method,
+        storage: None,
+        arithmetic: Arithmetic::Plain,
         budget: Budget {
             device: Bytes::mib(mib),
             host: Bytes::gib(HOST_GIB),

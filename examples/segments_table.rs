@@ -20,14 +20,15 @@ use ebbtide_solver::units::{Bytes, Tokens};
 
 /// Lengths are told apart to this part of them, as `fit` does.
 const PARTS: u64 = 40;
-const MODELS: [&str; 3] = ["llama-3.1-8b", "llama-2-7b", "qwen2.5-32b"];
+const MODELS: [&str; 2] = ["llama-3.1-8b", "llama-2-7b"];
 
 fn main() {
     let mut text = String::from(
         "# Segments: the longest sequence with block inputs made again, and without\n\n\
          Written by `cargo run --release --example segments_table`: H100 profile, lomo, batch 1. \
          *Without*: every block input but the first is kept or swapped, everything else is made \
-         again, weights resident or streamed. *With*: `ebbtide fit --strategy ilp`, which may make \
+         again, weights all resident or all streamed (a mixture might reach further). *With*: \
+         `ebbtide fit --strategy ilp`, which may make \
          block inputs again from the block before.\n\n\
          | model | device GiB | host GiB | without | with | ratio | a longer one needs |\n\
          |---|--:|--:|--:|--:|--:|---|\n",
@@ -38,13 +39,16 @@ fn main() {
                 let args = arguments(model, device, host);
                 let without = longest(&args);
                 let (with, binds) = fit(args);
-                let ratio = with as f64 / without.max(1) as f64;
+                let ratio = match without {
+                    0 => "-".to_owned(),
+                    _ => format!("{:.2}", with as f64 / without as f64),
+                };
                 let [without, with] = [without, with].map(|tokens| match tokens {
                     0 => "none".to_owned(),
                     tokens => Tokens::new(tokens).to_string(),
                 });
                 let row = format!(
-                    "| {model} | {device} | {host} | {without} | {with} | {ratio:.2} | {binds} |"
+                    "| {model} | {device} | {host} | {without} | {with} | {ratio} | {binds} |"
                 );
                 eprintln!("{row}");
                 writeln!(text, "{row}").expect("a string");

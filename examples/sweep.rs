@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
+use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::lower::Workload;
 use ebbtide::methods::Method;
 use ebbtide::model::load;
@@ -144,6 +145,8 @@ fn problems(case: &Case) -> Vec<Problem> {
         profile: &profile,
         workload,
         method: case.method,
+        storage: None,
+        arithmetic: Arithmetic::Plain,
         budget,
     };
     let variants = planning::variants(&request).expect("can be lowered");

@@ -1,6 +1,6 @@
 // Attention in tiles, forward by online softmax, backward from its log-sum-exp in two kernels: one
-// owns keys and walks over queries for dk and dv, the other owns queries and walks over keys for dq.
-// Each sum has one owner, so its order is fixed. Scores are made a third time for that, and no
+// owns keys and walks over queries for dk and dv, the other owns queries and walks over keys for
+// dq. Each sum has one owner, so its order is fixed. Scores are made a third time for that, and no
 // memory is needed but D = sum(do * o).
 //
 // A block has 16 x 16 threads; thread (y, x) has rows y * ROWS / 16 + i of a tile of scores and its
@@ -174,7 +174,8 @@ KERNEL(256, attention_delta, const E* o, const E* d_o, float* delta, u32 rows, u
     if (row >= rows) return;
     const u64 at = (row * heads + first_head + item % of_heads) * head_dim;
     float sum = 0;
-    for (u32 i = threadIdx.x % 32; i < head_dim; i += 32) sum += widen(o[at + i]) * widen(d_o[at + i]);
+    for (u32 i = threadIdx.x % 32; i < head_dim; i += 32)
+        sum += widen(o[at + i]) * widen(d_o[at + i]);
     sum = lanes_sum(sum, 32);
     if (threadIdx.x % 32 == 0) delta[item] = sum;
 }

@@ -2,15 +2,15 @@
 // online softmax, backward by a kernel that owns keys and one that owns queries.
 //
 // A warp owns 16 rows of its block's tile and keeps scores, probabilities and sums in registers, in
-// the layout that mma.sync leaves: of every 16 x 8 tile a lane has row lane / 4 and columns
-// 2 (lane % 4) and the next, then the same of the row 8 further down. As the left factor of the next
+// the layout that mma.sync leaves: of every 16 x 8 tile a lane has row lane / 4 and columns 2 (lane
+// % 4) and the next, then the same of the row 8 further down. As the left factor of the next
 // product they are where it wants them. Tiles in shared memory have rows 8 elements further apart
 // than they are long, so that ldmatrix meets no bank twice.
 #include "attention.cuh"
 
 #ifdef EBBTIDE_BF16
 
-// ---- matrix units --------------------------------------------------------------------------------
+// ---- matrix units -------------------------------------------------------------------------------
 
 // Four 8 x 8 matrices from shared memory; lane i gives the address of row i % 8 of matrix i / 8.
 template <bool TURNED>
@@ -49,7 +49,7 @@ __device__ __forceinline__ u32 pair(float low, float high) {
     return u32(a.bits) | u32(b.bits) << 16;
 }
 
-// ---- tiles ---------------------------------------------------------------------------------------
+// ---- tiles --------------------------------------------------------------------------------------
 
 constexpr u32 WARPS = 4, OWN = 16 * WARPS;
 
@@ -60,9 +60,10 @@ __device__ void fill_by(bf16* tile, const bf16* from, u64 stride, u32 start, u32
 #pragma unroll 4
     for (u32 piece = threadIdx.x; piece < ROWS * HD / N; piece += blockDim.x) {
         const u32 row = piece / (HD / N), column = piece % (HD / N) * N;
+        const bf16* place = from + (start + row) * stride + column;
+        const bool inside = start + row < end && column < columns;
         Pack<bf16, N> values = {};
-        if (start + row < end && column < columns)
-            values = *reinterpret_cast<const Pack<bf16, N>*>(from + (start + row) * stride + column);
+        if (inside) values = *reinterpret_cast<const Pack<bf16, N>*>(place);
         *reinterpret_cast<Pack<bf16, N>*>(tile + row * (HD + 8) + column) = values;
     }
 }
@@ -141,7 +142,7 @@ __device__ void put(bf16* to, u64 stride, u32 start, u32 end, u32 columns,
         }
 }
 
-// ---- forward -------------------------------------------------------------------------------------
+// ---- forward ------------------------------------------------------------------------------------
 
 template <int HD>
 __device__ void forward(const bf16* qkv, bf16* o, float* lse, Shape shape) {
@@ -209,7 +210,7 @@ __device__ void forward(const bf16* qkv, bf16* o, float* lse, Shape shape) {
             1.0f / sum[1]);
 }
 
-// ---- backward ------------------------------------------------------------------------------------
+// ---- backward -----------------------------------------------------------------------------------
 
 // dk and dv of a tile of keys: scores lie turned, rows are keys.
 template <int HD>

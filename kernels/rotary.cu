@@ -1,6 +1,6 @@
 // Biases, norms and rotation of q and k, in place, and their backward. A head belongs to a group of
-// neighbouring lanes, a power of two of them; a lane has pieces of N elements of the head's low half
-// and the same of its high half.
+// neighbouring lanes, a power of two of them; a lane has pieces of N elements of the head's low
+// half and the same of its high half.
 #include "device.cuh"
 
 // Lanes for a head: no more than there are pieces, or than a warp has.

@@ -5,6 +5,7 @@
 //! operator whose time comes from the profile and whose FLOPs from its [`Work`], every stage of a
 //! block a step with a loop nest. What the profile had to guess is collected and reported.
 
+mod arithmetic;
 mod states;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use ebbtide_solver::problem::{
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 use petgraph::graph::NodeIndex;
 
+use crate::device::packed::Storage;
 use crate::error::{Error, Result};
 use crate::methods::{Method, Updates};
 use crate::model::graph::{Cut, Layout, Operator, Product, Role, Shared, Stage, StepGraph, Work};
@@ -61,6 +63,8 @@ pub struct Lowered {
     pub flops: Table<OpId, Flops>,
     /// What the profile was asked for every operator: for each kernel its shape.
     pub charges: Table<OpId, Vec<Charge>>,
+    /// Saved tensors, with the bytes of a row where it travels packed.
+    pub packable: Vec<(ValueId, u64)>,
     /// What the profile had to extrapolate, each once.
     pub extrapolated: BTreeSet<String>,
     /// What a step takes more in which the method renews its projections: it is spread over the
@@ -205,6 +209,7 @@ pub fn lower(
         whole: method.updates() == Updates::Tensors || workload.clip,
         flops: Table::new(),
         charges: Table::new(),
+        packable: Vec::new(),
         extrapolated: BTreeSet::new(),
         renewal: Renewed::default(),
         too_long: None,
@@ -236,6 +241,7 @@ pub fn lower(
         problem,
         flops,
         charges,
+        packable,
         extrapolated,
         renewal,
         ..
@@ -245,9 +251,21 @@ pub fn lower(
         tiling,
         flops,
         charges,
+        packable,
         extrapolated,
         renewal,
     })
+}
+
+impl Lowered {
+    /// The same where what travels of saved tensors is packed in 8 bits.
+    #[must_use]
+    pub fn packed(mut self) -> Self {
+        for &(value, row_bytes) in &self.packable {
+            self.problem.values[value].packed_row_bytes = Some(row_bytes);
+        }
+        self
+    }
 }
 
 /// A stage of a block, or of the whole.
@@ -265,6 +283,7 @@ struct Lowering<'a> {
     whole: bool,
     flops: Table<OpId, Flops>,
     charges: Table<OpId, Vec<Charge>>,
+    packable: Vec<(ValueId, u64)>,
     extrapolated: BTreeSet<String>,
     renewal: Renewed,
     too_long: Option<&'static str>,
@@ -294,6 +313,7 @@ impl Lowering<'_> {
                         Role::Gradient => Category::Gradients,
                     },
                     row_bytes: tensor.elements * width + tensor.f32_elements * 4,
+                    packed_row_bytes: None,
                     fixed_bytes: Bytes::new(tensor.fixed_elements * width),
                     split: match tensor.layout {
                         Layout::Whole => Split::Whole,
@@ -308,6 +328,15 @@ impl Lowering<'_> {
                 }),
             };
             self.value_of[node.index()] = Some(value);
+            if tensor.role == Role::Saved {
+                let pieces = match tensor.layout {
+                    Layout::ByGroups => u64::from(self.tiling.groups),
+                    Layout::Whole | Layout::ByRows => 1,
+                };
+                let (elements, extras) = (tensor.elements / pieces, tensor.f32_elements / pieces);
+                let row_bytes = pieces * Storage::row_bytes(elements, extras);
+                self.packable.push((value, row_bytes));
+            }
         }
     }
 
@@ -446,6 +475,7 @@ impl Lowering<'_> {
         let (mut picos, mut flops) = (Scaling::default(), Flops::default());
         let mut charges = Vec::new();
         for &work in &operator.work {
+            let by_rows = by_rows && !matches!(work, Work::Drawn { .. });
             let charge = self.charge(work, rows, groups, operator);
             charges.push(charge);
             let (estimate, count) = self.estimate(charge, operator.name);
@@ -516,6 +546,9 @@ impl Lowering<'_> {
                 let bytes = elements * rows / groups * self.workload.dtype.bytes();
                 Charge::Kernel(Bytes::new(bytes))
             }
+            Work::Drawn { elements } => {
+                Charge::Kernel(Bytes::new(elements * self.workload.dtype.bytes()))
+            }
             Work::Update { .. } => unreachable!("updates are lowered with their states"),
         }
     }
@@ -543,6 +576,7 @@ impl Lowering<'_> {
                 .costs
                 .attention_workspace(&self.attention(backward, window))
                 .get(),
+            Work::Drawn { elements } => elements * self.workload.dtype.bytes(),
             _ => 0,
         });
         Scaling::fixed(bytes.sum())
@@ -600,6 +634,7 @@ const fn kind(work: Work) -> &'static str {
         Work::Gemm { .. } => "matrix product",
         Work::Attention { .. } => "attention",
         Work::Elementwise { .. } => "element-wise",
+        Work::Drawn { .. } => "random numbers",
         Work::Update { .. } => "update",
     }
 }

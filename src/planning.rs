@@ -18,12 +18,14 @@ use ebbtide_solver::search::{self, contexts, exhaustive, Context, Options, Solut
 use ebbtide_solver::simulate::{copied_bytes, simulate, Timeline};
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 
+use crate::device::arithmetic::Arithmetic;
+use crate::device::packed::Storage;
 use crate::error::{Error, Result};
 use crate::format::number::LARGEST;
 use crate::format::schedule as file;
 use crate::lower::{lower, tilings, Lowered, Tiling, Workload};
 use crate::methods::Method;
-use crate::model::{step_graph, ModelConfig};
+use crate::model::{compressed_step_graph, ModelConfig};
 use crate::profile::Profile;
 
 /// What is to be planned.
@@ -37,6 +39,10 @@ pub struct Request<'a> {
     pub workload: Workload,
     /// How it is trained.
     pub method: Method,
+    /// How saved tensors are packed where they travel, if they are.
+    pub storage: Option<Storage>,
+    /// How linear layers multiply.
+    pub arithmetic: Arithmetic,
     /// What the plan may use.
     pub budget: Budget,
 }
@@ -100,13 +106,23 @@ fn lower_with(request: &Request<'_>, tilings: Vec<Tiling>) -> Result<Vec<Lowered
         profile,
         workload,
         method,
+        storage,
+        arithmetic,
         budget,
     } = *request;
     request.check()?;
-    let graph = step_graph(model);
+    let compressed = method.resolved(model)?.compressed(model);
+    let graph = compressed_step_graph(model, compressed);
     tilings
         .into_iter()
-        .map(|tiling| lower(&graph, model, profile, method, &workload, budget, tiling))
+        .map(|tiling| {
+            let lowered = lower(&graph, model, profile, method, &workload, budget, tiling)?;
+            let lowered = lowered.in_arithmetic(arithmetic, profile, workload.dtype)?;
+            Ok(match storage {
+                Some(_) => lowered.packed(),
+                None => lowered,
+            })
+        })
         .collect()
 }
 
@@ -270,8 +286,10 @@ fn complete(
         },
         method: request.method.name().into(),
         method_options: method.and_then(Method::low_rank),
+        storage: request.storage,
+        arithmetic: request.arithmetic,
         strategy: strategy.name().into(),
-        decisions: decisions(&lowered.problem, &plan, &request.workload),
+        decisions: decisions(&lowered.problem, &plan, request),
         states: states(&lowered.problem, &plan.placements),
         schedule,
         solver,
@@ -363,7 +381,7 @@ fn peak_flops_per_s(request: &Request<'_>) -> u64 {
 }
 
 /// What becomes of every tensor, in tokens: where pieces are head groups, the same part of them.
-fn decisions(problem: &Problem, plan: &Plan, workload: &Workload) -> Vec<file::Decision> {
+fn decisions(problem: &Problem, plan: &Plan, request: &Request<'_>) -> Vec<file::Decision> {
     let all = problem.tokens.get();
     let decide = |(id, fate): (_, Fate)| {
         let tensor = &problem.tensors[id];
@@ -381,7 +399,10 @@ fn decisions(problem: &Problem, plan: &Plan, workload: &Workload) -> Vec<file::D
             keep_tokens: kept,
             swap_tokens: stored - kept,
             recompute_tokens: all - stored,
-            stored_as: workload.dtype.to_string(),
+            stored_as: match request.storage.filter(|_| fate.swap > 0) {
+                Some(storage) => storage.to_string(),
+                None => request.workload.dtype.to_string(),
+            },
         }
     };
     plan.iter().map(decide).collect()
@@ -441,6 +462,7 @@ fn flops(lowered: &Lowered, schedule: &Schedule) -> (u128, u128) {
             model += match lowered.problem.ops[op].name.as_str() {
                 "attention_backward" => flops * 4 / 5,
                 // A method's own.
+                "project" => 0,
                 name if name.ends_with("_update") => 0,
                 _ => flops,
             };

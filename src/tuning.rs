@@ -1,16 +1,19 @@
-//! The auto-tuner: which method and which micro-batch give the most tokens a second.
+//! The auto-tuner: which method, which micro-batch and which storage give the most tokens a second.
 //!
-//! In: a request whose sequences of a step (`batch × accumulate`) are wanted, and the methods that
-//! may be used. Out: a plan, or why there is none, for each method and for each way to cut the
-//! sequences into micro-batches, the fastest first. Cutting changes no result but for rounding, and
-//! strategy, tiles and placements are the search's own decisions; a method does change what is
-//! learnt, so that none is tried that was not allowed.
+//! In: a request whose sequences of a step (`batch × accumulate`) are wanted, and what may be
+//! chosen. Out: a plan, or why there is none, for each method, for each way to cut the sequences
+//! into micro-batches and for each storage of what travels, the fastest first; of equals that
+//! which changes least. Cutting changes no result but for rounding, and strategy, tiles and
+//! placements are the search's own decisions; methods and storages change what is learnt, so that
+//! none is tried that was not allowed.
 
 use std::time::Instant;
 
 use ebbtide_solver::build::Infeasible;
 use ebbtide_solver::search::{Options, Strategy};
 
+use crate::device::arithmetic::Arithmetic;
+use crate::device::packed::Storage;
 use crate::error::Error;
 use crate::lower::Workload;
 use crate::methods::Method;
@@ -23,8 +26,25 @@ pub struct Candidate {
     pub method: Method,
     /// The workload, cut into micro-batches.
     pub workload: Workload,
+    /// How what travels is packed, if it is.
+    pub storage: Option<Storage>,
+    /// How linear layers multiply.
+    pub arithmetic: Arithmetic,
     /// The plan, why nothing fits, or why the choice cannot be.
     pub outcome: Outcome,
+}
+
+/// What may be chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Freedom {
+    /// Methods.
+    pub methods: Vec<Method>,
+    /// Storages beside none.
+    pub storages: Vec<Storage>,
+    /// How linear layers may multiply: as the first says, unless another is faster.
+    pub arithmetics: Vec<Arithmetic>,
+    /// Whether sequences may be cut otherwise than they are.
+    pub cuts: bool,
 }
 
 /// What came of a choice.
@@ -64,25 +84,41 @@ pub fn cuts(workload: &Workload) -> Vec<Workload> {
         .collect()
 }
 
-/// Plans with every method and cut, in equal parts of the time that is left; the fastest first, and
-/// those without a plan last.
+/// A choice.
+type Choice = (Arithmetic, Option<Storage>, Method, Workload);
+
+/// All choices, those that change least first.
+fn choices(request: &Request<'_>, freedom: &Freedom) -> Vec<Choice> {
+    let cuts = match freedom.cuts {
+        true => cuts(&request.workload),
+        false => vec![request.workload],
+    };
+    let storages = freedom.storages.iter().map(|&storage| Some(storage));
+    let storages = [None].into_iter().chain(storages);
+    let mut choices = Vec::new();
+    for &arithmetic in &freedom.arithmetics {
+        for storage in storages.clone() {
+            for &method in &freedom.methods {
+                let of_cut = cuts.iter().map(|&cut| (arithmetic, storage, method, cut));
+                choices.extend(of_cut);
+            }
+        }
+    }
+    choices
+}
+
+/// Plans with every choice, in equal parts of the time that is left; the fastest first, and those
+/// without a plan last.
 pub fn tune(
     request: &Request<'_>,
-    methods: &[Method],
+    freedom: &Freedom,
     strategy: Strategy,
     options: &Options,
 ) -> Vec<Candidate> {
-    let choices: Vec<(Method, Workload)> = methods
-        .iter()
-        .flat_map(|&method| {
-            cuts(&request.workload)
-                .into_iter()
-                .map(move |w| (method, w))
-        })
-        .collect();
+    let choices = choices(request, freedom);
     let mut left = u32::try_from(choices.len()).unwrap_or(u32::MAX);
     let mut found = Vec::new();
-    for (method, workload) in choices {
+    for (arithmetic, storage, method, workload) in choices {
         let now = Instant::now();
         let share = |end: Instant| now + end.saturating_duration_since(now) / left.max(1);
         let options = Options {
@@ -92,6 +128,8 @@ pub fn tune(
         let request = Request {
             method,
             workload,
+            storage,
+            arithmetic,
             ..*request
         };
         let outcome = match plan(&request, strategy, &options) {
@@ -102,6 +140,8 @@ pub fn tune(
         found.push(Candidate {
             method,
             workload,
+            storage,
+            arithmetic,
             outcome,
         });
         left = left.saturating_sub(1);

@@ -85,8 +85,12 @@ fn where_memory_is_short_the_settings_say_how_it_is_saved() {
     );
     let steps = ["step_ns", "planned_step_ns"].map(|key| found[key].as_u64().unwrap());
     assert!(steps[0] > steps[1], "{steps:?}");
+    assert!(settings.contains("--optim lomo"), "{settings}");
     let words = found["words"].to_string();
     assert!(words.contains("does not fit: keep everything"), "{words}");
+    assert!(!words.contains("name no optimizer"), "{words}");
+    let words = json(&path, "megatron")["words"].to_string();
+    assert!(words.contains("name no optimizer"), "{words}");
 }
 
 #[test]

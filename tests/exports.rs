@@ -25,13 +25,17 @@ impl Exports {
             "plan --model tiny --profile h100-sxm5-80gb --seq 4k --device-memory 10MiB -o",
             &schedule,
         ]);
-        prints(&["simulate", &schedule, "--trace", &trace]);
-        prints(&[
-            "simulate",
-            &schedule,
-            "--memory-snapshot",
-            &path("memory.pickle"),
-        ]);
+        let pickle = path("memory.pickle");
+        let flags = ["--trace", &trace, "--memory-snapshot", &pickle];
+        let said = prints(&[&["simulate", &schedule], &flags[..]].concat());
+        assert!(
+            said.contains(&format!("\ntrace in {trace}, for ui.perfetto.dev\n")),
+            "{said}"
+        );
+        assert!(
+            said.contains(&format!("\nsnapshot in {pickle}, for ")),
+            "{said}"
+        );
         let json = |path| -> Value {
             serde_json::from_str(&fs::read_to_string(path).unwrap()).expect("valid JSON")
         };

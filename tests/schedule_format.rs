@@ -2,9 +2,11 @@
 
 mod support;
 
+use ebbtide::device::arithmetic::Arithmetic;
+use ebbtide::device::packed::Storage;
 use ebbtide::error::Kind;
 use ebbtide::format::schedule::{read, write, ScheduleFile, Status};
-use ebbtide::methods::LowRank;
+use ebbtide::methods::{Layers, LowRank, Rank};
 use ebbtide_solver::check::check;
 use ebbtide_solver::ids::{BufferId, Id, OpId};
 use ebbtide_solver::problem::{Category, Domain};
@@ -47,13 +49,23 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
     });
     file.method = text(random);
     file.method_options = (random.below(2) > 0).then(|| LowRank {
-        rank: Some(number(random).max(1)),
+        rank: Some(match random.below(2) {
+            0 => Rank::Of(number(random).max(1)),
+            _ => Rank::Part(number(random).max(1)),
+        }),
         refresh: (number(random) as u32).max(1),
         scale: number(random).max(1) as f64 / 7.0,
         per_layer: random.below(2) > 0,
         svd: random.below(2) > 0,
         eight_bit: random.below(2) > 0,
+        layers: Layers {
+            qkv: random.below(2) > 0,
+            gate_up: random.below(2) > 0,
+            down: random.below(2) > 0,
+        },
     });
+    file.storage = random.pick(&[None, Some(Storage::Fp8), Some(Storage::Int8)]);
+    file.arithmetic = random.pick(&[Arithmetic::Plain, Arithmetic::Fp8, Arithmetic::QatInt8]);
     file.model.parameters = number(random);
     file.hardware.overhead = Bytes::new(number(random));
     file.solver.status = random.pick(&[
@@ -106,6 +118,7 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
     for value in s.values.values_mut() {
         value.category = random.pick(&Category::ALL);
         value.row_bytes = number(random);
+        value.packed_row_bytes = (random.below(2) > 0).then(|| number(random));
         value.fixed_bytes = Bytes::new(number(random));
         value.by_groups = random.below(2) > 0;
     }

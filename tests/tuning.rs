@@ -3,15 +3,18 @@
 use std::time::{Duration, Instant};
 
 use assert_cmd::Command;
+use ebbtide::device::arithmetic::Arithmetic;
+use ebbtide::device::packed::Storage;
+use ebbtide::format::schedule::Predicted;
 use ebbtide::lower::Workload;
 use ebbtide::methods::Method;
 use ebbtide::model;
 use ebbtide::planning::Request;
 use ebbtide::profile::{self, Dtype};
-use ebbtide::tuning::{cuts, tune, Outcome};
+use ebbtide::tuning::{cuts, tune, Freedom, Outcome};
 use ebbtide_solver::problem::Budget;
 use ebbtide_solver::search::{Options, Strategy};
-use ebbtide_solver::units::Bytes;
+use ebbtide_solver::units::{Bytes, BytesPerSec};
 
 fn plan(flags: &[&str]) -> Command {
     let mut command = Command::cargo_bin("ebbtide").unwrap();
@@ -58,6 +61,8 @@ fn the_fastest_of_what_is_allowed_is_chosen() {
             clip: false,
         },
         method: Method::AdamW,
+        storage: None,
+        arithmetic: Arithmetic::Plain,
         budget: Budget {
             device: Bytes::mib(3),
             host: Bytes::mib(64),
@@ -67,12 +72,14 @@ fn the_fastest_of_what_is_allowed_is_chosen() {
         deadline: Some(Instant::now() + Duration::from_secs(60)),
         ..Options::default()
     };
-    let allowed = tune(
-        &request,
-        &[Method::AdamW, Method::Lomo],
-        Strategy::Ilp,
-        &options,
-    );
+    let free = |methods: &[Method]| Freedom {
+        methods: methods.to_vec(),
+        storages: Vec::new(),
+        arithmetics: vec![Arithmetic::Plain],
+        cuts: true,
+    };
+    let both = free(&[Method::AdamW, Method::Lomo]);
+    let allowed = tune(&request, &both, Strategy::Ilp, &options);
     // LOMO accumulates nothing.
     assert_eq!(allowed.len(), 4);
     let refused = |outcome: &Outcome| matches!(outcome, Outcome::Refused(_));
@@ -84,7 +91,7 @@ fn the_fastest_of_what_is_allowed_is_chosen() {
         rates.len() >= 2 && rates.is_sorted_by(|a, b| a >= b),
         "{rates:?}"
     );
-    let only = tune(&request, &[Method::AdamW], Strategy::Ilp, &options);
+    let only = tune(&request, &free(&[Method::AdamW]), Strategy::Ilp, &options);
     assert!(only.iter().all(|c| c.method == Method::AdamW));
 }
 
@@ -112,22 +119,146 @@ fn json_is_the_chosen_plans_alone() {
 }
 
 #[test]
+fn compact_is_told_its_rank_and_its_layers() {
+    let flags = [
+        "--method",
+        "compact",
+        "--rank",
+        "1/8",
+        "--compress",
+        "qkv,down",
+    ];
+    let done = plan(&[&flags[..], &["--json"]].concat()).assert().success();
+    let json: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
+    let options = &json["method_options"];
+    assert_eq!(options["rank_divisor"], 8);
+    assert_eq!(options["compress"], serde_json::json!(["qkv", "down"]));
+    let decisions = json["decisions"].as_array().unwrap();
+    let decided = |name: &str| decisions.iter().any(|d| d["tensor"] == name);
+    assert!(decided("n1.projected") && decided("h.projected") && decided("n2"));
+    assert!(!decided("n2.projected"));
+    let shown = plan(&flags).assert().success();
+    let text = String::from_utf8_lossy(&shown.get_output().stdout).into_owned();
+    assert!(text.contains("rank 1/8"), "{text}");
+}
+
+#[test]
+fn aware_training_is_used_where_it_is_named() {
+    let done = plan(&["--allow", "qat-int8", "--json"]).assert().success();
+    let json: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
+    assert_eq!(json["arithmetic"], "qat-int8");
+    // On a machine that is no faster in 8 bits, products stay as they are.
+    let done = plan(&["--allow", "fp8-compute", "--json"])
+        .assert()
+        .success();
+    let json: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
+    assert!(json["arithmetic"].is_null());
+}
+
+#[test]
 fn what_leaves_no_choice_is_refused() {
-    let refused: [(&[&str], &str); 4] = [
+    let refused: [(&[&str], &str); 9] = [
+        (
+            &["--allow", "qat-int8,fp8-compute"],
+            "goes with no other arithmetic",
+        ),
+        (&["--method", "compact", "--rank", "1/0"], "such as 1/4"),
+        (
+            &["--method", "compact", "--compress", "up"],
+            "layers are qkv, gate_up, down",
+        ),
+        (
+            &["--method", "galore", "--rank", "1/4"],
+            "says nothing to galore",
+        ),
+        (
+            &["--method", "galore", "--compress", "qkv"],
+            "says nothing to galore",
+        ),
         (&["--method", "adamw", "--allow", "sgd"], "leaves no choice"),
         (
             &["--method", "auto", "--rank", "4"],
             "--rank is for one method",
         ),
         (
-            &["--method", "auto", "--allow", "fp8-storage"],
+            &["--method", "auto", "--allow", "fp4-storage"],
             "invalid value",
         ),
-        (&["--method", "compact"], "invalid value"),
+        (&["--method", "lora"], "invalid value"),
     ];
     for (flags, why) in refused {
         let done = plan(flags).assert().code(2);
         let text = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
         assert!(text.contains(why), "{flags:?}: {text}");
     }
+}
+
+/// Over a slow link what is packed travels faster; over a fast one nothing is gained, and nothing
+/// is packed.
+#[test]
+fn packed_storage_is_used_where_it_is_allowed_and_faster() {
+    let model = model::load("tiny").unwrap();
+    let mut profile = profile::load("unit").unwrap();
+    let freedom = Freedom {
+        methods: vec![Method::Sgd],
+        storages: vec![Storage::Fp8, Storage::Int8],
+        arithmetics: vec![Arithmetic::Plain],
+        cuts: false,
+    };
+    let mut chosen = |bytes_per_s: u64| {
+        let rate = BytesPerSec::new(bytes_per_s).unwrap();
+        let links = &mut profile.machine.links;
+        (links.d2h.rate, links.h2d.rate) = (rate, rate);
+        (links.both.d2h, links.both.h2d) = (rate, rate);
+        let request = Request {
+            model: &model,
+            profile: &profile,
+            workload: Workload {
+                seq: 256,
+                batch: 1,
+                accumulate: 1,
+                dtype: Dtype::F32,
+                clip: false,
+            },
+            method: Method::Sgd,
+            storage: None,
+            arithmetic: Arithmetic::Plain,
+            budget: Budget {
+                device: Bytes::mib(64),
+                host: Bytes::mib(64),
+            },
+        };
+        let found = tune(&request, &freedom, Strategy::Swap, &Options::default());
+        assert_eq!(found.len(), 3);
+        let plain = found.iter().find(|c| c.storage.is_none()).unwrap();
+        let [first, plain] = [&found[0], plain].map(|c| match &c.outcome {
+            Outcome::Planned(planned) => planned.file.clone(),
+            other => panic!("{other:?}"),
+        });
+        (first, plain)
+    };
+    let (packed, plain) = chosen(1_000_000);
+    assert!(packed.storage.is_some() && plain.storage.is_none());
+    assert!(packed.predicted.step < plain.predicted.step);
+    // f32 becomes a byte and 1/32: what is in neither are softmax statistics.
+    for way in [
+        |p: &Predicted| p.d2h,
+        |p: &Predicted| p.h2d,
+        |p: &Predicted| p.host,
+    ] {
+        let (plain, packed) = (way(&plain.predicted).get(), way(&packed.predicted).get());
+        assert!(plain > 3 * packed && plain < 4 * packed, "{plain} {packed}");
+    }
+    let storage = packed.storage.unwrap().to_string();
+    for decision in &packed.decisions {
+        let expected = if decision.swap_tokens > 0 {
+            &storage
+        } else {
+            "f32"
+        };
+        assert_eq!(decision.stored_as, expected);
+    }
+    let (first, plain) = chosen(1_000_000_000_000);
+    assert_eq!(first.storage, None);
+    assert_eq!(first.predicted, plain.predicted);
 }

@@ -1,6 +1,8 @@
 // Runs kernels block by block: every thread of a block is a fibre, and a scheduler resumes those
-// that nothing holds back. The order in which blocks and threads run comes from a seed: a kernel
-// whose result depends on it is wrong.
+// that nothing holds back. The order in which blocks and threads run comes from a number: a kernel
+// whose result depends on it is wrong. By even numbers a warp runs as far ahead of the others as
+// barriers let it, by odd ones all threads keep abreast; 0 and 1 go forwards and backwards, others
+// are shuffled.
 //
 // A mistake in a kernel (threads that wait at different barriers, or for threads that have ended)
 // ends the process with a line that says so.
@@ -151,7 +153,7 @@ void resume(Fibre& fibre) {
     AFTER_SWITCH(scheduler_fake_stack, nullptr, nullptr);
 }
 
-// 0: as they are numbered, 1: backwards, else shuffled (splitmix64, Steele et al. 2014).
+// Shuffles by splitmix64 (Steele et al. 2014).
 void order(std::vector<unsigned>& numbers, unsigned long long seed) {
     std::iota(numbers.begin(), numbers.end(), 0u);
     if (seed == 1) std::reverse(numbers.begin(), numbers.end());
@@ -164,7 +166,21 @@ void order(std::vector<unsigned>& numbers, unsigned long long seed) {
     }
 }
 
-void run_block(const std::vector<unsigned>& turns, unsigned shared_bytes) {
+// Resumes threads by turns, each if it may run; how many ended.
+size_t resume_some(const unsigned* turns, size_t count, bool& moved) {
+    size_t ended = 0;
+    for (size_t i = 0; i < count; i++) {
+        Fibre& fibre = fibres[turns[i]];
+        if (fibre.state != State::Ready) continue;
+        resume(fibre);
+        moved = true;
+        ended += fibre.state == State::Ended;
+    }
+    return ended;
+}
+
+// `together`: as many threads as keep abreast.
+void run_block(const std::vector<unsigned>& turns, size_t together, unsigned shared_bytes) {
     dynamic_bytes = static_cast<char*>(std::malloc(shared_bytes ? shared_bytes : 1));
     std::memset(dynamic_bytes, 0xFF, shared_bytes);
     for (Warp& warp : warps) warp.waiting = 0;
@@ -176,15 +192,13 @@ void run_block(const std::vector<unsigned>& turns, unsigned shared_bytes) {
     }
     size_t ended = 0;
     while (ended < fibres.size()) {
-        bool moved = false;
-        for (unsigned turn : turns) {
-            Fibre& fibre = fibres[turn];
-            if (fibre.state != State::Ready) continue;
-            resume(fibre);
-            moved = true;
-            if (fibre.state == State::Ended) ended++;
-        }
-        if (!moved)
+        bool any = false;
+        for (size_t first = 0; first < turns.size(); first += together)
+            for (bool moved = true; moved; any |= moved) {
+                moved = false;
+                ended += resume_some(&turns[first], together, moved);
+            }
+        if (!any)
             fail(ended ? "threads wait for threads that have ended"
                        : "threads wait at different barriers");
     }
@@ -282,10 +296,15 @@ extern "C" int ebbtide_host_launch(const char* kernel, const unsigned grid[3],
     warps.resize(threads / WARP);
     const char* text = std::getenv("EBBTIDE_ORDER");
     const unsigned long long seed = text ? std::strtoull(text, nullptr, 10) : 0;
-    std::vector<unsigned> turns(threads), blocks(size_t(grid[0]) * grid[1] * grid[2]);
+    std::vector<unsigned> blocks(size_t(grid[0]) * grid[1] * grid[2]);
+    std::vector<unsigned> turns(threads), lanes(WARP), of_warps(threads / WARP);
     order(blocks, seed);
     for (unsigned number : blocks) {
-        order(turns, seed > 1 ? seed + number : seed);
+        const unsigned long long of_block = seed > 1 ? seed + number : seed;
+        order(lanes, of_block);
+        order(of_warps, of_block);
+        for (unsigned i = 0; i < threads; i++)
+            turns[i] = of_warps[i / WARP] * WARP + lanes[i % WARP];
         for (unsigned i = 0; i < threads; i++) {
             Fibre& fibre = fibres[i];
             fibre.thread = {i, 0, 0};
@@ -295,7 +314,7 @@ extern "C" int ebbtide_host_launch(const char* kernel, const unsigned grid[3],
             fibre.grid_dim = {grid[0], grid[1], grid[2]};
             fibre.stack = stacks[i].get();
         }
-        run_block(turns, shared_bytes);
+        run_block(turns, seed % 2 ? threads : WARP, shared_bytes);
     }
     return 0;
 }

@@ -27,8 +27,8 @@ extern Thread* current;
 void block_barrier();
 // What the lanes of a warp give each other, up to 24 bytes each.
 typedef unsigned char Gift[24];
-// Gives a lane's bytes to its warp; all 32 lanes call it. What they gave stays until the lane's next
-// call but one.
+// Gives a lane's bytes to its warp; all 32 lanes call it. What they gave stays until the lane's
+// next call but one.
 const Gift* exchange(const void* mine, std::size_t bytes);
 // The block's memory of a name.
 void* shared(const void* name, std::size_t bytes);

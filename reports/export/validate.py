@@ -4,7 +4,7 @@
     venv/bin/pip install --no-deps megatron-core axolotl
     venv/bin/python reports/export/validate.py target/release/ebbtide > reports/export/validated.txt
 
-Plans five cases, exports each to every system, and gives the settings to the real classes. Ends
+Plans seven cases, exports each to every system, and gives the settings to the real classes. Ends
 with exit code 1 if any of them refuses its settings.
 """
 
@@ -24,6 +24,8 @@ CASES = [
     "--model llama-3.1-8b --profile h100-sxm5-80gb --seq 64k --method lomo",
     "--model llama-3.2-1b --profile h100-sxm5-80gb --seq 8k",
     "--model llama-2-7b --profile h100-sxm5-80gb --seq 32k --method sgd",
+    "--model llama-2-7b --profile rtx-4090-24gb --seq 16k --method lomo",
+    "--model llama-2-7b --profile rtx-4090-24gb --seq 40k --method lomo",
 ]
 
 

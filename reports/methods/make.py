@@ -22,19 +22,37 @@ SEQ, BATCH, STEPS, SEEDS = 256, 4, 300, [0, 1, 2]
 LAST = 20  # the loss of a run is the mean of its last steps
 MASK = (1 << 64) - 1
 
-# Flags beside --method, type, and the rates that are tried with the first seed.
+LOW = ["--rank", "32", "--refresh", "50"]
+
+# The method, flags of plan and run beside it, the type, and the rates that are tried with the first
+# seed.
 METHODS = {
-    "adamw": ([], "f32", [1e-3, 3e-3, 1e-2]),
-    "adamw-bf16-sr": ([], "bf16", [1e-3, 3e-3, 1e-2]),
-    "adamw8bit": ([], "f32", [1e-3, 3e-3, 1e-2]),
-    "sgd": ([], "f32", [0.1, 0.3, 1.0]),
-    "lomo": ([], "f32", [0.1, 0.3, 1.0]),
-    "adalomo": ([], "f32", [0.01, 0.03, 0.1]),
-    "galore": (["--rank", "32", "--refresh", "50"], "f32", [3e-3, 1e-2, 3e-2]),
-    "apollo": (["--rank", "32", "--refresh", "50"], "f32", [1e-3, 3e-3, 1e-2]),
-    "apollo-mini": (["--refresh", "50"], "f32", [1e-3, 3e-3, 1e-2]),
-    "flora": (["--rank", "32", "--refresh", "50"], "f32", [0.01, 0.03, 0.1]),
+    "adamw": ("adamw", [], [], "f32", [3e-4, 1e-3, 3e-3, 1e-2]),
+    "adamw-bf16-sr": ("adamw-bf16-sr", [], [], "bf16", [1e-3, 3e-3, 1e-2]),
+    "adamw8bit": ("adamw8bit", [], [], "f32", [3e-4, 1e-3, 3e-3, 1e-2]),
+    "sgd": ("sgd", [], [], "f32", [0.01, 0.03, 0.1, 0.3, 1.0]),
+    "lomo": ("lomo", [], [], "f32", [0.01, 0.03, 0.1, 0.3, 1.0]),
+    "adalomo": ("adalomo", [], [], "f32", [0.01, 0.03, 0.1, 0.3]),
+    "galore": ("galore", LOW, [], "f32", [3e-3, 1e-2, 3e-2, 0.1]),
+    "apollo": ("apollo", LOW, [], "f32", [1e-3, 3e-3, 1e-2, 3e-2]),
+    "apollo-mini": ("apollo-mini", ["--refresh", "50"], [], "f32", [1e-3, 3e-3, 1e-2]),
+    "flora": ("flora", LOW, [], "f32", [0.01, 0.03, 0.1]),
+    "compact": (
+        "compact", ["--rank", "1/4", "--refresh", "50"], [], "f32", [3e-3, 1e-2, 3e-2, 0.1]
+    ),
 }
+
+# Why the order is what it is: the same again but for one thing, with the first seed.
+CONTROLS = {
+    "adamw, second moment 0.95": ("adamw", [], ["--betas", "0.9,0.95"], "f32", [1e-3, 3e-3, 1e-2]),
+    "adamw, clipped at 1": ("adamw", ["--clip"], ["--clip", "1"], "f32", [1e-3, 3e-3, 1e-2]),
+    "galore, scale 1": ("galore", LOW + ["--scale", "1"], [], "f32", [1e-3, 3e-3, 1e-2]),
+    "compact, scale 1": (
+        "compact", ["--rank", "1/4", "--refresh", "50", "--scale", "1"], [], "f32",
+        [1e-3, 3e-3, 1e-2],
+    ),
+}
+RUNS = METHODS | CONTROLS
 
 
 def splitmix64(seed: int, counter: int) -> int:
@@ -57,25 +75,25 @@ def write_tokens(path: pathlib.Path) -> None:
     path.write_bytes(ids.tobytes())
 
 
-def train(program: str, place: pathlib.Path, method: str, rate: float, seed: int) -> dict:
-    flags, dtype, _ = METHODS[method]
-    schedule = place / f"{method}.json"
+def train(program: str, place: pathlib.Path, name: str, rate: float, seed: int) -> dict:
+    method, plan_flags, run_flags, dtype, _ = RUNS[name]
+    schedule = place / f"{list(RUNS).index(name)}.json"
     if not schedule.exists():
         subprocess.run(
             [program, "plan", "--model", str(MODEL), "--profile", "unit", "--seq", str(SEQ)]
             + ["--batch", str(BATCH), "--dtype", dtype, "--strategy", "keep", "--method", method]
-            + flags + ["-o", str(schedule)],
+            + plan_flags + ["-o", str(schedule)],
             check=True, stdout=subprocess.DEVNULL,
         )
     run = subprocess.run(
         [program, "run", str(schedule), "--tokens", str(place / "tokens.u16"), "--json"]
         + ["--steps", str(STEPS), "--seed", str(seed), "--lr", str(rate), "--schedule", "cosine"]
-        + ["--warmup", "20", "--warmup-above-zero"],
+        + ["--warmup", "20", "--warmup-above-zero"] + run_flags,
         capture_output=True, text=True,
     )
     if run.returncode == 2 and "the loss of step" in run.stderr:  # it diverged
         return {
-            "method": method, "rate": rate, "seed": seed, "states_bytes": 0, "planned_bytes": 0,
+            "method": name, "rate": rate, "seed": seed, "states_bytes": 0, "planned_bytes": 0,
             "measured_bytes": 0, "losses": "nan",
         }
     run.check_returncode()
@@ -85,7 +103,7 @@ def train(program: str, place: pathlib.Path, method: str, rate: float, seed: int
         b["bytes"] for b in states["buffers"] if b["category"] == "optimizer_states"
     )
     return {
-        "method": method, "rate": rate, "seed": seed, "states_bytes": kept,
+        "method": name, "rate": rate, "seed": seed, "states_bytes": kept,
         "planned_bytes": found["predicted"]["arena_bytes"],
         "measured_bytes": found["measured"]["arena_bytes"],
         "losses": " ".join(f"{loss:.5f}" for loss in found["losses"]),
@@ -115,9 +133,9 @@ def run(program: str, methods: list[str]) -> None:
                     writer.writerows(rows)
 
         for method in methods:
-            for rate in METHODS[method][2]:
+            for rate in RUNS[method][4]:
                 add(method, rate, SEEDS[0])
-            for seed in SEEDS[1:]:
+            for seed in SEEDS[1:] if method in METHODS else []:
                 add(method, best(rows, method), seed)
 
 
@@ -145,12 +163,16 @@ def draw() -> None:
         losses = [last(r) for r in of]
         assert all(r["planned_bytes"] == r["measured_bytes"] for r in of), method
         lines.append(
-            f"| {method} | {METHODS[method][1]} | {best(rows, method):g} | "
+            f"| {method} | {METHODS[method][3]} | {best(rows, method):g} | "
             f"{statistics.mean(losses):.4f} | {min(losses):.4f} to {max(losses):.4f} | "
             f"{int(of[0]['states_bytes']):,} | {int(of[0]['planned_bytes']):,} |"
         )
         each = [[float(x) for x in r["losses"].split()] for r in of]
         curves[method] = [statistics.mean(step) for step in zip(*each)]
+    lines += ["", "| with one thing changed |" + " rate: loss |" * 3, "|---|---|---|---|"]
+    for name in CONTROLS:
+        of = [r for r in rows if r["method"] == name]
+        lines.append(f"| {name} | " + " | ".join(f"{float(r['rate']):g}: {last(r):.4f}" for r in of) + " |")
     (HERE / "table.md").write_text("\n".join(lines) + "\n")
     (HERE / "curves.svg").write_text(figure(curves))
 
@@ -159,7 +181,7 @@ def figure(curves: dict[str, list[float]]) -> str:
     """Running means over ten steps, on a linear scale."""
     width, height, left, top = 760, 420, 50, 20
     colours = ["#000", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b",
-               "#e377c2", "#7f7f7f", "#17becf"]
+               "#e377c2", "#7f7f7f", "#17becf", "#bcbd22"]
     low, high = 2.0, 4.5
     x = lambda step: left + (width - 190) * step / STEPS
     y = lambda loss: top + (height - 60) * (high - loss) / (high - low)
@@ -187,7 +209,7 @@ def figure(curves: dict[str, list[float]]) -> str:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["run"] and len(sys.argv) >= 3:
-        run(sys.argv[2], sys.argv[3:] or list(METHODS))
+        run(sys.argv[2], sys.argv[3:] or list(RUNS))
     elif sys.argv[1:] == ["draw"]:
         draw()
     else:

@@ -114,6 +114,8 @@ pub struct Value {
     pub category: Category,
     /// Bytes of one row, all head groups together.
     pub row_bytes: u64,
+    /// Bytes of one row in host memory, all head groups together, where what travels is packed.
+    pub packed_row_bytes: Option<u64>,
     /// Bytes that do not depend on rows (weights and their kin).
     pub fixed_bytes: Bytes,
     /// How it is cut into buffers.
@@ -273,7 +275,15 @@ pub struct HostOptimizer {
 impl Value {
     /// Bytes of the part of this value that covers `rows` rows of `groups` of `of_groups` groups.
     pub fn bytes(&self, rows: u64, groups: u64, of_groups: u64) -> Bytes {
-        let all = Bytes::new(self.row_bytes) * rows + self.fixed_bytes;
+        self.sized(self.row_bytes, rows, (groups, of_groups))
+    }
+    /// The same in host memory.
+    pub fn host_bytes(&self, rows: u64, groups: u64, of_groups: u64) -> Bytes {
+        let row_bytes = self.packed_row_bytes.unwrap_or(self.row_bytes);
+        self.sized(row_bytes, rows, (groups, of_groups))
+    }
+    fn sized(&self, row_bytes: u64, rows: u64, (groups, of_groups): (u64, u64)) -> Bytes {
+        let all = Bytes::new(row_bytes) * rows + self.fixed_bytes;
         match self.split {
             Split::Groups => all.scaled(groups, of_groups),
             Split::Whole | Split::Rows => all,
@@ -328,6 +338,15 @@ impl Problem {
         let (rows, groups) = self.pieces_extent(tensor, first, last);
         let value = &self.values[self.tensors[tensor].value];
         value.bytes(rows.len(), groups.len(), u64::from(self.groups))
+    }
+    /// The same in host memory.
+    pub fn pieces_host_bytes(&self, tensor: TensorId, first: u32, last: u32) -> Bytes {
+        if first == last {
+            return Bytes::ZERO;
+        }
+        let (rows, groups) = self.pieces_extent(tensor, first, last);
+        let value = &self.values[self.tensors[tensor].value];
+        value.host_bytes(rows.len(), groups.len(), u64::from(self.groups))
     }
     /// The name of a value with its block: `qkv of block 3`.
     pub fn value_name(&self, value: ValueId) -> String {

@@ -180,6 +180,9 @@ pub struct ScheduledValue {
     pub category: Category,
     /// Bytes of one row, all head groups together.
     pub row_bytes: u64,
+    /// Bytes of one row in host memory, all head groups together, where what travels is packed:
+    /// its copies pack and unpack.
+    pub packed_row_bytes: Option<u64>,
     /// Bytes that do not depend on rows.
     pub fixed_bytes: Bytes,
     /// Whether buffers hold single head groups of it.

@@ -10,7 +10,7 @@
 
 use crate::ids::Id;
 use crate::machine::Machine;
-use crate::schedule::{Action, Instruction, Schedule, Space, Stream};
+use crate::schedule::{Action, Instruction, Schedule, Stream};
 use crate::units::{BytesPerSec, Instant, Nanos};
 
 /// When everything happened.
@@ -271,11 +271,11 @@ pub fn copied_bytes(schedule: &Schedule, stream: Stream) -> crate::units::Bytes 
         .iter()
         .filter(|i| i.action == Action::Copy)
         .filter_map(|i| {
-            i.operands
+            let buffers = i
+                .operands
                 .iter()
-                .find_map(|o| schedule.buffers.get(o.buffer))
+                .filter_map(|o| schedule.buffers.get(o.buffer));
+            buffers.map(|b| b.bytes).min()
         })
-        .filter(|b| b.space == Space::Device || b.space == Space::Host)
-        .map(|b| b.bytes)
         .sum()
 }

@@ -1,7 +1,9 @@
 //! From the text of a flag to a value. Quantities demand a unit; what is refused says what is not.
 
+use crate::device::arithmetic::Arithmetic;
+use crate::device::packed::Storage;
 use crate::export::System;
-use crate::methods::Method;
+use crate::methods::{Layers, Method, Rank};
 use crate::profile::Dtype;
 use crate::training::learning_rate::Shape;
 use crate::training::tokens::IdType;
@@ -226,13 +228,68 @@ pub fn method() -> impl TypedValueParser<Value = Method> {
     named(&Method::ALL, Method::name)
 }
 
-/// A training method, or `auto`: nothing.
+/// A rank: `128`, or `1/4` of an input.
+pub fn rank(text: &str) -> Result<Rank, String> {
+    let (part, number) = match text.strip_prefix("1/") {
+        Some(parts) => (true, parts),
+        None => (false, text),
+    };
+    match number.parse() {
+        Ok(parts) if part && parts > 0 => Ok(Rank::Part(parts)),
+        Ok(rank) if !part => Ok(Rank::Of(rank)),
+        _ => Err("a rank is a number such as 128, or a part of the input such as 1/4".into()),
+    }
+}
+
+/// Layers whose inputs are compressed, by name.
+pub fn layers(text: &str) -> Result<Layers, String> {
+    let known = || {
+        format!(
+            "layers are {}, separated by commas",
+            Layers::NAMES.join(", ")
+        )
+    };
+    Layers::named(text.split(',')).ok_or_else(known)
+}
+
+/// A training method, or `auto`.
 pub fn method_or_auto() -> impl TypedValueParser<Value = Choice> {
     let names = Method::ALL.map(Method::name).into_iter().chain(["auto"]);
     PossibleValuesParser::new(names).map(|name| match name.parse() {
         Ok(method) => Choice::One(method),
         Err(_) => Choice::Auto,
     })
+}
+
+/// What may change what is learnt.
+pub fn allowed() -> impl TypedValueParser<Value = Allowed> {
+    const STORAGES: [(&str, Storage); 2] = [
+        ("fp8-storage", Storage::Fp8),
+        ("int8-storage", Storage::Int8),
+    ];
+    let names = Method::ALL.map(Method::name).into_iter();
+    let names = names.chain(Arithmetic::ROUNDED.map(Arithmetic::name));
+    let names = names.chain(STORAGES.map(|storage| storage.0));
+    PossibleValuesParser::new(names).map(|name| {
+        let storage = STORAGES.into_iter().find(|storage| storage.0 == name);
+        match (storage, name.parse(), name.parse()) {
+            (Some((_, storage)), _, _) => Allowed::Storage(storage),
+            (None, Ok(arithmetic), _) => Allowed::Arithmetic(arithmetic),
+            (None, Err(_), Ok(method)) => Allowed::Method(method),
+            (None, Err(_), Err(_)) => unreachable!("one of the names"),
+        }
+    })
+}
+
+/// What `--allow` lists.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Allowed {
+    /// A method.
+    Method(Method),
+    /// A storage of what travels.
+    Storage(Storage),
+    /// How linear layers multiply.
+    Arithmetic(Arithmetic),
 }
 
 /// How the training method is chosen.

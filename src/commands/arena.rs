@@ -257,6 +257,22 @@ mod tests {
     }
 
     #[test]
+    fn a_million_lines_are_placed_and_a_mistake_in_the_last_is_named() {
+        let mut text = String::new();
+        for i in 0..1_000_000u64 {
+            writeln!(text, "r{i},{i},{},{}", i + 1 + i % 7, 1 + i % 5).unwrap();
+        }
+        let instance = csv::parse(&text).unwrap();
+        let placement = place(&instance.requests, &Options::default());
+        let bound = placement.lower_bound.get();
+        let height = placement.height.get();
+        assert!(height <= bound + bound / 10, "{height} above {bound}");
+        text += "r0,0,1,4\n";
+        let error = csv::parse(&text).unwrap_err();
+        assert_eq!(error.message, "line 1000001: id `r0` is on line 1 already");
+    }
+
+    #[test]
     fn a_published_instance_fits_into_its_capacity() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/minimalloc/A.csv");
         let mut out = Vec::new();

@@ -120,8 +120,12 @@ fn table(name: &str, chain: &Chain, solution: &Solution, written: &SolutionFile)
     let percent = |part: f64| format!("{:.2} %", 100.0 * part);
     let floor = chain.floor();
     let above = (solution.makespan - floor).get() as f64 / floor.get().max(1) as f64;
+    let layers = match chain.layers.len() {
+        1 => "1 layer".to_owned(),
+        layers => format!("{layers} layers"),
+    };
     let rows = [
-        ("chain", format!("{name}, {} layers", chain.layers.len())),
+        ("chain", format!("{name}, {layers}")),
         ("strategy", written.strategy.clone()),
         (
             "makespan",

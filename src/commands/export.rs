@@ -44,7 +44,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         None => error.hint("--profile names the file of the profile it was planned with"),
     })?;
     let model = execute::model(&file)?;
-    let method = Method::named(&file.method, file.method_options)?;
+    let method = Method::named(&file.method, file.method_options)?.resolved(&model)?;
     let request = Request {
         model: &model,
         profile: &profile,
@@ -56,6 +56,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             clip: file.schedule.clips(),
         },
         method,
+        // No other system packs what travels; products are as fast as they were.
+        storage: None,
+        arithmetic: file.arithmetic,
         budget: file.schedule.budget,
     };
     let traits = Traits::of(&file);
@@ -63,7 +66,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let best = costs.iter().filter(|cost| cost.step.is_ok());
     let best = best.min_by_key(|cost| cost.step.as_ref().map_or(u64::MAX, |step| step.get()));
     let Some(best) = best else {
-        let why = costs.iter().find_map(|cost| cost.step.as_ref().err());
+        // What needs least comes last.
+        let why = costs.last().and_then(|cost| cost.step.as_ref().err());
         return Err(Error::infeasible(format!(
             "nothing that {} can do fits: {}",
             args.to.name(),

@@ -1,8 +1,9 @@
 //! `ebbtide plan`: the fastest step that fits, with its proof, as a schedule file.
 
 use super::setting;
-use crate::cli::parse::Choice;
+use crate::cli::parse::{Allowed, Choice};
 use crate::cli::{parse, print};
+use crate::device::arithmetic::Arithmetic;
 use crate::error::{Error, Result};
 use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::schedule;
@@ -10,7 +11,7 @@ use crate::methods::Method;
 use crate::model::Positions;
 use crate::planning::{self, Planned, Request};
 use crate::report;
-use crate::tuning::{tune, Outcome};
+use crate::tuning::{tune, Freedom, Outcome};
 use ebbtide_solver::build::Infeasible;
 use ebbtide_solver::check;
 use ebbtide_solver::search::{Options, Strategy};
@@ -36,9 +37,11 @@ pub struct Args {
     #[arg(long, value_name = "METHOD", default_value = "adamw")]
     #[arg(value_parser = parse::method_or_auto())]
     pub method: Choice,
-    /// Methods that --method auto may use besides adamw, separated by commas
-    #[arg(long, value_name = "METHODS", value_delimiter = ',', value_parser = parse::method())]
-    pub allow: Vec<Method>,
+    /// What may be used though it changes what is learnt, separated by commas: storages of what
+    /// travels between device and host, products in 8 bits, and methods that --method auto may
+    /// choose besides adamw; qat-fp8 and qat-int8 are used
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse::allowed())]
+    pub allow: Vec<Allowed>,
     /// How a low-rank method is run.
     #[command(flatten)]
     pub low_rank: setting::LowRankArgs,
@@ -79,9 +82,15 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         deadline: Instant::now().checked_add(args.time_limit),
         gap: args.gap,
     };
-    let (request, planned) = match args.method {
-        Choice::One(_) => (request, planning::plan(&request, args.strategy, &options)?),
-        Choice::Auto => fastest(args, request, &options, out)?,
+    let freedom = freedom(args, request.method)?;
+    let request = Request {
+        arithmetic: freedom.arithmetics[0],
+        ..request
+    };
+    let choice = freedom.cuts || !freedom.storages.is_empty() || freedom.arithmetics.len() > 1;
+    let (request, planned) = match choice {
+        false => (request, planning::plan(&request, args.strategy, &options)?),
+        true => fastest(args, request, (&freedom, &options), out)?,
     };
     let planned = planned.map_err(|infeasible| {
         let ways_out = planning::would_fit(&request, args.strategy, Instant::now() + LOOK_FOR);
@@ -117,10 +126,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
 /// The method that was asked for; adamw where it is to be chosen.
 fn method(args: &Args) -> Result<Method> {
     let told = args.low_rank.told();
+    let methods = args.allow.iter().any(|a| matches!(a, Allowed::Method(_)));
     match args.method {
-        Choice::One(method) if args.allow.is_empty() => method.told(told),
+        Choice::One(method) if !methods => method.told(told),
         Choice::One(method) => Err(Error::bad_input(format!(
-            "--allow says what may be chosen, but --method {method} leaves no choice"
+            "--allow says which methods may be chosen, but --method {method} leaves no choice"
         ))
         .hint("--method auto")),
         Choice::Auto => match told.first() {
@@ -133,29 +143,59 @@ fn method(args: &Args) -> Result<Method> {
     }
 }
 
-/// Chooses among adamw and what is allowed, and prints what was tried.
+/// What may be chosen, beside the method that was asked for. Training that is aware of rounding is
+/// no faster: whoever names it wants it.
+fn freedom(args: &Args, method: Method) -> Result<Freedom> {
+    let mut freedom = Freedom {
+        methods: vec![method],
+        storages: Vec::new(),
+        arithmetics: vec![Arithmetic::Plain],
+        cuts: args.method == Choice::Auto,
+    };
+    for &allowed in &args.allow {
+        match allowed {
+            Allowed::Method(method) if !freedom.methods.contains(&method) => {
+                freedom.methods.push(method);
+            }
+            Allowed::Storage(storage) if !freedom.storages.contains(&storage) => {
+                freedom.storages.push(storage);
+            }
+            Allowed::Arithmetic(arithmetic) if !freedom.arithmetics.contains(&arithmetic) => {
+                freedom.arithmetics.push(arithmetic);
+            }
+            _ => {}
+        }
+    }
+    if let Some(&aware) = freedom.arithmetics.iter().find(|a| a.is_aware()) {
+        if freedom.arithmetics.len() > 2 {
+            return Err(Error::bad_input(format!(
+                "--allow {aware} rounds weights its own way and goes with no other arithmetic"
+            )));
+        }
+        freedom.arithmetics = vec![aware];
+    }
+    Ok(freedom)
+}
+
+/// Chooses among what is allowed, and prints what was tried.
 fn fastest<'a>(
     args: &Args,
     request: Request<'a>,
-    options: &Options,
+    (freedom, options): (&Freedom, &Options),
     out: &mut dyn Write,
 ) -> Result<(Request<'a>, std::result::Result<Planned, Infeasible>)> {
-    let mut methods = vec![Method::AdamW];
-    for &method in &args.allow {
-        if !methods.contains(&method) {
-            methods.push(method);
-        }
-    }
-    let candidates = tune(&request, &methods, args.strategy, options);
+    let candidates = tune(&request, freedom, args.strategy, options);
     let tried = report::tuning::table(&candidates);
     match args.json {
         true => eprint!("{tried}"),
         false => print(out, tried)?,
     }
-    let first = candidates.into_iter().next().expect("adamw was tried");
+    let first = candidates.into_iter().next().expect("something was tried");
     let request = Request {
         method: first.method,
         workload: first.workload,
+        storage: first.storage,
+        arithmetic: first.arithmetic,
         ..request
     };
     match first.outcome {

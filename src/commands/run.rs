@@ -99,6 +99,10 @@ pub struct Args {
     /// Largest global norm of the gradients [default: not clipped]
     #[arg(long, value_name = "X", value_parser = parse::positive, allow_hyphen_values = true)]
     pub clip: Option<f64>,
+    /// Largest magnitude of an element of a gradient, which LOMO can hold to as well [default: not
+    /// clipped]
+    #[arg(long, value_name = "X", value_parser = parse::positive, allow_hyphen_values = true)]
+    pub clip_value: Option<f64>,
     /// Speed of copies in each direction on the cpu device, such as 2GB/s [default: that of memory]
     #[arg(long, value_name = "RATE", value_parser = parse::rate)]
     pub link: Option<BytesPerSec>,

@@ -1,9 +1,10 @@
 //! What to plan for: the flags that `plan`, `fit` and `compare` share, and what they stand for.
 
 use crate::cli::parse;
+use crate::device::arithmetic::Arithmetic;
 use crate::error::Result;
 use crate::lower::Workload;
-use crate::methods::{Method, Told};
+use crate::methods::{Layers, Method, Rank, Told};
 use crate::model::{self, ModelConfig};
 use crate::planning::Request;
 use crate::profile::{self, Dtype, Profile};
@@ -47,10 +48,10 @@ pub struct Args {
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(skip)]
 pub struct LowRankArgs {
-    /// Rank of a low-rank method [default: the method's own, at most a quarter of the smallest side
-    /// of a matrix]
-    #[arg(long, value_name = "N")]
-    pub rank: Option<u64>,
+    /// Rank of a low-rank method; of compact also a part of each input, such as 1/8 [default: the
+    /// method's own, at most a quarter of the smallest side of a matrix; of compact 1/4]
+    #[arg(long, value_name = "N", value_parser = parse::rank)]
+    pub rank: Option<Rank>,
     /// Steps after which a low-rank method renews its projections [default: the method's]
     #[arg(long, value_name = "STEPS")]
     pub refresh: Option<u32>,
@@ -63,9 +64,13 @@ pub struct LowRankArgs {
     /// Find GaLore's projections by singular value decompositions, not by subspace iterations
     #[arg(long)]
     pub svd: bool,
-    /// Keep the moments of galore, apollo and apollo-mini in 8 bits
+    /// Keep the moments of galore, apollo, apollo-mini and compact in 8 bits
     #[arg(long)]
     pub eight_bit: bool,
+    /// Layers whose inputs compact compresses, of qkv, gate_up and down; what is left out is saved
+    /// or made again exactly [default: all]
+    #[arg(long, value_name = "LAYERS", value_parser = parse::layers)]
+    pub compress: Option<Layers>,
 }
 
 impl LowRankArgs {
@@ -78,6 +83,7 @@ impl LowRankArgs {
             per_layer,
             svd,
             eight_bit,
+            compress,
         } = self;
         Told {
             rank,
@@ -86,6 +92,7 @@ impl LowRankArgs {
             per_layer,
             svd,
             eight_bit,
+            layers: compress,
         }
     }
 }
@@ -146,6 +153,8 @@ impl Setting {
                 clip: self.clip,
             },
             method,
+            storage: None,
+            arithmetic: Arithmetic::Plain,
             budget: self.budget,
         }
     }

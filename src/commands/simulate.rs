@@ -67,7 +67,22 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         write_atomically(path, snapshot::write(&file.schedule, &timeline))?;
     }
     if !args.json {
-        return print(out, report::timeline::table(&file, &timeline));
+        let mut text = report::timeline::table(&file, &timeline);
+        let written = [
+            ("trace", &args.trace, "ui.perfetto.dev"),
+            ("snapshot", &args.memory_snapshot, "pytorch.org/memory_viz"),
+        ];
+        let written = written.into_iter().filter_map(|(what, path, viewer)| {
+            Some(format!(
+                "{what} in {}, for {viewer}",
+                path.as_ref()?.display()
+            ))
+        });
+        for (i, line) in written.enumerate() {
+            text += if i == 0 { "\n" } else { "" };
+            text += &(line + "\n");
+        }
+        return print(out, text);
     }
     let peak = memory::peak(&file.schedule);
     let streams = Stream::ALL.map(|stream| {

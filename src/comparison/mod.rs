@@ -16,7 +16,7 @@ use ebbtide_solver::build::Infeasible;
 use ebbtide_solver::plan::Placement;
 use ebbtide_solver::problem::{Budget, Category};
 use ebbtide_solver::search::{contexts, find, Context, Options, Status, Strategy};
-use ebbtide_solver::units::Bytes;
+use ebbtide_solver::units::{Bytes, Nanos};
 
 use crate::error::Result;
 use crate::format::comparison::{BudgetPoint, Cell, Fit, Group, Share, TensorCost};
@@ -45,6 +45,17 @@ impl Limits {
             gap: self.gap,
         }
     }
+    /// Why a strategy found nothing: for the search it may be that its time was up.
+    fn late(&self, strategy: Strategy, options: &Options, why: String) -> String {
+        let late = options.deadline.is_some_and(|d| Instant::now() >= d);
+        match late && strategy == Strategy::Ilp {
+            true => format!(
+                "search time: nothing found in {}, the nearest miss is one of {why}",
+                Nanos::new(u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX))
+            ),
+            false => why,
+        }
+    }
     /// The same, told to what has been prepared.
     fn begin(&self, prepared: &mut [Context<'_>]) -> Options {
         let options = self.options();
@@ -71,8 +82,12 @@ pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) ->
             let guessed = || Vec::from_iter(planned.lowered.extrapolated.iter().cloned());
             extrapolated.get_or_insert_with(guessed);
         }
-        cells.push(cell(strategy, true, found));
+        let mut found = cell(strategy, true, found);
+        let why = |why: String| limits.late(strategy, &options, why);
+        found.misses = found.misses.map(why);
+        cells.push(found);
     }
+    tell_search(&mut cells);
     let whole = planning::untiled(request)?;
     let problems_whole = planning::problems(&whole, request.budget);
     let mut prepared_whole = contexts(&problems_whole, &limits.options());
@@ -90,6 +105,29 @@ pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) ->
         tensors: prepared.first().map(tensor_costs).unwrap_or_default(),
         extrapolated: extrapolated.unwrap_or_default(),
     })
+}
+
+/// The search begins with what the others find. Where its time was up before it had heard of the
+/// best of that, it is told.
+fn tell_search(cells: &mut [Cell]) {
+    let best = cells.iter().filter_map(|cell| cell.fits.as_ref());
+    let Some(best) = best.min_by_key(|fit| fit.step_ns).cloned() else {
+        return;
+    };
+    let searched = cells
+        .iter_mut()
+        .find(|c| c.strategy == Strategy::Ilp.name());
+    let slower = |cell: &&mut Cell| {
+        let step = cell.fits.as_ref().map(|fit| fit.step_ns);
+        step.is_none_or(|step| step > best.step_ns)
+    };
+    if let Some(cell) = searched.filter(slower) {
+        cell.misses = None;
+        cell.fits = Some(Fit {
+            status: Status::TimeLimit.name().into(),
+            ..best
+        });
+    }
 }
 
 fn cell(strategy: Strategy, tiled: bool, found: std::result::Result<Planned, Infeasible>) -> Cell {
@@ -227,9 +265,70 @@ pub fn under_budget(
         BudgetPoint {
             strategy: strategy.name().into(),
             device_bytes: device.get(),
-            misses: found.as_ref().err().map(report::infeasible::what_binds),
+            misses: found.as_ref().err().map(|miss| {
+                let why = report::infeasible::what_binds(miss);
+                limits.late(strategy, &options, why)
+            }),
             step_ns: found.ok().map(|found| found.candidate.step().get()),
         }
     };
-    Ok(strategies.iter().map(point).collect())
+    let mut points: Vec<BudgetPoint> = strategies.iter().map(point).collect();
+    // As with whole plans: the search is told what the others have found.
+    let best = points.iter().filter_map(|point| point.step_ns).min();
+    let searched = |point: &&mut BudgetPoint| point.strategy == Strategy::Ilp.name();
+    if let Some((point, best)) = points.iter_mut().find(searched).zip(best) {
+        point.step_ns = Some(best);
+        point.misses = None;
+    }
+    Ok(points)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_search_is_never_slower_than_what_it_is_compared_with() {
+        let fit = |step_ns| Fit {
+            step_ns,
+            recompute_ns: 0,
+            slowed_ns: 0,
+            stall_ns: 0,
+            tail_ns: 0,
+            tokens_per_s: 1.0,
+            mfu: 0.5,
+            hfu: 0.5,
+            arena_bytes: 1,
+            device_bytes: BTreeMap::new(),
+            host_bytes: BTreeMap::new(),
+            d2h_bytes: 0,
+            h2d_bytes: 0,
+            bound_ns: 1,
+            status: Status::Gap.name().into(),
+            found_by: "checkpoint".into(),
+            tile: 1,
+            head_tile: 1,
+            head_groups: 1,
+            shares: Vec::new(),
+            states: BTreeMap::new(),
+        };
+        let cell = |strategy: &str, fits: Option<Fit>| Cell {
+            strategy: strategy.into(),
+            tiled: true,
+            misses: fits.is_none().then(|| "device memory".into()),
+            fits,
+        };
+        for (found, told) in [(None, true), (Some(fit(9)), true), (Some(fit(4)), false)] {
+            let mut cells = [
+                cell("keep", None),
+                cell("checkpoint", Some(fit(5))),
+                cell("ilp", found.clone()),
+            ];
+            tell_search(&mut cells);
+            let searched = cells[2].fits.clone().unwrap();
+            assert_eq!(searched.step_ns, if told { 5 } else { 4 });
+            assert_eq!(searched.status == Status::TimeLimit.name(), told);
+            assert_eq!(cells[2].misses, None);
+        }
+    }
 }

@@ -6,7 +6,8 @@
 //!   piece: `[rows, extras / groups]`.
 //! - **A weight value** is its parts one after the other, in the order of
 //!   [`ModelConfig::block_weights`], each matrix `[out, in]`.
-//! - **A gradient** is the same, but those of `qkv` and `o`, which lie by head groups. A group's
+//! - **A gradient** is the same, but of a matrix whose input is compressed it is `[out, rank]`; and
+//!   those of `qkv` and `o` lie by head groups. A group's
 //!   piece is, for `qkv`, the rows of the matrix of its q heads, its k heads, its v heads, then
 //!   their biases, then a copy of the q norm's and of the k norm's gradient for each of its
 //!   key/value heads; for `o` its columns of the matrix, then a copy of the bias' gradient for each
@@ -16,7 +17,7 @@
 
 use super::operator::{Carry, HeadShape, Panel, UpdateRule, UpdateSlice};
 use super::Region;
-use crate::model::{ModelConfig, Part, Weight};
+use crate::model::{Compressed, ModelConfig, Part, Weight};
 use crate::profile::Dtype;
 
 mod tensors;
@@ -147,6 +148,8 @@ pub struct Layout<'a> {
     pub dtype: Dtype,
     /// Head groups; divides the key/value heads.
     pub groups: u64,
+    /// Which gradients are of low rank.
+    pub compressed: Compressed,
 }
 
 impl Layout<'_> {
@@ -185,12 +188,22 @@ impl Layout<'_> {
 
     /// The parts of a weight value.
     pub fn parts(&self, value: WeightValue) -> Vec<PlacedPart> {
+        self.placed(value, |weight| weight)
+    }
+
+    /// The same of its gradient, where that is not by head groups.
+    pub fn parts_of_gradient(&self, value: WeightValue) -> Vec<PlacedPart> {
+        self.placed(value, |weight| self.compressed.gradient(weight))
+    }
+
+    fn placed(&self, value: WeightValue, shape: impl Fn(Weight) -> Weight) -> Vec<PlacedPart> {
         let weights = [self.model.block_weights(), self.model.outer_weights()].concat();
         let mut first = 0;
         let chosen = weights
             .into_iter()
             .filter(|w| value.parts().contains(&w.part));
         chosen
+            .map(shape)
             .map(|weight| {
                 let placed = PlacedPart { weight, first };
                 first += weight.elements();
@@ -204,16 +217,37 @@ impl Layout<'_> {
         self.parts(value).iter().map(|p| p.weight.elements()).sum()
     }
 
-    /// One part of a weight value (or of a gradient that is not by groups).
+    /// One part of a weight value.
     pub fn part(&self, value: WeightValue, region: Region, part: Part) -> Option<Region> {
-        let parts = self.parts(value);
+        self.part_in(&self.parts(value), region, part)
+    }
+
+    /// The same of a gradient that is not by head groups.
+    pub fn part_of_gradient(
+        &self,
+        value: WeightValue,
+        region: Region,
+        part: Part,
+    ) -> Option<Region> {
+        self.part_in(&self.parts_of_gradient(value), region, part)
+    }
+
+    fn part_in(&self, parts: &[PlacedPart], region: Region, part: Part) -> Option<Region> {
         let placed = parts.iter().find(|p| p.weight.part == part)?;
         Some(self.elements_of(region, placed.first, placed.weight.elements()))
     }
 
     /// The whole matrix of a weight value: its first part.
     pub fn matrix(&self, value: WeightValue, region: Region) -> Panel {
-        let Weight { rows, columns, .. } = self.parts(value)[0].weight;
+        self.panel(self.parts(value)[0].weight, region)
+    }
+
+    /// The same of a gradient that is not by head groups.
+    pub fn matrix_of_gradient(&self, value: WeightValue, region: Region) -> Panel {
+        self.panel(self.parts_of_gradient(value)[0].weight, region)
+    }
+
+    fn panel(&self, Weight { rows, columns, .. }: Weight, region: Region) -> Panel {
         Panel {
             region: self.elements_of(region, 0, rows * columns),
             rows,
@@ -277,7 +311,7 @@ impl Layout<'_> {
     pub fn gradient_parts(&self, value: WeightValue) -> Vec<GradientPart> {
         let mut first = 0;
         let placed = self.parts(value).into_iter().map(|placed| {
-            let elements = placed.weight.elements();
+            let elements = self.compressed.gradient(placed.weight).elements();
             let shared = matches!(placed.weight.part, Part::QNorm | Part::KNorm | Part::OBias);
             let (elements, copies) = match shared {
                 true => (elements, self.model.kv_heads / self.groups),

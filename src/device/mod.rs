@@ -14,6 +14,7 @@
 //! is allocated there, and no number comes back to the host before `finish`. That is what a GPU
 //! needs, so it is the contract of all.
 
+pub mod arithmetic;
 pub mod cpu;
 pub mod cuda;
 mod failure;
@@ -21,6 +22,7 @@ mod held;
 pub mod layout;
 pub mod null;
 mod operator;
+pub mod packed;
 mod rotary;
 mod target;
 pub mod tensors;
@@ -35,6 +37,8 @@ pub use rotary::RotaryTable;
 pub use target::{Facts, Target};
 
 use crate::profile::Dtype;
+use arithmetic::Arithmetic;
+use packed::Packing;
 
 /// The result of a device's call.
 pub type Result<T> = std::result::Result<T, Failure>;
@@ -123,6 +127,9 @@ pub struct StepParameters {
     /// The largest global norm of the gradients; above it all are scaled down to it. Needs
     /// [`Operator::GradientNorm`] before the first update.
     pub clip: Option<f64>,
+    /// The largest magnitude of an element of a gradient: what is larger becomes that, before it is
+    /// scaled down by the norm of what it was (Lv et al. 2024, section 3.3.1).
+    pub clip_value: Option<f64>,
 }
 
 /// What a step gives back.
@@ -170,6 +177,15 @@ pub trait Device {
     /// What reports call it.
     fn name(&self) -> String;
 
+    /// Says how linear layers multiply, before anything else. A device that cannot do this refuses
+    /// it.
+    fn compute_in(&mut self, arithmetic: Arithmetic) -> Result<()> {
+        match arithmetic {
+            Arithmetic::Plain => Ok(()),
+            other => Err(Failure::refused(format!("linear layers by {other}"))),
+        }
+    }
+
     /// Allocates everything; called once, before anything else.
     ///
     /// # Errors
@@ -196,6 +212,20 @@ pub trait Device {
 
     /// Queues a copy between two regions of the same size.
     fn copy(&mut self, stream: Stream, instruction: u32, from: Region, to: Region) -> Result<()>;
+
+    /// Queues a copy that packs what goes to the host, or unpacks what comes from there. A device
+    /// that cannot do this refuses it.
+    fn copy_packed(
+        &mut self,
+        stream: Stream,
+        instruction: u32,
+        (from, to): (Region, Region),
+        packing: Packing,
+    ) -> Result<()> {
+        let _ = (stream, instruction, from, to);
+        let storage = packing.storage;
+        Err(Failure::refused(format!("a copy that packs in {storage}")))
+    }
 
     /// Queues the signal of an event: it is set when everything before it on the stream has ended.
     fn record(&mut self, stream: Stream, event: Event) -> Result<()>;

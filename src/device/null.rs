@@ -8,7 +8,9 @@
 //! recorded; a wait moves the stream's clock on to it. That is all there is to a schedule's time
 //! when copies do not slow each other.
 
+use super::arithmetic::Arithmetic;
 use super::held::{in_arena, Held};
+use super::packed::Packing;
 use super::{
     ArenaUse, Device, Event, Failure, Operator, Region, Reservation, Result, StepParameters,
     StepResult, Stream, TraceEntry,
@@ -133,6 +135,20 @@ impl Device for NullDevice {
         self.run(stream, instruction, None);
         self.log.push(Entry::Copy(stream, instruction, from, to));
         Ok(())
+    }
+
+    fn compute_in(&mut self, _: Arithmetic) -> Result<()> {
+        Ok(())
+    }
+
+    fn copy_packed(
+        &mut self,
+        stream: Stream,
+        instruction: u32,
+        (from, to): (Region, Region),
+        _: Packing,
+    ) -> Result<()> {
+        self.copy(stream, instruction, from, to)
     }
 
     fn record(&mut self, stream: Stream, event: Event) -> Result<()> {
@@ -266,6 +282,7 @@ mod tests {
             weight_decay: 0.0,
             loss_scale: 1.0,
             clip: None,
+            clip_value: None,
         }
     }
 }

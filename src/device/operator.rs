@@ -9,7 +9,7 @@
 //! *Overwrite or add*: a field `accumulate` says whether a result is added to what the region holds
 //! (loaded, added in f32, rounded) or replaces it. The first contribution of a step replaces.
 
-use super::tensors::TensorUpdate;
+use super::tensors::{Projection, TensorUpdate};
 use super::Region;
 use crate::model::{Activation, NormKind};
 use crate::profile::Dtype;
@@ -324,6 +324,26 @@ pub enum Operator {
         accumulate: bool,
     },
 
+    /// What is saved of a linear layer's input for its gradient: `z = x Pᵀ` (Shamshoum et al.
+    /// 2025). `P [r × in]` is random with variance `1/r`, the same in every run of a step and in
+    /// the update ([`super::tensors::TensorRule::Compact`]).
+    Project {
+        /// `T`.
+        rows: u64,
+        /// `[T, in]`.
+        x: Region,
+        /// `in`.
+        inputs: u64,
+        /// Rank and period.
+        projection: Projection,
+        /// Which random numbers.
+        key: u64,
+        /// `[T, r]`.
+        z: Region,
+        /// Scratch memory, where the plan gives any.
+        workspace: Option<Region>,
+    },
+
     /// q, k and v of a head group: `z = n · Wᵀ + b`; q and k are then normed head by head
     /// (optional) and rotated by their position (optional):
     /// `qkv = [R(norm(z_q)), R(norm(z_k)), z_v]`.
@@ -503,6 +523,7 @@ impl Operator {
             Operator::Linear { .. } => "linear",
             Operator::LinearInputGradient { .. } => "linear_input_gradient",
             Operator::LinearWeightGradient { .. } => "linear_weight_gradient",
+            Operator::Project { .. } => "project",
             Operator::QkvProjection { .. } => "qkv_projection",
             Operator::RotaryBackward { .. } => "rotary_backward",
             Operator::Attention { .. } => "attention",

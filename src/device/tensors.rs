@@ -95,6 +95,18 @@ pub enum TensorRule {
         /// How moments are kept.
         moments: Moments,
     },
+    /// CompAct (Shamshoum et al. 2025): the gradient is one of low rank already, `G = g Pᵀ`
+    /// `[rows × r]`, for a random `P [r × columns]` of variance `1/r` that is drawn anew every
+    /// `refresh` steps. Adam as in GaLore makes `N` of it, then `w ← w − η α N P`,
+    /// `w ← w − ηλ w`. Without a projection `G = g` and `w ← w − η α N`.
+    Compact {
+        /// Rank and period, where the input was compressed.
+        projection: Option<Projection>,
+        /// α.
+        scale: f64,
+        /// How moments are kept.
+        moments: Moments,
+    },
     /// FLORA (Hao et al. 2024): `u` is the gradient over its factored second moment, as AdaLomo has
     /// it; `d = (1 − β₁) u + β₁ M A`; every `refresh` steps `M ← M A A'ᵀ` for a new `A'`;
     /// `M ← β₁ M + (1 − β₁) u Aᵀ`; the weights follow `d` as in AdaLomo. `A [r × μ]` is random with
@@ -142,7 +154,8 @@ impl TensorRule {
     ///
     /// Adam: `m`, `v`, and with 8 bits the scales of `m`, those of `v`. AdaLomo: of a matrix `R`
     /// `[rows]` and `C` `[columns]`, of a vector `V`. GaLore: `P` in the weights' type, then Adam's
-    /// of `[M × r]`. APOLLO: Adam's of `[M × r]`, the last update's norm. FLORA: `M` `[M × r]`, `R`
+    /// of `[M × r]`. CompAct: Adam's of the gradient. APOLLO: Adam's of `[M × r]`, the last
+    /// update's norm. FLORA: `M` `[M × r]`, `R`
     /// `[M]`, `C` `[μ]`.
     pub fn states(self, shape: TensorShape, dtype: Dtype) -> Vec<u64> {
         let words = |bytes: u64| bytes.next_multiple_of(4);
@@ -150,6 +163,11 @@ impl TensorRule {
         match self {
             TensorRule::Adam(moments) => {
                 let moments = moments.bytes(shape.elements(), dtype).into_iter();
+                moments.map(words).collect()
+            }
+            TensorRule::Compact { moments, .. } => {
+                let elements = self.gradient_shape(shape).elements();
+                let moments = moments.bytes(elements, dtype).into_iter();
                 moments.map(words).collect()
             }
             TensorRule::Galore {
@@ -177,6 +195,18 @@ impl TensorRule {
         }
     }
 
+    /// The shape of a tensor's gradient.
+    pub fn gradient_shape(self, shape: TensorShape) -> TensorShape {
+        let columns = match self {
+            TensorRule::Compact {
+                projection: Some(projection),
+                ..
+            } => projection.rank,
+            _ => shape.columns,
+        };
+        TensorShape { columns, ..shape }
+    }
+
     /// Bytes of all states of a tensor.
     pub fn state_bytes(self, shape: TensorShape, dtype: Dtype) -> u64 {
         self.states(shape, dtype).into_iter().sum()
@@ -191,14 +221,16 @@ impl TensorRule {
         let scratch = match self {
             // What only a renewal needs is no traffic of every step.
             TensorRule::Galore { projection, .. } => 4 * shape.sides().0 * projection.rank,
+            TensorRule::Compact { .. } => 0,
             _ => self.workspace_bytes(shape),
         };
         let (gradient, weight) = match self {
-            TensorRule::Adam(_) | TensorRule::Galore { .. } => (1, 2),
+            TensorRule::Adam(_) | TensorRule::Galore { .. } | TensorRule::Compact { .. } => (1, 2),
             TensorRule::Apollo { .. } => (2, 2),
             TensorRule::AdaLomo | TensorRule::Flora { .. } => (3, 3),
         };
-        (gradient + weight) * shape.elements() * dtype.bytes()
+        let gradients = gradient * self.gradient_shape(shape).elements();
+        (gradients + weight * shape.elements()) * dtype.bytes()
             + 2 * self.state_bytes(shape, dtype)
             + 2 * scratch
     }
@@ -209,6 +241,9 @@ impl TensorRule {
         let (long, short) = shape.sides();
         let elements = match self {
             TensorRule::Adam(_) | TensorRule::AdaLomo => 0,
+            TensorRule::Compact { projection, .. } => {
+                projection.map_or(0, |p| p.rank * shape.columns)
+            }
             TensorRule::Galore {
                 projection, svd, ..
             } => match svd {
@@ -234,6 +269,14 @@ impl TensorRule {
                 vec![down(projection.rank), up(projection.rank)]
             }
             TensorRule::Apollo { projection, .. } => vec![down(projection.rank)],
+            TensorRule::Compact { projection, .. } => {
+                let back = |p: Projection| Multiplied {
+                    m: shape.rows,
+                    k: p.rank,
+                    n: shape.columns,
+                };
+                projection.map(back).into_iter().collect()
+            }
         }
     }
 
@@ -243,6 +286,9 @@ impl TensorRule {
         match self {
             TensorRule::Adam(_) | TensorRule::AdaLomo => (Renewal::None, 1),
             TensorRule::Apollo { projection, .. } => (Renewal::None, projection.refresh),
+            TensorRule::Compact { projection, .. } => {
+                (Renewal::None, projection.map_or(1, |p| p.refresh))
+            }
             TensorRule::Galore {
                 projection: Projection { refresh, .. },
                 svd: true,
@@ -319,4 +365,6 @@ pub struct TensorUpdate {
     pub states: Vec<Region>,
     /// Which random numbers are its own.
     pub key: u64,
+    /// Which random numbers it shares with what reads the same input.
+    pub projection_key: u64,
 }

@@ -19,6 +19,7 @@ use ebbtide_solver::units::Span;
 
 use super::program::Program;
 use crate::device::layout::WeightValue;
+use crate::device::packed::Packing;
 use crate::device::{AttentionShape, NormShape, Operator, Region, Rows};
 use crate::error::{Error, Result};
 
@@ -44,11 +45,14 @@ pub fn operators(program: &Program<'_>, instruction: &Instruction) -> Result<Vec
     }
 }
 
-/// Source and target of a copy.
+/// Source and target of a copy, and how it packs if it does.
 ///
 /// # Errors
 /// Operands that are not two buffers of the rows that the copy says.
-pub fn copied(program: &Program<'_>, instruction: &Instruction) -> Result<(Region, Region)> {
+pub fn copied(
+    program: &Program<'_>,
+    instruction: &Instruction,
+) -> Result<(Region, Region, Option<Packing>)> {
     let [from, to] = instruction.operands[..] else {
         return Err(Error::bad_input("a copy needs a source and a target"));
     };
@@ -58,7 +62,8 @@ pub fn copied(program: &Program<'_>, instruction: &Instruction) -> Result<(Regio
             "a copy covers other rows than its buffers",
         ));
     }
-    Ok((program.region(from), program.region(to)))
+    let packing = program.packing(from)?;
+    Ok((program.region(from), program.region(to), packing))
 }
 
 /// An instruction whose operands are taken one by one.
@@ -341,6 +346,7 @@ impl<'a> Bound<'a, '_> {
             "up_projection" => self.linear("n2", WeightValue::GateUp, &["gate_up"]),
             "activation" => self.activation(),
             "down_projection" => self.down_projection(),
+            "project" => self.project(),
             "logits" => self.logits(),
             "cross_entropy" => self.cross_entropy(),
             "logits_input_gradient" => self.logits_input_gradient(),

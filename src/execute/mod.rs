@@ -59,6 +59,8 @@ pub struct Optimizer {
     pub weight_decay: f64,
     /// The largest global norm of the gradients.
     pub clip: Option<f64>,
+    /// The largest magnitude of their elements.
+    pub clip_value: Option<f64>,
 }
 
 impl Default for Optimizer {
@@ -71,6 +73,7 @@ impl Default for Optimizer {
             epsilon: 1e-8,
             weight_decay: 0.0,
             clip: None,
+            clip_value: None,
         }
     }
 }
@@ -89,6 +92,7 @@ impl<'a> Session<'a> {
         let program = Program::new(file, model)?;
         let queue = queue(&program, clip)?;
         let schedule = program.schedule;
+        device.compute_in(file.arithmetic).map_err(plain)?;
         let table = RotaryTable::new(&model.positions, model.head_dim, program.sequence);
         device
             .reserve(Reservation {
@@ -255,6 +259,7 @@ impl<'a> Session<'a> {
                 weight_decay: with.weight_decay,
                 loss_scale: 1.0 / counted as f64,
                 clip: with.clip,
+                clip_value: with.clip_value,
             })
             .map_err(plain)?;
         let queued = self.queue_step();
@@ -285,6 +290,9 @@ impl<'a> Session<'a> {
             match command {
                 Command::Launch(stream, at, operator) => device.launch(*stream, *at, operator),
                 Command::Copy(stream, at, from, to) => device.copy(*stream, *at, *from, *to),
+                Command::Packed(stream, at, regions, packing) => {
+                    device.copy_packed(*stream, *at, *regions, *packing)
+                }
                 Command::Record(stream, event) => device.record(*stream, *event),
                 Command::Wait(stream, event) => device.wait(*stream, *event),
                 Command::Hold(region) => device.hold(*region),

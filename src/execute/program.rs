@@ -13,6 +13,7 @@ use ebbtide_solver::problem::Category;
 use ebbtide_solver::schedule::{Buffer, Schedule, ScheduledGroup, ScheduledValue, Space};
 
 use crate::device::layout::{Layout, States, WeightValue};
+use crate::device::packed::{Packing, Storage};
 use crate::device::Region;
 use crate::error::{Error, Result};
 use crate::format::schedule::ScheduleFile;
@@ -31,10 +32,24 @@ pub struct Program<'a> {
     pub sequence: u64,
     /// How it is trained.
     pub method: Method,
+    /// How activations are packed where they travel.
+    pub storage: Option<Storage>,
     /// Where in the device's memory the carries of a weight start.
     carries: BTreeMap<ValueId, u64>,
     /// f32 elements of all carries.
     pub carry_elements: u64,
+}
+
+/// Of a projected input: the weight that reads it, and the input's name.
+pub fn projected(name: &str) -> Option<(WeightValue, &str)> {
+    let input = name.strip_suffix(".projected")?;
+    let weight = match input {
+        "n1" => WeightValue::Qkv,
+        "n2" => WeightValue::GateUp,
+        "h" => WeightValue::Down,
+        _ => return None,
+    };
+    Some((weight, input))
 }
 
 /// A weight value in its group of states.
@@ -110,12 +125,14 @@ impl<'a> Program<'a> {
             model,
             dtype: dtype(file)?,
             groups,
+            compressed: method.compressed(model),
         };
         let mut program = Self {
             schedule,
             layout,
             sequence: workload.seq,
             method,
+            storage: file.storage,
             carries: BTreeMap::new(),
             carry_elements: 0,
         };
@@ -154,6 +171,7 @@ impl<'a> Program<'a> {
                     (groups * (elements * width + extras * 4), 0)
                 }
             };
+            self.check_packed(value)?;
             if (value.row_bytes, value.fixed_bytes.get()) != (row, fixed) {
                 return Err(Error::bad_input(format!(
                     "{} has {} bytes a row and {} in all, the model's has {row} and {fixed}",
@@ -167,6 +185,59 @@ impl<'a> Program<'a> {
         Ok(())
     }
 
+    /// Compares the packed size of a value with the storage's.
+    fn check_packed(&self, value: &ScheduledValue) -> Result<()> {
+        let Some(found) = value.packed_row_bytes else {
+            return Ok(());
+        };
+        let of = self
+            .storage
+            .filter(|_| value.category == Category::Activations);
+        let pieces = if value.by_groups {
+            self.layout.groups
+        } else {
+            1
+        };
+        let (elements, extras) = match of {
+            Some(_) => self.row(value)?,
+            None => (0, 0),
+        };
+        let row = Storage::row_bytes(elements, extras) * pieces;
+        if of.is_some() && found == row {
+            return Ok(());
+        }
+        Err(Error::bad_input(format!(
+            "{} has packed rows of {found} bytes, which its storage has not",
+            value.name
+        )))
+    }
+
+    /// How copies of a buffer pack, if they do.
+    ///
+    /// # Errors
+    /// Rows that no buffer can have.
+    pub fn packing(&self, buffer: &Buffer) -> Result<Option<Packing>> {
+        let value = buffer.value.and_then(|id| self.schedule.values.get(id));
+        let Some(value) = value.filter(|v| v.packed_row_bytes.is_some()) else {
+            return Ok(None);
+        };
+        let storage = self.storage.ok_or_else(|| {
+            Error::bad_input(format!("{} is packed, but no storage is named", value.name))
+        })?;
+        let (width, extras) = self.row(value)?;
+        if value.by_groups && buffer.groups.len() != 1 {
+            return Err(Error::bad_input("a packed buffer of several head groups"));
+        }
+        let rows = buffer.rows.end.checked_sub(buffer.rows.start);
+        let rows = rows.ok_or_else(|| Error::bad_input("a buffer has fewer rows than none"))?;
+        Ok(Some(Packing {
+            storage,
+            rows,
+            width,
+            extras,
+        }))
+    }
+
     /// Which weight a value is, or is the gradient of.
     ///
     /// # Errors
@@ -178,15 +249,7 @@ impl<'a> Program<'a> {
     }
 
     fn gradient_elements(&self, value: &ScheduledValue) -> Result<u64> {
-        let weight = self.weight_value(value)?;
-        Ok(match weight.by_groups() {
-            true => {
-                let parts = self.layout.gradient_parts(weight);
-                let piece: u64 = parts.iter().map(|p| p.elements * p.copies).sum();
-                piece * self.layout.groups
-            }
-            false => self.layout.elements(weight),
-        })
+        Ok(self.layout.gradient_elements(self.weight_value(value)?))
     }
 
     /// Elements of a row of an activation (of one head group, where it lies by groups), and f32
@@ -198,6 +261,16 @@ impl<'a> Program<'a> {
         let model = self.layout.model;
         let heads = self.layout.heads();
         let up = if model.gated { 2 } else { 1 } * model.intermediate;
+        if let Some((weight, _)) = projected(&value.name) {
+            return match self.rank(weight) {
+                Some(rank) => Ok((rank, 0)),
+                None => Err(Error::bad_input(format!(
+                    "{} does not project what {} reads",
+                    self.method,
+                    weight.name()
+                ))),
+            };
+        }
         Ok(match value.name.as_str() {
             "x" | "n1" | "x2" | "n2" | "final_x" | "final_n" => (model.hidden, 0),
             "n1.gradient" | "n2.gradient" | "final_n.gradient" => (model.hidden, 0),
@@ -215,6 +288,12 @@ impl<'a> Program<'a> {
                 )))
             }
         })
+    }
+
+    /// The rank of what is saved for a weight's gradient, where that is not the input.
+    pub fn rank(&self, weight: WeightValue) -> Option<u64> {
+        let matrix = self.layout.parts(weight).first()?.weight;
+        self.layout.compressed.rank(matrix.part)
     }
 
     /// A buffer by its id.

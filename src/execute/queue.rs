@@ -24,6 +24,7 @@ use ebbtide_solver::units::Span;
 
 use super::bind::{copied, operators};
 use super::program::Program;
+use crate::device::packed::Packing;
 use crate::device::{Event, Operator, Region};
 use crate::error::{Error, Result};
 use crate::memory;
@@ -35,6 +36,8 @@ pub enum Command {
     Launch(Stream, u32, Box<Operator>),
     /// Copy from the first region to the second.
     Copy(Stream, u32, Region, Region),
+    /// Copy from the first region to the second and pack or unpack.
+    Packed(Stream, u32, (Region, Region), Packing),
     /// Signal an event.
     Record(Stream, Event),
     /// Wait for an event.
@@ -253,9 +256,11 @@ impl Merging<'_, '_> {
     fn body(&mut self, stream: Stream, at: usize, instruction: &Instruction) -> Result<()> {
         let number = u32::try_from(at).expect("ids have 32 bits");
         if instruction.action == Action::Copy {
-            let (from, to) = copied(self.program, instruction)?;
-            let copy = Command::Copy(stream, number, from, to);
-            self.queue.commands.push(copy);
+            let (from, to, packing) = copied(self.program, instruction)?;
+            self.queue.commands.push(match packing {
+                Some(packing) => Command::Packed(stream, number, (from, to), packing),
+                None => Command::Copy(stream, number, from, to),
+            });
             return Ok(());
         }
         if instruction.micro_batch >= self.program.schedule.micro_batches {

@@ -14,6 +14,7 @@ use ebbtide_solver::plan::{Fate, Hold, Placement, Plan};
 use ebbtide_solver::problem::Problem;
 use ebbtide_solver::units::Nanos;
 
+use crate::device::arithmetic::Arithmetic;
 use crate::error::Result;
 use crate::format::schedule::ScheduleFile;
 use crate::planning::{self, Request};
@@ -344,9 +345,29 @@ pub fn words(
             percent(1.0 - resident)
         ));
     }
-    if file.method == "lomo" && system != System::Jax {
+    let named = matches!(system, System::Trl | System::Axolotl);
+    if file.method != "adamw" && !(named && settings::optimizer(file).is_some()) {
         lines.push(format!(
-            "{name}: choose an optimizer that is fused into backward (LOMO)"
+            "the settings name no optimizer: choose one that works as {}, by which they were \
+             simulated",
+            file.method
+        ));
+    }
+    if ["adamw-bf16-sr", "flora", "compact"].contains(&file.method.as_str()) {
+        lines.push(format!(
+            "{name} has no {}: the settings are of AdamW, whose states and gradients are larger",
+            file.method
+        ));
+    }
+    if let Some(storage) = file.storage {
+        lines.push(format!(
+            "{name} does not pack what travels in {storage}, as the schedule does"
+        ));
+    }
+    if file.arithmetic != Arithmetic::Plain {
+        lines.push(format!(
+            "{name}: choose linear layers by {}",
+            file.arithmetic
         ));
     }
     if file.schedule.groups > 1 {

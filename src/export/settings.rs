@@ -36,7 +36,9 @@ fn trl(cost: &Cost, file: &ScheduleFile) -> String {
         ),
         format!("--bf16 {}", bf16(file)),
     ];
-    flags.push(format!("--optim {}", optimizer(file)));
+    if let Some(optimizer) = optimizer(file) {
+        flags.push(format!("--optim {optimizer}"));
+    }
     if does == Does::Keep {
         flags.push("--gradient_checkpointing false".into());
     } else {
@@ -52,13 +54,22 @@ fn trl(cost: &Cost, file: &ScheduleFile) -> String {
     flags.join(" \\\n") + "\n"
 }
 
-/// The optimizer's name in HF trainers.
-fn optimizer(file: &ScheduleFile) -> &'static str {
-    match file.method.as_str() {
+/// The optimizer's name in HF trainers; nothing where they have none, or where it needs more than a
+/// name.
+pub(super) fn optimizer(file: &ScheduleFile) -> Option<&'static str> {
+    Some(match file.method.as_str() {
+        "adamw" => "adamw_torch_fused",
+        "adamw8bit" => "adamw_bnb_8bit",
         "sgd" => "sgd",
         "lomo" => "lomo",
-        _ => "adamw_torch_fused",
-    }
+        "adalomo" => "adalomo",
+        _ => return None,
+    })
+}
+
+/// Whether a method has states that can live on the host.
+fn has_states(file: &ScheduleFile) -> bool {
+    !matches!(file.method.as_str(), "sgd" | "lomo")
 }
 
 fn axolotl(cost: &Cost, file: &ScheduleFile) -> String {
@@ -74,14 +85,14 @@ fn axolotl(cost: &Cost, file: &ScheduleFile) -> String {
              gradient_checkpointing_kwargs:\n  use_reentrant: false\n"
         }
     };
+    let optimizer = optimizer(file).map_or(String::new(), |name| format!("optimizer: {name}\n"));
     format!(
         "sequence_len: {}\nmicro_batch_size: {}\ngradient_accumulation_steps: {}\nbf16: {}\n\
-         optimizer: {}\n{deepspeed}{checkpointing}",
+         {optimizer}{deepspeed}{checkpointing}",
         file.workload.seq,
         file.workload.batch,
         file.schedule.micro_batches,
         bf16(file),
-        optimizer(file)
     )
 }
 
@@ -92,7 +103,7 @@ fn deepspeed(cost: &Cost, file: &ScheduleFile) -> String {
         Placement::HostOptimizer => json!({"stage": 2}),
         Placement::Streamed => json!({"stage": 3, "offload_param": cpu}),
     };
-    if cost.states != Placement::Resident && file.method == "adamw" {
+    if cost.states != Placement::Resident && has_states(file) {
         zero["offload_optimizer"] = cpu;
     }
     let config = json!({

@@ -63,19 +63,28 @@ pub struct SolutionFile {
     pub sequence: Vec<(&'static str, usize)>,
 }
 
+const HINT: &str = "tests/data/chain/README.md describes the fields of a chain problem";
+
 /// Reads a problem.
 ///
 /// # Errors
 /// Text that is not JSON of this form, and times that are negative or too long.
 pub fn parse(text: &str) -> Result<(Option<String>, Chain)> {
+    // A list would be read as the fields in order.
+    if let Some(first) = text.trim_start().chars().next().filter(|&c| c != '{') {
+        let message = format!("begins with `{first}`, but a chain problem is an object: `{{...}}`");
+        return Err(Error::bad_input(message).hint(HINT));
+    }
     let mut reader = serde_json::Deserializer::from_str(text);
     let file: ProblemFile = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let said = match error.inner() {
             cut if cut.is_eof() => super::cut_off(cut),
-            inner => format!("`{}`: {}", error.path(), super::in_words(inner)),
+            inner => match error.path().to_string().as_str() {
+                "." => super::in_words(inner),
+                path => format!("`{path}`: {}", super::in_words(inner)),
+            },
         };
-        Error::bad_input(said)
-            .hint("tests/data/chain/README.md describes the fields of a chain problem")
+        Error::bad_input(said).hint(HINT)
     })?;
     reader
         .end()
@@ -197,14 +206,19 @@ mod tests {
             let message = parse(&text).expect_err(&text).message;
             assert!(message.contains(named), "{message} should name {named}");
         }
-        for text in [
-            "",
-            "[]",
-            "{",
-            "null",
-            &(with_layer(LAYER) + "x"),
-            &"[".repeat(100_000),
-        ] {
+        for text in ["[]", "null", "[1, 0.5, 1, 9, []]"] {
+            let message = parse(text).expect_err(text).message;
+            assert!(
+                message.contains("a chain problem is an object"),
+                "{message}"
+            );
+        }
+        let message = parse("{}").expect_err("no fields").message;
+        assert!(
+            message.starts_with("missing field `input_bytes`"),
+            "{message}"
+        );
+        for text in ["", "{", &(with_layer(LAYER) + "x"), &"[".repeat(100_000)] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

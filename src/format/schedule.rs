@@ -19,6 +19,8 @@ use ebbtide_solver::plan::Placement;
 use ebbtide_solver::schedule::Schedule;
 use ebbtide_solver::units::{Bytes, Nanos};
 
+use crate::device::arithmetic::Arithmetic;
+use crate::device::packed::Storage;
 use crate::error::{Error, Result};
 use crate::methods::LowRank;
 
@@ -41,6 +43,10 @@ pub struct ScheduleFile {
     pub method: String,
     /// What a low-rank method was told, its rank included.
     pub method_options: Option<LowRank>,
+    /// How what travels is packed, if it is.
+    pub storage: Option<Storage>,
+    /// How linear layers multiply.
+    pub arithmetic: Arithmetic,
     /// The strategy that found it.
     pub strategy: String,
     /// What becomes of every storable tensor.

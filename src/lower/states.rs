@@ -31,6 +31,7 @@ impl<'a> Lowering<'a> {
                     block: None,
                     category: Category::OptimizerStates,
                     row_bytes: 0,
+                    packed_row_bytes: None,
                     fixed_bytes: Bytes::new(self.update_costs(method, group).states),
                     split: Split::Whole,
                     tensor: None,
@@ -63,11 +64,12 @@ impl<'a> Lowering<'a> {
     }
 
     /// A weight as devices know it, and how it lies.
-    fn placed(&self, weight: NodeIndex) -> (Layout<'a>, WeightValue) {
+    fn placed(&self, method: Method, weight: NodeIndex) -> (Layout<'a>, WeightValue) {
         let layout = Layout {
             model: self.model,
             dtype: self.workload.dtype,
             groups: u64::from(self.tiling.groups),
+            compressed: method.compressed(self.model),
         };
         let weight = self.graph.tensor(weight).expect("groups list tensors");
         let value = WeightValue::of(&weight.name).expect("the graph's weights have these names");
@@ -86,7 +88,7 @@ impl<'a> Lowering<'a> {
 
     /// What an update of a weight costs.
     fn update_cost(&self, method: Method, weight: NodeIndex) -> UpdateCosts {
-        let (layout, value) = self.placed(weight);
+        let (layout, value) = self.placed(method, weight);
         UpdateCosts {
             states: method.state_bytes(&layout, value),
             traffic: method.update_traffic(&layout, value),
@@ -103,7 +105,7 @@ impl<'a> Lowering<'a> {
     /// The products of an update of a weight: their time, FLOPs and shapes; and the time of a
     /// renewal of its projections, with the steps between two.
     fn products(&mut self, method: Method, weight: NodeIndex) -> (Products, Option<Renewed>) {
-        let (layout, value) = self.placed(weight);
+        let (layout, value) = self.placed(method, weight);
         let (mut each, mut renewed) = (Products::default(), None);
         for (rule, shape) in method.tensor_rules(&layout, value) {
             for product in rule.products(shape) {

@@ -19,10 +19,10 @@ use crate::device::layout::{Layout, WeightValue};
 use crate::device::tensors::{Moments, Projection, TensorRule, TensorShape};
 use crate::device::UpdateRule;
 use crate::error::Error;
-use crate::model::{ModelConfig, Weight};
+use crate::model::{Compressed, ModelConfig, Weight};
 use crate::profile::Dtype;
 
-pub use low_rank::{LowRank, Told};
+pub use low_rank::{Layers, LowRank, Rank, Told};
 
 /// A training method.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,6 +48,9 @@ pub enum Method {
     ApolloMini(LowRank),
     /// Momentum compressed by a random projection, a factored second moment.
     Flora(LowRank),
+    /// Inputs of linear layers compressed by random projections, so that gradients are of low
+    /// rank; Adam on these.
+    Compact(LowRank),
 }
 
 /// How a method changes weights.
@@ -61,7 +64,7 @@ pub enum Updates {
 
 impl Method {
     /// All methods.
-    pub const ALL: [Method; 10] = [
+    pub const ALL: [Method; 11] = [
         Method::AdamW,
         Method::AdamWBf16Sr,
         Method::AdamW8bit,
@@ -72,6 +75,7 @@ impl Method {
         Method::Apollo(LowRank::APOLLO),
         Method::ApolloMini(LowRank::APOLLO_MINI),
         Method::Flora(LowRank::FLORA),
+        Method::Compact(LowRank::COMPACT),
     ];
 
     /// The name in flags and files.
@@ -87,6 +91,7 @@ impl Method {
             Method::Apollo(_) => "apollo",
             Method::ApolloMini(_) => "apollo-mini",
             Method::Flora(_) => "flora",
+            Method::Compact(_) => "compact",
         }
     }
     /// What it does, in a line.
@@ -104,6 +109,7 @@ impl Method {
             Method::Apollo(_) => "gradients scaled channel by channel as a low-rank Adam would",
             Method::ApolloMini(_) => "gradients scaled tensor by tensor as a rank-1 Adam would",
             Method::Flora(_) => "momentum in a random projection, factored second moments",
+            Method::Compact(_) => "Adam on gradients made of randomly projected activations",
         }
     }
     /// Whether weights are updated inside backward, as soon as their gradient is complete.
@@ -119,7 +125,8 @@ impl Method {
             Method::Galore(low_rank)
             | Method::Apollo(low_rank)
             | Method::ApolloMini(low_rank)
-            | Method::Flora(low_rank) => Some(low_rank),
+            | Method::Flora(low_rank)
+            | Method::Compact(low_rank) => Some(low_rank),
             _ => None,
         }
     }
@@ -130,6 +137,7 @@ impl Method {
             Method::Apollo(_) => Method::Apollo(low_rank),
             Method::ApolloMini(_) => Method::ApolloMini(low_rank),
             Method::Flora(_) => Method::Flora(low_rank),
+            Method::Compact(_) => Method::Compact(low_rank),
             other => other,
         }
     }
@@ -141,11 +149,18 @@ impl Method {
         let Some(low_rank) = self.low_rank() else {
             return match told.first() {
                 Some(flag) => Err(Error::bad_input(format!("{flag} says nothing to {self}"))
-                    .hint("it is for galore, apollo, apollo-mini and flora")),
+                    .hint("it is for galore, apollo, apollo-mini, flora and compact")),
                 None => Ok(self),
             };
         };
+        let compact = matches!(self, Method::Compact(_));
         let wrong = [
+            (
+                !compact && matches!(told.rank, Some(Rank::Part(_))),
+                "--rank with a part of the input",
+                "compact; others take a number",
+            ),
+            (told.layers.is_some() && !compact, "--compress", "compact"),
             (
                 told.svd && !matches!(self, Method::Galore(_)),
                 "--svd",
@@ -154,12 +169,12 @@ impl Method {
             (
                 told.eight_bit && matches!(self, Method::Flora(_)),
                 "--eight-bit",
-                "galore, apollo and apollo-mini",
+                "galore, apollo, apollo-mini and compact",
             ),
             (
                 told.scale.is_some() && matches!(self, Method::Flora(_)),
                 "--scale",
-                "galore, apollo and apollo-mini",
+                "galore, apollo, apollo-mini and compact",
             ),
         ];
         if let Some((_, flag, of)) = wrong.into_iter().find(|wrong| wrong.0) {
@@ -198,8 +213,18 @@ impl Method {
             _ => 128,
         };
         match self.low_rank() {
-            Some(low_rank) => Ok(self.with_low_rank(low_rank.resolved(own, model)?)),
+            Some(low_rank) => {
+                let inputs = matches!(self, Method::Compact(_));
+                Ok(self.with_low_rank(low_rank.resolved(own, model, inputs)?))
+            }
             None => Ok(self),
+        }
+    }
+    /// What is saved of inputs in spaces of low rank, once [`Method::resolved`].
+    pub fn compressed(self, model: &ModelConfig) -> Compressed {
+        match self {
+            Method::Compact(low_rank) => low_rank.compressed(model),
+            _ => Compressed::default(),
         }
     }
     /// How it changes weights.
@@ -225,7 +250,8 @@ impl Method {
             _ => unreachable!("{self} changes weights element by element"),
         }
     }
-    /// Layers' matrices are projected; embedding, head, norms and biases follow AdamW.
+    /// Layers' matrices are projected; embedding, head, norms and biases follow AdamW. CompAct's
+    /// output projections keep their input, which attention's backward needs anyway.
     fn low_rank_rule(self, low_rank: LowRank, tensor: &Weight) -> TensorRule {
         let moments = match low_rank.eight_bit {
             true => Moments::EightBit,
@@ -236,11 +262,16 @@ impl Method {
         }
         let rank = low_rank.rank.expect("resolved for a model");
         let projection = Projection {
-            rank,
+            rank: rank.of(tensor.columns),
             refresh: low_rank.refresh,
         };
         let scale = low_rank.scale;
         match self {
+            Method::Compact(_) => TensorRule::Compact {
+                projection: low_rank.layers.has(tensor.part).then_some(projection),
+                scale,
+                moments,
+            },
             Method::Galore(_) => TensorRule::Galore {
                 projection,
                 scale,

@@ -88,6 +88,11 @@ pub enum Work {
         /// Elements for each token.
         elements: u64,
     },
+    /// Random numbers, drawn into scratch memory once a run.
+    Drawn {
+        /// Elements.
+        elements: u64,
+    },
     /// The optimizer's update of this many parameters.
     Update {
         /// Parameters.

@@ -10,6 +10,7 @@
 //!
 //! Nothing here knows of tokens, bytes, devices or training methods.
 
+mod compressed;
 mod config;
 mod families;
 mod fields;
@@ -21,9 +22,10 @@ mod step;
 mod weights;
 mod windows;
 
+pub use compressed::Compressed;
 pub use config::{Activation, ModelConfig, NormKind, StoredDtype};
 pub use families::Family;
 pub use positions::{Positions, RopeScaling};
 pub use shipped::{load, shipped};
-pub use step::step_graph;
+pub use step::{compressed_step_graph, step_graph};
 pub use weights::{Part, Weight};

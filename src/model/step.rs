@@ -6,6 +6,7 @@
 
 use petgraph::graph::{DiGraph, NodeIndex};
 
+use super::compressed::Compressed;
 use super::config::ModelConfig;
 use super::graph::{
     Cut, Layout, Node, Operator, Product, Role, Shared, Stage, StepGraph, Tensor, WeightGroup, Work,
@@ -14,8 +15,14 @@ use super::weights::{Part, Weight};
 
 /// The graph of one micro-batch's step; sizes are for each token.
 pub fn step_graph(model: &ModelConfig) -> StepGraph {
+    compressed_step_graph(model, Compressed::default())
+}
+
+/// The same where some inputs of linear layers are saved in a space of low rank.
+pub fn compressed_step_graph(model: &ModelConfig, compressed: Compressed) -> StepGraph {
     let mut builder = Builder {
         model,
+        compressed,
         step: StepGraph {
             graph: DiGraph::new(),
             order: Vec::new(),
@@ -28,6 +35,7 @@ pub fn step_graph(model: &ModelConfig) -> StepGraph {
 
 struct Builder<'a> {
     model: &'a ModelConfig,
+    compressed: Compressed,
     step: StepGraph,
 }
 
@@ -40,6 +48,7 @@ struct BlockNodes {
     up: NodeIndex,
     down: NodeIndex,
     gradients: [NodeIndex; 6],
+    inputs: Inputs,
     x: NodeIndex,
     n1: NodeIndex,
     saved_qkv: NodeIndex,
@@ -48,6 +57,13 @@ struct BlockNodes {
     n2: NodeIndex,
     gate_up: NodeIndex,
     h: NodeIndex,
+}
+
+/// What the gradients of linear layers are made of: an input, or its projection.
+struct Inputs {
+    qkv: NodeIndex,
+    up: NodeIndex,
+    down: NodeIndex,
 }
 
 impl Builder<'_> {
@@ -155,6 +171,8 @@ impl Builder<'_> {
         };
         let chosen = weights.iter().filter(|w| parts.contains(&w.part));
         let elements: u64 = chosen.clone().map(Weight::elements).sum();
+        let of_gradient = chosen.clone().map(|&w| self.compressed.gradient(w));
+        let of_gradient: u64 = of_gradient.map(|w| w.elements()).sum();
         // Norms of q and k are shared by all heads: each group has a gradient of its own.
         let shared = [Part::QNorm, Part::KNorm, Part::OBias];
         let once: u64 = chosen
@@ -180,9 +198,9 @@ impl Builder<'_> {
                 Layout::Whole
             },
             fixed_elements: if by_groups {
-                elements - once + once * self.model.kv_heads
+                of_gradient - once + once * self.model.kv_heads
             } else {
-                elements
+                of_gradient
             },
             ..weight.clone()
         };
@@ -220,6 +238,16 @@ impl Builder<'_> {
         let gate_up = self.saved("gate_up", block, Layout::ByRows, up_width);
         let h = self.saved("h", block, Layout::ByRows, model.intermediate);
         let gradients = [g1, g2, g3, g4, g5, g6];
+        let Compressed {
+            qkv: of_qkv,
+            gate_up: of_up,
+            down: of_down,
+        } = self.compressed;
+        let inputs = Inputs {
+            qkv: self.projected("n1.projected", block, of_qkv, n1),
+            up: self.projected("n2.projected", block, of_up, n2),
+            down: self.projected("h.projected", block, of_down, h),
+        };
         BlockNodes {
             norm1,
             qkv,
@@ -228,6 +256,7 @@ impl Builder<'_> {
             up,
             down,
             gradients,
+            inputs,
             x,
             n1,
             saved_qkv,
@@ -236,6 +265,20 @@ impl Builder<'_> {
             n2,
             gate_up,
             h,
+        }
+    }
+
+    /// What is saved of an input for a gradient: its projection, if it has one.
+    fn projected(
+        &mut self,
+        name: &str,
+        block: u32,
+        rank: Option<u64>,
+        input: NodeIndex,
+    ) -> NodeIndex {
+        match rank {
+            Some(rank) => self.saved(name, block, Layout::ByRows, rank),
+            None => input,
         }
     }
 
@@ -352,6 +395,23 @@ impl Builder<'_> {
         );
     }
 
+    /// Projects an input whose projection is to be saved.
+    fn project(&mut self, place: (Stage, u32), input: (NodeIndex, u64), projected: NodeIndex) {
+        let ((stage, block), (input, width)) = (place, input);
+        if projected == input {
+            return;
+        }
+        let rank = self.step.tensor(projected).map_or(0, |t| t.elements);
+        let work = [
+            Work::Drawn {
+                elements: rank * width,
+            },
+            gemm(width, rank, Product::Forward, Shared::None),
+        ];
+        let place = (stage, Some(block), Cut::Rows);
+        self.run("project", place, &work, &[input], &[projected]);
+    }
+
     fn embedding(&mut self, outer: &Outer, x: NodeIndex) {
         let place = (Stage::Embedding, None, Cut::Rows);
         let work = [traffic(2 * self.model.hidden)];
@@ -369,6 +429,7 @@ impl Builder<'_> {
             &[b.x, b.norm1],
             &[b.n1],
         );
+        self.project((Stage::Attention, block), (b.n1, d), b.inputs.qkv);
         // The rotation, biases and norms of q and k are one pass over q and k in place.
         let project = [
             gemm(d, q + kv, Product::Forward, Shared::Output),
@@ -420,6 +481,7 @@ impl Builder<'_> {
             &[b.x2, b.norm2],
             &[b.n2],
         );
+        self.project((Stage::Mlp, block), (b.n2, d), b.inputs.up);
         let up = [gemm(d, ups * f, Product::Forward, Shared::None)];
         self.run(
             "up_projection",
@@ -436,6 +498,7 @@ impl Builder<'_> {
             &[b.gate_up],
             &[b.h],
         );
+        self.project((Stage::Mlp, block), (b.h, f), b.inputs.down);
         let down = [gemm(f, d, Product::Forward, Shared::None)];
         self.run(
             "down_projection",
@@ -516,8 +579,8 @@ impl Builder<'_> {
         self.run(
             "down_weight_gradient",
             place,
-            &grad(f, d),
-            &[b.h, gradient],
+            &grad(self.compressed.down.unwrap_or(f), d),
+            &[b.inputs.down, gradient],
             &[down],
         );
         let d_up = self.passing("gate_up.gradient", at, ups * f);
@@ -540,8 +603,8 @@ impl Builder<'_> {
         self.run(
             "up_weight_gradient",
             place,
-            &grad(d, ups * f),
-            &[b.n2, d_up],
+            &grad(self.compressed.gate_up.unwrap_or(d), ups * f),
+            &[b.inputs.up, d_up],
             &[up],
         );
         let next = self.version(gradient);
@@ -625,12 +688,18 @@ impl Builder<'_> {
             &[rotated, b.qkv],
             &[d_n1],
         );
-        let grad = [gemm(d, q + kv, Product::WeightGradient, Shared::Output)];
+        let inputs = self.compressed.qkv.unwrap_or(d);
+        let grad = [gemm(
+            inputs,
+            q + kv,
+            Product::WeightGradient,
+            Shared::Output,
+        )];
         self.run(
             "qkv_weight_gradient",
             place(Cut::RowsAndGroups),
             &grad,
-            &[b.n1, rotated],
+            &[b.inputs.qkv, rotated],
             &[qkv],
         );
         let next = self.version(gradient);

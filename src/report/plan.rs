@@ -9,7 +9,7 @@ use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 use super::{by_category, columns, count, grouped, percent, Sheet};
 use crate::format::schedule::{Decision, ScheduleFile, Status};
 use crate::memory;
-use crate::methods::LowRank;
+use crate::methods::{Layers, LowRank};
 use crate::planning::{Planned, Sensitivity};
 
 /// The table.
@@ -59,6 +59,12 @@ fn head(planned: &Planned, sheet: &mut Sheet) {
     if let Some(options) = file.method_options {
         sheet.row("method", of_low_rank(&options));
     }
+    if let Some(storage) = file.storage {
+        sheet.row("storage", super::tuning::of_storage(storage));
+    }
+    if let Some(words) = super::tuning::of_arithmetic(file.arithmetic) {
+        sheet.row("arithmetic", words);
+    }
     sheet.row("hardware", &file.hardware.name);
 }
 
@@ -69,10 +75,15 @@ fn of_low_rank(options: &LowRank) -> String {
         (options.svd, ", by singular values"),
         (options.eight_bit, ", moments in 8 bits"),
     ];
-    let flags: String = flags.iter().filter(|f| f.0).map(|f| f.1).collect();
+    let mut flags: String = flags.iter().filter(|f| f.0).map(|f| f.1).collect();
+    if options.layers != Layers::ALL {
+        flags += &format!(", inputs of {}", options.layers.names().join(" and "));
+    }
     format!(
         "rank {}, refreshed every {} steps, scale {}{flags}",
-        options.rank.unwrap_or_default(),
+        options
+            .rank
+            .map_or_else(String::new, |rank| rank.to_string()),
         options.refresh,
         options.scale
     )

@@ -1,5 +1,7 @@
 //! What the auto-tuner tried, the fastest first.
 
+use crate::device::arithmetic::Arithmetic;
+use crate::device::packed::{Storage, GROUP};
 use crate::lower::Workload;
 use crate::methods::Method;
 use crate::report::{columns, grouped};
@@ -26,19 +28,55 @@ pub fn table(candidates: &[Candidate]) -> String {
             Method::AdamW => "adamw changes no result".to_owned(),
             other => format!("{other} trains otherwise than adamw: {}", other.summary()),
         };
-        text.push_str(&format!("{words}\n\n"));
+        text.push_str(&format!("{words}\n"));
+        if let Some(storage) = chosen.storage {
+            text.push_str(&format!("{}\n", of_storage(storage)));
+        }
+        if let Some(words) = of_arithmetic(chosen.arithmetic) {
+            text.push_str(&format!("{words}\n"));
+        }
+        text.push('\n');
     }
     text
+}
+
+/// What a storage changes.
+pub fn of_storage(storage: Storage) -> String {
+    format!(
+        "what travels is rounded to {storage} with a scale for every {GROUP} elements: losses and \
+         gradients change"
+    )
+}
+
+/// What an arithmetic changes, if it does.
+pub fn of_arithmetic(arithmetic: Arithmetic) -> Option<String> {
+    let format = arithmetic.format()?;
+    let what = match arithmetic.is_aware() {
+        true => "rows of weights",
+        false => "both operands of linear layers, but for weights' gradients,",
+    };
+    Some(format!(
+        "{what} are rounded to {format}: losses and gradients change"
+    ))
+}
+
+/// `adamw, fp8-compute, int8 storage`.
+fn named(candidate: &Candidate) -> String {
+    let mut name = candidate.method.to_string();
+    if candidate.arithmetic != Arithmetic::Plain {
+        name += &format!(", {}", candidate.arithmetic);
+    }
+    if let Some(storage) = candidate.storage {
+        name += &format!(", {storage} storage");
+    }
+    name
 }
 
 fn row((nth, candidate): (usize, &Candidate)) -> Vec<String> {
     let Workload {
         batch, accumulate, ..
     } = candidate.workload;
-    let mut row = vec![
-        candidate.method.to_string(),
-        format!("{accumulate} of {batch}"),
-    ];
+    let mut row = vec![named(candidate), format!("{accumulate} of {batch}")];
     match &candidate.outcome {
         Outcome::Planned(planned) => {
             let predicted = &planned.file.predicted;

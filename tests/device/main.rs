@@ -6,7 +6,7 @@ mod step;
 mod streams;
 
 use ebbtide::device::layout::{Layout, WeightValue};
-use ebbtide::model::ModelConfig;
+use ebbtide::model::{Compressed, ModelConfig};
 use ebbtide::profile::Dtype;
 
 use reference::{Batch, Weights};
@@ -161,6 +161,7 @@ fn slopes(
         model: config,
         dtype: Dtype::F32,
         groups: 1,
+        compressed: Compressed::default(),
     };
     let mut slopes = Vec::new();
     let mut moved = weights.clone();

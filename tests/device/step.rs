@@ -9,7 +9,7 @@ use ebbtide::device::{
     AttentionShape, Device, HeadNorms, HeadNormsBackward, NormShape, Operator, Region, Reservation,
     RotaryTable, Rows, Space, StepParameters, Stream, UpdateRule,
 };
-use ebbtide::model::{ModelConfig, Part, Positions};
+use ebbtide::model::{Compressed, ModelConfig, Part, Positions};
 use ebbtide::profile::Dtype;
 
 use crate::reference::{Batch, Name, Weights};
@@ -70,6 +70,7 @@ pub fn run(
         model: config,
         dtype: cut.dtype,
         groups: cut.groups,
+        compressed: Compressed::default(),
     };
     let mut device = CpuDevice::new(CpuOptions::default());
     device
@@ -108,6 +109,7 @@ pub fn run(
         weight_decay: 0.0,
         loss_scale: 1.0 / labelled as f64,
         clip: None,
+        clip_value: None,
     };
     step.device.begin_step(&parameters).unwrap();
     step.forward_and_backward();

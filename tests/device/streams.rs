@@ -19,6 +19,7 @@ const PARAMETERS: StepParameters = StepParameters {
     weight_decay: 0.1,
     loss_scale: 0.5,
     clip: None,
+    clip_value: None,
 };
 
 fn reservation(dtype: Dtype) -> Reservation {

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::execute::{Optimizer, Session};
 use ebbtide::format::schedule::ScheduleFile;
@@ -102,6 +103,8 @@ fn schedule(model: &ModelConfig, strategy: Strategy, budget: Budget) -> Schedule
             clip: false,
         },
         method: Method::AdamW,
+        storage: None,
+        arithmetic: Arithmetic::Plain,
         budget,
     };
     let planned = plan(&request, strategy, &Options::default()).unwrap();

@@ -158,3 +158,45 @@ fn a_clipped_step_is_the_step_times_limit_over_norm() {
     // A limit that is not reached changes nothing.
     assert_eq!(moved(Some(1e9)), plain);
 }
+
+/// Clipped by value, a step is that of the gradient whose elements are no larger; fused into
+/// backward or not, by AdamW too.
+#[test]
+fn elements_are_clipped_before_they_are_used() {
+    const MOST: f64 = 0.01;
+    let model = model("gqa");
+    let moved = |method: Method, most: Option<f64>| {
+        let mut cut = Cut::new(method, 2);
+        cut.workload.accumulate = 1;
+        let file = file_of(&model, &cut, segments(&problem(&model, &cut)));
+        let first = |rate: f64| {
+            let with = Optimizer {
+                learning_rate: rate,
+                clip_value: most,
+                ..Optimizer::default()
+            };
+            super::runs::first_step(&file, &model, 6, &with).unwrap()
+        };
+        let (before, after) = (first(0.0), first(0.5));
+        let each = before.iter().zip(after);
+        each.map(|(b, a)| (f64::from(*b) - f64::from(a)) / 0.5)
+            .collect::<Vec<f64>>()
+    };
+    for method in [Method::Sgd, Method::Lomo] {
+        let (plain, clipped) = (moved(method, None), moved(method, Some(MOST)));
+        let large = plain.iter().filter(|g| g.abs() > 2.0 * MOST).count();
+        assert!(large > 10, "{large}");
+        for (plain, clipped) in plain.iter().zip(&clipped) {
+            let expected = plain.clamp(-MOST, MOST);
+            assert!(
+                (clipped - expected).abs() < 1e-6,
+                "{method}: {plain} {clipped}"
+            );
+        }
+        assert_eq!(moved(method, Some(1e9)), plain, "{method}");
+    }
+    // AdaLomo's step does not depend on a gradient's scale, but on its shape.
+    let adalomo = Method::AdaLomo;
+    assert_ne!(moved(adalomo, None), moved(adalomo, Some(MOST)));
+    assert_eq!(moved(adalomo, None), moved(adalomo, Some(1e9)));
+}

@@ -133,6 +133,7 @@ fn a_resumed_run_is_the_same_bit_by_bit() {
         ("bf16", "galore"),
         ("f32", "apollo"),
         ("bf16", "flora"),
+        ("bf16", "compact"),
     ] {
         let place = Place::new(&format!("resume-{dtype}-{method}"));
         // States that stay on the device take more of it, and so does their scratch memory.

@@ -285,6 +285,7 @@ fn hyper(expected: &Value) -> Optimizer {
         epsilon: number("eps", 1e-8),
         weight_decay: number("weight_decay", 0.0),
         clip: expected.get("max_norm").map(|norm| norm.as_f64().unwrap()),
+        clip_value: None,
     }
 }
 

@@ -15,6 +15,7 @@ mod oracles;
 mod plans;
 mod refused;
 mod runs;
+mod storage;
 mod straight;
 mod weights;
 

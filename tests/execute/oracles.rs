@@ -3,7 +3,7 @@
 use ebbtide::device::cpu::CpuOptions;
 use ebbtide::execute::{Optimizer, Session};
 use ebbtide::format::schedule::ScheduleFile;
-use ebbtide::methods::Method;
+use ebbtide::methods::{LowRank, Method};
 use ebbtide::model::ModelConfig;
 use ebbtide::training::places;
 use ebbtide::training::tokens::{Batch, Tokens};
@@ -13,7 +13,7 @@ use ebbtide_solver::schedule::{Action, Instruction, Stream};
 
 use super::models::{self, model};
 use super::plans::*;
-use super::runs::{run, session, Outcome};
+use super::runs::{batches, first_step, optimizer, outcome, run, session, Outcome};
 
 /// A run by the plan that keeps everything.
 fn kept(model: &ModelConfig, cut: &Cut, seed: u64) -> Outcome {
@@ -150,5 +150,140 @@ fn micro_steps_of_lomo_differ_from_accumulation_in_second_order() {
     for pair in gaps.windows(2) {
         let ratio = pair[0] / pair[1];
         assert!((3.3..5.0).contains(&ratio), "{gaps:?}");
+    }
+}
+
+/// C2: loss and input gradients are exact, so that after a step all that is not compressed is where
+/// AdamW brings it, bit by bit; what is compressed is not.
+#[test]
+fn c2_compact_leaves_loss_and_input_gradients_as_they_are() {
+    for name in ["gqa", "bias", "gpt2"] {
+        let model = model(name);
+        let compact = Method::Compact(LowRank::COMPACT);
+        let adamw = after_one(&model, &single(Method::AdamW));
+        let found = after_one(&model, &single(compact));
+        assert_eq!(found.losses, adamw.losses, "{name}");
+        let mut changed = 0;
+        for ((part, found), (_, expected)) in found.weights.iter().zip(&adamw.weights) {
+            let compressed = ["qkv of", "gate_up of", "up of", "down of"];
+            if compressed.iter().any(|c| part.starts_with(c)) {
+                assert_ne!(found, expected, "{name}: {part}");
+                changed += 1;
+            } else if !part.starts_with("o of") {
+                assert_eq!(found, expected, "{name}: {part}");
+            }
+        }
+        assert_eq!(changed, 3 * model.layers, "{name}");
+    }
+}
+
+/// What one step from the same weights leaves.
+fn after_one(model: &ModelConfig, cut: &Cut) -> Outcome {
+    let file = keep(model, cut);
+    let mut session = session(&file, model, CpuOptions::default(), 3).unwrap();
+    let batches = batches(&file, model, 0, 3);
+    let loss = session.step(0, &batches, &optimizer()).unwrap().loss;
+    outcome(&mut session, model, vec![loss.to_bits()]).unwrap()
+}
+
+/// C5: micro-batches share a projection, so that two of them are one batch of both, but for the
+/// order of sums.
+#[test]
+fn c5_micro_batches_of_compact_are_one_batch() {
+    let model = model("gqa");
+    let (mut whole, mut cut) = (
+        single(Method::Compact(LowRank::COMPACT)),
+        single(Method::Sgd),
+    );
+    cut.method = whole.method;
+    cut.workload.accumulate = 2;
+    (cut.workload.batch, whole.workload.batch) = (1, 2);
+    let tokens = Tokens::Synthetic {
+        vocab: model.vocab,
+        seed: 5,
+    };
+    let steps = |batch: u64| -> Vec<Vec<Batch>> {
+        let of_step = |step: u64| (0..2 / batch).map(move |nth| step * 2 + nth * batch);
+        let batches = |step| {
+            of_step(step)
+                .map(|first| tokens.batch(first, batch, 20))
+                .collect()
+        };
+        (0..3).map(batches).collect()
+    };
+    let found = trained(&keep(&model, &cut), &model, &steps(1), 1e-3);
+    let expected = trained(&keep(&model, &whole), &model, &steps(2), 1e-3);
+    let squares = |other: &dyn Fn(usize) -> f64| {
+        let each = expected.iter().enumerate();
+        each.map(|(i, e)| (e - other(i)).powi(2))
+            .sum::<f64>()
+            .sqrt()
+    };
+    let (gap, size) = (squares(&|i| found[i]), squares(&|_| 0.0));
+    assert!(gap < 1e-5 * size, "{gap} of {size}");
+    assert_ne!(found, expected);
+}
+
+/// L5: decay shortens weights by `1 − ηλ` beside the step: the difference that it makes is `ηλ w`.
+#[test]
+fn l5_decay_is_a_part_of_the_weights() {
+    let model = model("gqa");
+    let file = keep(&model, &single(Method::Lomo));
+    let (rate, decay) = (0.25, 0.125);
+    let after = |rate: f64, decay: f64| {
+        let with = Optimizer {
+            learning_rate: rate,
+            weight_decay: decay,
+            ..Optimizer::default()
+        };
+        first_step(&file, &model, 4, &with).unwrap()
+    };
+    let (before, free, decayed) = (after(0.0, 0.0), after(rate, 0.0), after(rate, decay));
+    assert_ne!(free, decayed);
+    for ((w, free), decayed) in before.iter().zip(&free).zip(&decayed) {
+        let expected = f64::from(*free) - rate * decay * f64::from(*w);
+        assert!(
+            (f64::from(*decayed) - expected).abs() < 1e-6,
+            "{w} {free} {decayed}"
+        );
+    }
+}
+
+/// G8: a renewal changes the projection and leaves the moments.
+#[test]
+fn g8_moments_stay_where_a_projection_is_renewed() {
+    let model = model("gqa");
+    let states = |refresh: u32, steps: u64| {
+        let low_rank = LowRank {
+            refresh,
+            ..LowRank::GALORE
+        };
+        let file = keep(&model, &single(Method::Galore(low_rank)));
+        let mut session = session(&file, &model, CpuOptions::default(), 3).unwrap();
+        for step in 0..steps {
+            let optimizer = Optimizer {
+                // In the second step the first moment keeps all of what it was.
+                beta1: if step == 0 { 0.9 } else { 1.0 - 1e-9 },
+                learning_rate: 0.0,
+                ..Optimizer::default()
+            };
+            let batches = batches(&file, &model, step, 3);
+            session.step(step, &batches, &optimizer).unwrap();
+        }
+        session.states().unwrap()["block 0"].clone()
+    };
+    // Behind the moments of the first norm, 24 elements each: the projection of q [4 × 24], then
+    // its moments [32 × 4].
+    let (basis, moment) = (48..48 + 96, 144..144 + 128);
+    let (once, renewed, stays) = (states(1, 1), states(1, 2), states(2, 2));
+    assert_eq!(once, states(2, 1));
+    assert_eq!(stays[basis.clone()], once[basis.clone()]);
+    assert_ne!(renewed[basis.clone()], once[basis]);
+    let largest = once[moment.clone()]
+        .iter()
+        .fold(0.0f32, |most, m| most.max(m.abs()));
+    assert!(largest > 0.0);
+    for (now, before) in renewed[moment.clone()].iter().zip(&once[moment]) {
+        assert!((now - before).abs() <= 1e-6 * largest, "{now} {before}");
     }
 }

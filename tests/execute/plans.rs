@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use ebbtide::format::schedule as file;
 use ebbtide::format::schedule::ScheduleFile;
-use ebbtide::lower::{lower, Tiling, Workload};
+use ebbtide::lower::{lower, Lowered, Tiling, Workload};
 use ebbtide::methods::Method;
-use ebbtide::model::{step_graph, ModelConfig};
+use ebbtide::model::{compressed_step_graph, ModelConfig};
 use ebbtide::profile::{self, Dtype};
 use ebbtide_solver::build::{build, with_addresses};
 use ebbtide_solver::plan::{Fate, Hold, Placement, Plan};
@@ -53,6 +53,15 @@ impl Cut {
 
 /// The problem without limits.
 pub fn problem(model: &ModelConfig, cut: &Cut) -> Problem {
+    in_granules(lowered(model, cut).problem, cut)
+}
+
+/// The same where what travels is packed.
+pub fn packed_problem(model: &ModelConfig, cut: &Cut) -> Problem {
+    in_granules(lowered(model, cut).packed().problem, cut)
+}
+
+fn lowered(model: &ModelConfig, cut: &Cut) -> Lowered {
     let all = Bytes::new(1 << 40);
     let budget = Budget {
         device: all,
@@ -64,8 +73,9 @@ pub fn problem(model: &ModelConfig, cut: &Cut) -> Problem {
         groups: cut.groups,
     };
     let profile = profile::load("unit").expect("shipped");
+    let method = cut.method.resolved(model).expect("suits the model");
     let lowered = lower(
-        &step_graph(model),
+        &compressed_step_graph(model, method.compressed(model)),
         model,
         &profile,
         cut.method,
@@ -73,7 +83,10 @@ pub fn problem(model: &ModelConfig, cut: &Cut) -> Problem {
         budget,
         tiling,
     );
-    let mut problem = lowered.expect("can be lowered").problem;
+    lowered.expect("can be lowered")
+}
+
+fn in_granules(mut problem: Problem, cut: &Cut) -> Problem {
     problem.granule = Tokens::new(cut.granule);
     let pieces = u32::try_from(problem.tokens.get().div_ceil(cut.granule)).unwrap();
     for tensor in problem.tensors.values_mut() {

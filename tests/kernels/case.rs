@@ -1,10 +1,10 @@
 //! One comparison: operators on the CPU device, and their launches on the host-compiled kernels.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Command;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::device::cuda::launch::{
@@ -49,11 +49,9 @@ const fn setting(dtype: Dtype, askew: bool) -> Setting {
     Setting { dtype, askew }
 }
 
-/// The orders of threads and blocks that kernels run in: as numbered, backwards, two shuffled.
-const ORDERS: [&str; 4] = ["0", "1", "5", "6"];
-
-/// Scratch memory that a case has; more than its shapes need is seen by the sanitizer.
-const SCRATCH: u64 = 9 << 20;
+/// The orders of threads and blocks that kernels run in (`kernels/host/fibres.cpp`): warp by warp,
+/// thread by thread backwards, and each shuffled.
+const ORDERS: [&str; 4] = ["0", "1", "6", "7"];
 
 /// Bytes of the arena of the CPU device.
 const ARENA: u64 = 16 << 20;
@@ -80,6 +78,10 @@ pub struct Case {
     /// How far results may be off, relative to the largest of a region; bf16 may be off by its own
     /// rounding too.
     pub tolerance: f32,
+    /// Scratch memory that kernels find; what is used behind it is seen by the sanitizer.
+    pub scratch: u64,
+    /// What is changed in the launches.
+    pub change: Option<fn(&mut Vec<Launch>)>,
     next: Box<dyn FnMut() -> f32>,
     held: Vec<Held>,
     used: u64,
@@ -110,10 +112,13 @@ impl Case {
                 weight_decay: 0.1,
                 loss_scale: 0.37,
                 clip: None,
+                clip_value: None,
             },
             operators: Vec::new(),
             batch: (vec![0], vec![0]),
             tolerance: 2e-6,
+            scratch: 128 << 10,
+            change: None,
             next: Box::new(noise(seed)),
             held: Vec::new(),
             used: 0,
@@ -231,7 +236,10 @@ impl Case {
             return;
         };
         let (expected, result) = self.on_the_cpu();
-        let planned = self.launches();
+        let mut planned = self.launches();
+        if let Some(change) = self.change {
+            change(&mut planned);
+        }
         let memory = self.on_kernels(what, &built.run, &planned);
         self.compare(what, &expected, &memory.arena);
         self.compare_slots(what, result, &memory);
@@ -297,7 +305,7 @@ impl Case {
         }
         let carried = 4 * self.reservation.carry_elements;
         own.insert(Buffer::Carry, (carried, Vec::new()));
-        own.insert(Buffer::Scratch, (SCRATCH, Vec::new()));
+        own.insert(Buffer::Scratch, (self.scratch, Vec::new()));
         own
     }
 
@@ -476,29 +484,39 @@ impl Request {
 
     /// Runs it in all orders: the contents of all buffers then, or what was said where it failed.
     pub fn output(&self, program: &Path) -> Result<Vec<u8>, String> {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("launches-{}-{number}", std::process::id());
-        let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let file = |end| place.join(format!("{name}.{end}"));
-        let (request, result) = (file("request"), file("result"));
-        fs::write(&request, &self.0).unwrap();
-        let output = Command::new(program)
-            .args([&request, &result])
-            .args(ORDERS)
-            .env(
-                "ASAN_OPTIONS",
-                "detect_leaks=0:detect_stack_use_after_return=0",
-            )
-            .output()
-            .unwrap();
-        let bytes = fs::read(&result).unwrap_or_default();
-        for file in [request, result] {
-            let _ = fs::remove_file(file);
+        static IDLE: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+        let idle = IDLE.lock().unwrap().pop();
+        let mut child = idle.unwrap_or_else(|| {
+            Command::new(program)
+                .args(ORDERS)
+                .env(
+                    "ASAN_OPTIONS",
+                    "detect_leaks=0:detect_stack_use_after_return=0",
+                )
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        let answer = self.ask(&mut child);
+        if let Ok(answer) = answer {
+            IDLE.lock().unwrap().push(child);
+            return Ok(answer);
         }
-        match output.status.success() {
-            true => Ok(bytes),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
+        let output = child.wait_with_output().unwrap();
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn ask(&self, child: &mut Child) -> std::io::Result<Vec<u8>> {
+        let stdin = child.stdin.as_mut().unwrap();
+        stdin.write_all(&self.0)?;
+        stdin.flush()?;
+        let stdout = child.stdout.as_mut().unwrap();
+        let mut bytes = [0; 8];
+        stdout.read_exact(&mut bytes)?;
+        let mut answer = vec![0; u64::from_le_bytes(bytes) as usize];
+        stdout.read_exact(&mut answer)?;
+        Ok(answer)
     }
 }

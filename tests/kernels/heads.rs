@@ -170,5 +170,8 @@ fn gradients_of_heads_are_turned_back() {
             sequence: 300,
         };
         backward(setting, (2, 1, 16), many, Some(NormKind::Rms), true);
+        // More heads for a key head than a block has at once.
+        let few = Rows { count: 2, ..ROWS };
+        backward(setting, (70, 1, 64), few, Some(NormKind::Rms), true);
     }
 }

@@ -4,7 +4,7 @@
 use std::ffi::{c_char, c_int, CStr, CString};
 use std::path::PathBuf;
 
-use ebbtide::device::cuda::launch::{Source, HEADERS, SOURCES};
+use ebbtide::device::cuda::launch::sources::{Source, HEADERS, SOURCES};
 use ebbtide::profile::Dtype;
 use libloading::os::unix::{Library, Symbol, RTLD_GLOBAL, RTLD_NOW};
 

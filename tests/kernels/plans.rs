@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
+use ebbtide::device::cuda::launch::sources::SOURCES;
 use ebbtide::device::cuda::launch::{
-    launches, Argument, BatchFacts, Buffer, MOST_SHARED_BYTES, SCRATCH_BYTES, SOURCES,
+    launches, Argument, BatchFacts, Buffer, MOST_SHARED_BYTES, SCRATCH_BYTES,
 };
 use ebbtide::device::{
     AttentionShape, HeadShape, NormShape, Operator, Region, Reservation, Rows, Space,

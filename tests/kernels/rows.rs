@@ -220,6 +220,12 @@ fn non_linearities_and_their_gradients() {
                 d_x,
             });
             case.check(&format!("{kind:?} of {count} rows of {width}"));
+            // The backward makes h on the way where it is asked to.
+            case.change = Some(|launches| {
+                let h = launches.remove(0).arguments[1];
+                launches[0].arguments[3] = h;
+            });
+            case.check(&format!("{kind:?} and h of {count} rows of {width}"));
         }
     }
 }

@@ -38,6 +38,8 @@ pub fn tiny_file() -> ScheduleFile {
         },
         method: "sgd".into(),
         method_options: None,
+        storage: None,
+        arithmetic: ebbtide::device::arithmetic::Arithmetic::Plain,
         strategy: "by-hand".into(),
         decisions: vec![Decision {
             block: None,

@@ -196,7 +196,8 @@ impl Emitter<'_> {
             let buffer = &self.draft.buffers[departure.buffer];
             let source = BufferId::from_index(departure.buffer);
             let host = self.host(departure.host);
-            let mut copy = self.copy(source, host, buffer.rows, buffer.groups, buffer.bytes, true);
+            let bytes = self.draft.departing(&departure);
+            let mut copy = self.copy(source, host, buffer.rows, buffer.groups, bytes, true);
             copy.waits.push(self.before(buffer.last_write + 1));
             let event = self.event();
             copy.signals = Some(event);
@@ -275,7 +276,7 @@ impl Emitter<'_> {
             target,
             buffer.rows,
             buffer.groups,
-            buffer.bytes,
+            self.draft.arriving(&arrival),
             false,
         );
         copy.waits.push(self.before(issued));
@@ -467,6 +468,7 @@ fn scheduled_values(problem: &Problem) -> Table<crate::ids::ValueId, ScheduledVa
             block: value.block,
             category: value.category,
             row_bytes: value.row_bytes,
+            packed_row_bytes: value.packed_row_bytes,
             fixed_bytes: value.fixed_bytes,
             by_groups: value.split == Split::Groups,
         })

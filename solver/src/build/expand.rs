@@ -62,6 +62,16 @@ pub struct DraftInstruction {
 }
 
 impl Draft {
+    /// Bytes that a copy to the host moves.
+    pub fn departing(&self, departure: &Departure) -> Bytes {
+        self.host_buffers[departure.host].bytes
+    }
+
+    /// Bytes that a copy from the host moves.
+    pub fn arriving(&self, arrival: &Arrival) -> Bytes {
+        self.host_buffers[arrival.host].bytes
+    }
+
     /// The buffers that an instruction uses, by their index, and how.
     pub fn operands(&self, instruction: &DraftInstruction) -> &[(usize, Access)] {
         &self.operands[instruction.operands.clone()]
@@ -715,7 +725,8 @@ impl Expander<'_> {
     }
 
     fn host_buffer(&mut self, value: ValueId, rows: Span, groups: Span, persistent: bool) -> usize {
-        let bytes = self.bytes(value, rows, groups);
+        let of_groups = u64::from(self.problem.groups);
+        let bytes = self.problem.values[value].host_bytes(rows.len(), groups.len(), of_groups);
         self.draft.host_buffers.push(HostBuffer {
             value,
             rows,

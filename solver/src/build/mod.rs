@@ -215,9 +215,9 @@ fn host_bytes(draft: &Draft) -> Bytes {
 }
 
 fn copied(draft: &Draft) -> Bytes {
-    let out = draft.departures.iter().map(|d| d.buffer);
-    let into = draft.arrivals.iter().map(|a| a.buffer);
-    out.chain(into).map(|b| draft.buffers[b].bytes).sum()
+    let out = draft.departures.iter().map(|d| draft.departing(d));
+    let into = draft.arrivals.iter().map(|a| draft.arriving(a));
+    out.chain(into).sum()
 }
 
 fn host_categories(problem: &Problem, draft: &Draft) -> Vec<(Category, Bytes)> {

@@ -170,7 +170,7 @@ fn retire(
         let now = clock[position] + stall;
         while next < outward.order.len() && buffer_of(outward.order[next]).last_write < position {
             let departure = outward.order[next];
-            let bytes = buffer_of(departure).bytes;
+            let bytes = draft.departing(&draft.departures[departure]);
             let length = problem.machine.links.d2h.time(bytes).get();
             link_free = link_free.max(now) + length;
             outward.ended[departure] = link_free;
@@ -273,9 +273,10 @@ fn latest_starts(problem: &Problem, draft: &Draft, outward: &Outward, order: &[u
         .map(|&arrival| {
             let buffer = &draft.buffers[draft.arrivals[arrival].buffer];
             let link = problem.machine.links.h2d;
-            let alone = link.time(buffer.bytes);
+            let bytes = draft.arriving(&draft.arrivals[arrival]);
+            let alone = link.time(bytes);
             let length = if contended {
-                link.latency + buffer.bytes / problem.machine.links.both.h2d
+                link.latency + bytes / problem.machine.links.both.h2d
             } else {
                 alone
             };
@@ -294,22 +295,12 @@ fn latest_starts(problem: &Problem, draft: &Draft, outward: &Outward, order: &[u
 
 /// Whether much leaves while things arrive: weights or gradients in backward.
 fn contended(draft: &Draft) -> bool {
-    let fetched: Bytes = draft
-        .arrivals
-        .iter()
-        .map(|a| draft.buffers[a.buffer].bytes)
-        .sum();
-    let swapped: Bytes = draft
-        .arrivals
-        .iter()
-        .filter(|a| a.departure.is_some())
-        .map(|a| draft.buffers[a.buffer].bytes)
-        .sum();
-    let left: Bytes = draft
-        .departures
-        .iter()
-        .map(|d| draft.buffers[d.buffer].bytes)
-        .sum();
+    let arrivals = draft.arrivals.iter();
+    let fetched: Bytes = arrivals.clone().map(|a| draft.arriving(a)).sum();
+    let swapped = arrivals.filter(|a| a.departure.is_some());
+    let swapped: Bytes = swapped.map(|a| draft.arriving(a)).sum();
+    let departures = draft.departures.iter();
+    let left: Bytes = departures.map(|d| draft.departing(d)).sum();
     let beside = left.saturating_sub(swapped);
     beside * 10 > fetched
 }

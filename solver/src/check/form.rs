@@ -212,7 +212,11 @@ fn check_buffer(schedule: &Schedule, id: BufferId, buffer: &Buffer, findings: &m
 /// The bytes of the rows and groups of a value that a buffer holds.
 fn expected_bytes(schedule: &Schedule, value: &ScheduledValue, buffer: &Buffer) -> u128 {
     let fixed = u128::from(value.fixed_bytes.get());
-    let all = u128::from(value.row_bytes) * u128::from(buffer.rows.len()) + fixed;
+    let row_bytes = match buffer.space {
+        Space::Device => value.row_bytes,
+        Space::Host => value.packed_row_bytes.unwrap_or(value.row_bytes),
+    };
+    let all = u128::from(row_bytes) * u128::from(buffer.rows.len()) + fixed;
     match value.by_groups {
         true => all * u128::from(buffer.groups.len()) / u128::from(schedule.groups),
         false => all,
@@ -306,7 +310,9 @@ fn check_copy(schedule: &Schedule, at: Place, copy: &Instruction, findings: &mut
     if (source.space, target.space) != spaces {
         refuse("the source and target memory of its stream");
     }
-    if (source.value, source.bytes) != (target.value, target.bytes) {
+    let value = value_of(schedule, source);
+    let packed = value.is_some_and(|(_, value)| value.packed_row_bytes.is_some());
+    if source.value != target.value || (!packed && source.bytes != target.bytes) {
         refuse("the same value and bytes on both sides");
     }
     let extents = [source, target].map(|buffer| (buffer.rows, buffer.groups));

@@ -59,6 +59,8 @@ pub struct Class {
     pub members: Vec<TensorId>,
     /// Their size together.
     pub bytes: u64,
+    /// Their size where they travel.
+    pub host_bytes: u64,
     /// Nanoseconds of making all of them again.
     pub recompute_ns: u64,
     /// The epoch that makes them.
@@ -192,6 +194,7 @@ fn classes(problem: &Problem, outline: &Outline, epoch_of: &[usize]) -> Vec<Clas
             classes.push(Class {
                 members: Vec::new(),
                 bytes: 0,
+                host_bytes: 0,
                 recompute_ns: 0,
                 made: at(t.made),
                 forward_until: at(t.forward_until),
@@ -203,6 +206,7 @@ fn classes(problem: &Problem, outline: &Outline, epoch_of: &[usize]) -> Vec<Clas
         });
         classes[class].members.push(id);
         classes[class].bytes += t.bytes;
+        classes[class].host_bytes += t.host_bytes;
         classes[class].recompute_ns += t.recompute_ns;
         class_of.push(class);
     }

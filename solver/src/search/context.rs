@@ -11,7 +11,7 @@ use super::outline::{outline, Outline};
 use super::relaxation::{proved_bound, relax, Margins, Relaxed};
 use super::{better, simple, Candidate, Options};
 use crate::build::{build, Built, Infeasible, STACK_BYTES};
-use crate::plan::{Placement, Plan};
+use crate::plan::{Fate, Placement, Plan};
 use crate::problem::Problem;
 use crate::units::Nanos;
 
@@ -112,7 +112,12 @@ impl<'a> Context<'a> {
         (once + again.sum::<u64>()) * micro_batches + updates.sum::<u64>()
     }
     /// Builds and simulates a plan, unless it cannot beat the best one known.
-    pub(super) fn candidate(&self, plan: Plan) -> Result<Candidate, Infeasible> {
+    pub(super) fn candidate(&self, mut plan: Plan) -> Result<Candidate, Infeasible> {
+        // What backward does not read need not travel.
+        let tensors = self.outline.tensors.values().zip(plan.fates.values_mut());
+        for (_, fate) in tensors.filter(|(tensor, fate)| !tensor.read && fate.swap > 0) {
+            *fate = Fate::RECOMPUTED;
+        }
         if !self.can_win(self.plan_floor(&plan)) {
             return Err(Infeasible::default());
         }
@@ -185,7 +190,7 @@ impl<'a> Context<'a> {
             .iter()
             .map(|(id, fate)| {
                 problem
-                    .pieces_bytes(id, fate.keep, fate.keep + fate.swap)
+                    .pieces_host_bytes(id, fate.keep, fate.keep + fate.swap)
                     .get()
             })
             .sum();

@@ -74,7 +74,11 @@ fn fastest(context: &Context<'_>, start: &Plan) -> u64 {
     let device = problem.budget.device.get().saturating_sub(states);
     let filled = fill(context, start, device);
     let (host, link) = elsewhere(context, start);
-    let mut room = device.saturating_add(host.min(link));
+    // A packed byte stands for several.
+    let packed = context.outline.tensors.values();
+    let packed = packed.map(|t| t.bytes.div_ceil(t.host_bytes.max(1))).max();
+    let elsewhere = host.min(link).saturating_mul(packed.unwrap_or(1));
+    let mut room = device.saturating_add(elsewhere);
     let mut remade = filled.clone();
     let mut input = 0;
     for (id, fate) in filled.iter() {
@@ -126,13 +130,14 @@ fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
     let (mut host, mut link) = elsewhere(context, start);
     for id in by_worth(context) {
         let tensor = &context.outline.tensors[id];
-        let piece = (tensor.bytes / u64::from(tensor.pieces.max(1))).max(1);
-        let whole = |bytes: u64| u32::try_from(bytes / piece).unwrap_or(u32::MAX);
-        let keep = whole(room).min(tensor.pieces);
-        let swap = whole(host.min(link)).min(tensor.pieces - keep);
-        room -= u64::from(keep) * piece;
-        host -= u64::from(swap) * piece;
-        link -= u64::from(swap) * piece;
+        let piece = |bytes: u64| (bytes / u64::from(tensor.pieces.max(1))).max(1);
+        let (here, there) = (piece(tensor.bytes), piece(tensor.host_bytes));
+        let whole = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let keep = whole(room / here).min(tensor.pieces);
+        let swap = whole(host.min(link) / there).min(tensor.pieces - keep);
+        room -= u64::from(keep) * here;
+        host -= u64::from(swap) * there;
+        link -= u64::from(swap) * there;
         plan.fates[id] = Fate { keep, swap };
     }
     plan

@@ -55,7 +55,8 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     let mut sizes = [0.0f64; 3];
     for (id, tensor) in problem.tensors.iter() {
         if problem.values[tensor.value].block == Some(0) {
-            sizes[kind(context, id) as usize] += problem.tensor_bytes(id).get() as f64;
+            let bytes = context.outline.tensors[id].host_bytes;
+            sizes[kind(context, id) as usize] += bytes as f64;
         }
     }
     let layer_ns: u64 = problem

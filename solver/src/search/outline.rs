@@ -61,10 +61,15 @@ pub struct Moment {
 pub struct TensorOutline {
     /// Its size.
     pub bytes: u64,
+    /// Its size where it travels.
+    pub host_bytes: u64,
     /// Pieces that decisions are made of.
     pub pieces: u32,
-    /// Nanoseconds of making all of it again from its producer's operands.
+    /// Nanoseconds of making all of it again from its producer's operands; 0 where backward does
+    /// not read it, so that it is made again for others only.
     pub recompute_ns: u64,
+    /// Whether backward reads it.
+    pub read: bool,
     /// The step that makes it.
     pub made: StepId,
     /// The last forward step that uses it.
@@ -150,8 +155,10 @@ fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
             };
             TensorOutline {
                 bytes: problem.tensor_bytes(id).get(),
+                host_bytes: problem.pieces_host_bytes(id, 0, tensor.pieces).get(),
                 pieces: tensor.pieces,
                 recompute_ns: 0,
+                read: false,
                 made: first,
                 forward_until: first,
                 needed: last,
@@ -161,7 +168,6 @@ fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
             }
         })
         .collect();
-    let mut needed = vec![false; tensors.len()];
     for instruction in &keep.instructions {
         let op = &problem.ops[instruction.op];
         for &value in op.writes.iter().chain(&op.accumulates) {
@@ -178,13 +184,15 @@ fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
             if problem.program[instruction.step].phase == Phase::Forward {
                 tensors[tensor].forward_until = instruction.step;
             } else {
-                if !std::mem::replace(&mut needed[tensor.index()], true) {
+                if !std::mem::replace(&mut tensors[tensor].read, true) {
                     tensors[tensor].needed = instruction.step;
                 }
                 tensors[tensor].needed_until = instruction.step;
             }
         }
     }
+    let unread = tensors.values_mut().filter(|tensor| !tensor.read);
+    unread.for_each(|tensor| tensor.recompute_ns = 0);
     tensors
 }
 

@@ -70,6 +70,7 @@ struct Block {
     backward_ns: u64,
     recompute_ns: u64,
     saved: u64,
+    travelling: u64,
     input: u64,
     weights: u64,
     states: u64,
@@ -124,6 +125,7 @@ fn blocks(context: &Context<'_>) -> Vec<Block> {
                 backward_ns: time(Phase::Backward),
                 recompute_ns: 0,
                 saved: 0,
+                travelling: 0,
                 input: 0,
                 weights: outline.groups[block as usize].weight_bytes,
                 states: outline.groups[block as usize].state_bytes
@@ -137,6 +139,7 @@ fn blocks(context: &Context<'_>) -> Vec<Block> {
                 let value = &problem.values[problem.tensors[id].value];
                 if value.block == Some(block) {
                     b.saved += tensor.bytes;
+                    b.travelling += tensor.host_bytes;
                     if value.split == Split::Whole {
                         b.input += tensor.bytes;
                     } else {
@@ -155,7 +158,7 @@ fn interval(context: &Context<'_>, blocks: &[Block]) -> usize {
         return 1;
     };
     let link = context.problem.machine.links.d2h;
-    let swap = link.time(crate::units::Bytes::new(block.saved)).get();
+    let swap = link.time(crate::units::Bytes::new(block.travelling)).get();
     usize::try_from(swap.div_ceil(block.forward_ns.max(1)))
         .unwrap_or(usize::MAX)
         .clamp(1, blocks.len().max(1))

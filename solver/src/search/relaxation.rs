@@ -5,6 +5,9 @@
 //! it would keep, swap and recompute. It is the formulation of the search in queue form, every
 //! whole-or-nothing choice made fractional, and inside a step every rounding in the plan's favour.
 //!
+//! What travels may be packed: queues and links count its bytes on the host. On the device it is
+//! no smaller, so that counting no more there is in the plan's favour too.
+//!
 //! For every tensor t (size b, recomputed in c): kept k and swapped s with k + s ≤ 1. For every
 //! step
 //! j of length Δ: bytes out and in, with queues over steps:
@@ -307,7 +310,7 @@ impl<'a> Model<'a> {
             .enumerate()
             .filter(|(_, t)| t.made == j)
         {
-            terms.push((self.swap[c], self.mem(class.bytes)));
+            terms.push((self.swap[c], self.mem(class.host_bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
             if group.completes_in(j) {
@@ -342,7 +345,7 @@ impl<'a> Model<'a> {
             .enumerate()
             .filter(|(_, t)| t.needed == j)
         {
-            terms.push((self.swap[c], self.mem(class.bytes)));
+            terms.push((self.swap[c], self.mem(class.host_bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
             let (_, host, streamed) = self.placed[g];
@@ -507,7 +510,7 @@ impl<'a> Model<'a> {
         let mut row = vec![(left, 1.0), (leaving, -1.0)];
         for (c, class) in self.coarse.classes.iter().enumerate() {
             if class.made <= j && class.forward_until >= j {
-                row.push((self.swap[c], -self.mem(class.bytes)));
+                row.push((self.swap[c], -self.mem(class.host_bytes)));
             }
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
@@ -533,7 +536,7 @@ impl<'a> Model<'a> {
         let mut row = vec![(before, 1.0), (leaving, -1.0)];
         for (c, class) in self.coarse.classes.iter().enumerate() {
             if class.made < j && class.forward_until >= j {
-                row.push((self.swap[c], -self.mem(class.bytes)));
+                row.push((self.swap[c], -self.mem(class.host_bytes)));
             }
         }
         if !self.margins.lingering {
@@ -583,7 +586,7 @@ impl<'a> Model<'a> {
     fn host(&mut self) {
         let mut row: Vec<(Column, f64)> = Vec::new();
         for (c, class) in self.coarse.classes.iter().enumerate() {
-            row.push((self.swap[c], self.repeats() * self.mem(class.bytes)));
+            row.push((self.swap[c], self.repeats() * self.mem(class.host_bytes)));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
             let (_, host, streamed) = self.placed[g];

@@ -63,6 +63,7 @@ impl Builder {
             block: None,
             category,
             row_bytes: row,
+            packed_row_bytes: None,
             fixed_bytes: Bytes::new(fixed),
             by_groups: matches!(name, "q" | "o"),
         })

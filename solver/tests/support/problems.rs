@@ -273,6 +273,7 @@ impl Drawing {
             block,
             category,
             row_bytes: at.map_or(0, |at| self.rows[at]),
+            packed_row_bytes: None,
             fixed_bytes: if at.is_none() {
                 self.weight
             } else {

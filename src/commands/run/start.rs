@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::execute::Session;
 use crate::format::schedule::ScheduleFile;
 use crate::format::training::Progress;
-use crate::methods::LowRank;
+use crate::methods::{Layers, LowRank};
 use crate::model::ModelConfig;
 use crate::report;
 use crate::training::checkpoint::Checkpoint;
@@ -69,12 +69,17 @@ fn method(schedule: &ScheduleFile) -> String {
             per_layer: _,
             svd,
             eight_bit,
+            layers,
         }) => format!(
-            "{} of rank {}, refresh {refresh}, scale {scale}{}{}",
+            "{} of rank {}, refresh {refresh}, scale {scale}{}{}{}",
             schedule.method,
-            rank.unwrap_or_default(),
+            rank.map_or_else(String::new, |rank| rank.to_string()),
             if svd { ", svd" } else { "" },
             if eight_bit { ", 8 bits" } else { "" },
+            match layers {
+                Layers::ALL => String::new(),
+                some => format!(", {} compressed", some.names().join(" and ")),
+            },
         ),
     }
 }

@@ -50,6 +50,7 @@ impl Training<'_> {
                 epsilon: self.args.eps,
                 weight_decay: self.args.weight_decay,
                 clip: self.args.clip,
+                clip_value: self.args.clip_value,
             };
             let batches = self.batches();
             let result = session.step(step, &batches, &optimizer)?;

@@ -32,10 +32,12 @@ pub use options::{CpuOptions, Delays, Faults, LinkSpeed, Target};
 use state::{Batch, State, Step};
 use worker::{serve, Command, Signal};
 
+use super::arithmetic::Arithmetic;
 use super::held::{in_arena, Held};
+use super::packed::{Packing, Storage};
 use super::{
-    ArenaUse, Cause, Device, Event, Failure, Operator, Region, Reservation, Result, StepParameters,
-    StepResult, Stream, TraceEntry,
+    ArenaUse, Cause, Device, Event, Failure, Operator, Region, Reservation, Result, Space,
+    StepParameters, StepResult, Stream, TraceEntry,
 };
 use crate::profile::Dtype;
 
@@ -110,6 +112,11 @@ impl CpuDevice {
 impl Device for CpuDevice {
     fn name(&self) -> String {
         "cpu".to_owned()
+    }
+
+    fn compute_in(&mut self, arithmetic: Arithmetic) -> Result<()> {
+        self.options.arithmetic = arithmetic;
+        Ok(())
     }
 
     fn reserve(&mut self, reservation: Reservation) -> Result<()> {
@@ -204,6 +211,32 @@ impl Device for CpuDevice {
         state.check(from)?;
         state.check(to)?;
         self.send(stream, Command::Copy(instruction, from, to))
+    }
+
+    fn copy_packed(
+        &mut self,
+        stream: Stream,
+        instruction: u32,
+        (from, to): (Region, Region),
+        packing: Packing,
+    ) -> Result<()> {
+        let state = self.state()?;
+        let (here, there) = match from.space {
+            Space::Device => (from, to),
+            Space::Host => (to, from),
+        };
+        let Packing {
+            rows,
+            width,
+            extras,
+            ..
+        } = packing;
+        let row = width * state.reservation.dtype.bytes() + 4 * extras;
+        same_size(here.bytes, rows * row)?;
+        same_size(there.bytes, rows * Storage::row_bytes(width, extras))?;
+        state.check(from)?;
+        state.check(to)?;
+        self.send(stream, Command::Packed(instruction, from, to, packing))
     }
 
     fn record(&mut self, stream: Stream, event: Event) -> Result<()> {

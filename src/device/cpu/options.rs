@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 
+use crate::device::arithmetic::Arithmetic;
 use crate::device::Stream;
 
 /// A copy direction that is made slower than this machine's memory.
@@ -65,6 +66,8 @@ pub struct CpuOptions {
     pub delays: Option<Delays>,
     /// Injected faults.
     pub faults: Faults,
+    /// How linear layers multiply.
+    pub arithmetic: Arithmetic,
 }
 
 impl Default for CpuOptions {
@@ -79,6 +82,7 @@ impl Default for CpuOptions {
             awake: false,
             delays: None,
             faults: Faults::default(),
+            arithmetic: Arithmetic::Plain,
         }
     }
 }

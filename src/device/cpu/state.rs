@@ -87,6 +87,7 @@ impl State {
                     weight_decay: 0.0,
                     loss_scale: 0.0,
                     clip: None,
+                    clip_value: None,
                 },
                 began: Instant::now(),
             }),

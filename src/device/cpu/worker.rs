@@ -14,7 +14,8 @@ use super::memory::POISON;
 use super::run::Runner;
 use super::scratch::Scratch;
 use super::state::State;
-use crate::device::{Cause, Failure, Operator, Place, Region, Stream, TraceEntry};
+use crate::device::packed::Packing;
+use crate::device::{Cause, Failure, Operator, Place, Region, Space, Stream, TraceEntry};
 
 /// How long before its end a throttled copy stops sleeping and spins: sleeps overrun by about this.
 const SPIN: Duration = Duration::from_micros(80);
@@ -60,6 +61,8 @@ pub enum Command {
     Run(u32, Box<Operator>),
     /// Copies from the first region to the second.
     Copy(u32, Region, Region),
+    /// Copies from the first region to the second and packs or unpacks.
+    Packed(u32, Region, Region, Packing),
     /// Fills a region with NaNs.
     Poison(Region),
     /// Signals.
@@ -111,6 +114,14 @@ impl Worker<'_> {
             Command::Copy(instruction, from, to) => {
                 self.timed(instruction, "copy", |worker| {
                     worker.copy(instruction, from, to)
+                });
+            }
+            Command::Packed(instruction, from, to, packing) => {
+                self.timed(instruction, "copy", |worker| {
+                    let packed = if from.space == Space::Host { from } else { to };
+                    worker.over_link(instruction, packed.bytes, || {
+                        worker.runner.pack(from, to, packing)
+                    })
                 });
             }
             Command::Poison(region) if !self.state.is_spoilt() => {
@@ -170,6 +181,20 @@ impl Worker<'_> {
     }
 
     fn copy(&self, instruction: u32, from: Region, to: Region) -> Result<(), Cause> {
+        self.over_link(instruction, from.bytes, || {
+            let (source, target) = (self.state.memory(from.space), self.state.memory(to.space));
+            target.copy_from(to.offset_bytes, source, from.offset_bytes, from.bytes);
+            Ok(())
+        })
+    }
+
+    /// A copy that takes no less than a link would.
+    fn over_link(
+        &self,
+        instruction: u32,
+        bytes: u64,
+        copy: impl FnOnce() -> Result<(), Cause>,
+    ) -> Result<(), Cause> {
         let options = &self.state.options;
         if options.faults.copy == Some((self.stream, instruction)) {
             return Err(Cause::Failed("a copy was made to fail".into()));
@@ -179,9 +204,8 @@ impl Worker<'_> {
             Stream::H2d => options.h2d,
             Stream::Compute | Stream::Host => None,
         };
-        let end = link.map(|link| Instant::now() + link.time(from.bytes));
-        let (source, target) = (self.state.memory(from.space), self.state.memory(to.space));
-        target.copy_from(to.offset_bytes, source, from.offset_bytes, from.bytes);
+        let end = link.map(|link| Instant::now() + link.time(bytes));
+        copy()?;
         if let Some(end) = end {
             wait_until(end);
         }

@@ -17,7 +17,8 @@ use cudarc::driver::sys;
 use cudarc::nvrtc::sys as nvrtc;
 
 use super::driver::{check, Context, Queue};
-use super::launch::{Launch, Source, HEADERS, SOURCES};
+use super::launch::sources::{Source, HEADERS, SOURCES};
+use super::launch::Launch;
 use crate::device::{Cause, Failure, Result};
 use crate::files::write_atomically;
 use crate::profile::Dtype;

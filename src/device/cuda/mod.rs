@@ -188,6 +188,9 @@ impl Device for CudaDevice {
     }
 
     fn begin_step(&mut self, parameters: &StepParameters) -> Result<()> {
+        if parameters.clip_value.is_some() {
+            return Err(Failure::refused("gradients clipped element by element"));
+        }
         self.quiet()?.begin(parameters)
     }
 
@@ -199,7 +202,7 @@ impl Device for CudaDevice {
         };
         let reserved = self.reserved()?;
         let launched = match (stream, operator) {
-            (_, Operator::TensorUpdate { .. }) => Err(Failure::refused(
+            (_, Operator::TensorUpdate { .. } | Operator::Project { .. }) => Err(Failure::refused(
                 "the method changes whole tensors, for which a GPU has no kernels yet; those of \
                  adamw, sgd and lomo are there",
             )),

@@ -63,6 +63,21 @@ impl Layout<'_> {
         tensors
     }
 
+    /// Elements of a gradient, all head groups together.
+    pub fn gradient_elements(&self, value: WeightValue) -> u64 {
+        if value.by_groups() {
+            let parts = self.gradient_parts(value).into_iter();
+            return parts.map(|p| p.elements * p.copies).sum::<u64>() * self.groups;
+        }
+        let parts = self.parts_of_gradient(value).into_iter();
+        parts.map(|p| p.weight.elements()).sum()
+    }
+
+    /// Which numbers are drawn for the projection of what a matrix reads: its siblings share it.
+    pub fn projection_key(&self, value: WeightValue, block: Option<u32>) -> u64 {
+        self.tensors(value)[0].key(block)
+    }
+
     /// A gradient that lies by head groups, all in one region: the piece of each.
     pub fn pieces(&self, value: WeightValue, gradient: Region) -> Vec<Region> {
         let pieces = if value.by_groups() { self.groups } else { 1 };
@@ -100,6 +115,7 @@ impl Layout<'_> {
                     weight: self.elements_of(at.weight, tensor.first, shape.elements()),
                     gradient: self.gradient_blocks(value, &tensor, &pieces),
                     key: tensor.key(at.block),
+                    projection_key: self.projection_key(value, at.block),
                 }
             })
             .collect()
@@ -112,14 +128,17 @@ impl Layout<'_> {
         tensor: &PlacedTensor,
         pieces: &[Region],
     ) -> Vec<GradientBlock> {
-        let (part, columns) = (tensor.weight.part, tensor.weight.columns);
+        let Weight { part, columns, .. } = self.compressed.gradient(tensor.weight);
         let mut blocks = Vec::new();
         for (group, &piece) in (0..).zip(pieces) {
             // First row and rows within the part, first column and columns, elements before.
             let held: Vec<(u64, u64, u64, u64, u64)> = if value.by_groups() {
                 self.held_by(value, part, columns, group)
             } else {
-                vec![(tensor.row, tensor.weight.rows, 0, columns, tensor.first)]
+                let parts = self.parts_of_gradient(value).into_iter();
+                let before = parts.filter(|p| p.weight.part == part).map(|p| p.first);
+                let before = before.sum::<u64>() + tensor.row * columns;
+                vec![(tensor.row, tensor.weight.rows, 0, columns, before)]
             };
             for (first, rows, column, width, before) in held {
                 let start = first.max(tensor.row);

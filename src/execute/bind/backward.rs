@@ -5,7 +5,7 @@ use ebbtide_solver::problem::Category;
 use super::super::update;
 use super::{cleared, Bound, NORMS, RESIDUAL};
 use crate::device::layout::WeightValue;
-use crate::device::{HeadNormsBackward, Operator};
+use crate::device::{HeadNormsBackward, Operator, Region};
 use crate::error::{Error, Result};
 use crate::model::Part;
 
@@ -67,10 +67,11 @@ impl Bound<'_, '_> {
         d_y: &str,
         weight: WeightValue,
     ) -> Result<Vec<Operator>> {
-        let x = self.rows(x)?;
+        let x = self.input(x, weight)?;
         let d_y = self.rows(d_y)?;
         let gradient = self.gradient(weight)?;
-        let matrix = self.program.layout.matrix(weight, gradient.region);
+        let layout = &self.program.layout;
+        let matrix = layout.matrix_of_gradient(weight, gradient.region);
         Ok(vec![Operator::LinearWeightGradient {
             rows: self.tile().count,
             x,
@@ -78,9 +79,17 @@ impl Bound<'_, '_> {
             d_y,
             outputs: matrix.rows,
             d_weight: matrix.region,
-            d_bias: self.bias(weight, gradient.region),
+            d_bias: self.bias_gradient(weight, gradient.region),
             accumulate: gradient.adds(),
         }])
+    }
+
+    /// What a weight's gradient is made of: an input's rows, or their projection.
+    fn input(&mut self, input: &str, weight: WeightValue) -> Result<Region> {
+        match self.program.rank(weight) {
+            Some(_) => self.rows(&format!("{input}.projected")),
+            None => self.rows(input),
+        }
     }
 
     pub(super) fn activation_backward(&mut self) -> Result<Vec<Operator>> {
@@ -201,7 +210,7 @@ impl Bound<'_, '_> {
     }
 
     pub(super) fn qkv_weight_gradient(&mut self) -> Result<Vec<Operator>> {
-        let x = self.rows("n1")?;
+        let x = self.input("n1", WeightValue::Qkv)?;
         let d_y = self.rows("qkv.gradient")?;
         let gradient = self.group_gradient(WeightValue::Qkv, false)?;
         let layout = &self.program.layout;
@@ -210,7 +219,7 @@ impl Bound<'_, '_> {
         operators.push(Operator::LinearWeightGradient {
             rows: self.tile().count,
             x,
-            inputs: layout.model.hidden,
+            inputs: layout.compressed.qkv.unwrap_or(layout.model.hidden),
             d_y,
             outputs: layout.heads().qkv_width(),
             d_weight: part(Part::Qkv).expect("every model has one"),

@@ -2,11 +2,15 @@
 
 use ebbtide_solver::problem::Category;
 
+use super::super::program::projected;
 use super::{cleared, Bound, HEADS, NORMS};
 use crate::device::layout::WeightValue;
+use crate::device::tensors::TensorRule;
 use crate::device::{HeadNorms, Operator, Region};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Part;
+
+const BIASES: [Part; 3] = [Part::GateUpBias, Part::UpBias, Part::DownBias];
 
 impl Bound<'_, '_> {
     pub(super) fn embedding(&mut self) -> Result<Vec<Operator>> {
@@ -150,13 +154,48 @@ impl Bound<'_, '_> {
         }
     }
 
-    /// The bias of a linear layer, or its gradient.
-    pub(super) fn bias(&self, weight: WeightValue, region: Region) -> Option<Region> {
-        let biases = [Part::GateUpBias, Part::UpBias, Part::DownBias];
+    /// The bias of a linear layer.
+    fn bias(&self, weight: WeightValue, region: Region) -> Option<Region> {
         let layout = &self.program.layout;
-        biases
-            .into_iter()
-            .find_map(|part| layout.part(weight, region, part))
+        let mut biases = BIASES.into_iter();
+        biases.find_map(|part| layout.part(weight, region, part))
+    }
+
+    /// The gradient of the bias of a linear layer.
+    pub(super) fn bias_gradient(&self, weight: WeightValue, region: Region) -> Option<Region> {
+        let layout = &self.program.layout;
+        let mut biases = BIASES.into_iter();
+        biases.find_map(|part| layout.part_of_gradient(weight, region, part))
+    }
+
+    /// What is saved of an input in a space of low rank.
+    pub(super) fn project(&mut self) -> Result<Vec<Operator>> {
+        let input = self.take(&["n1", "n2", "h"])?;
+        let z = self.take(&["n1.projected", "n2.projected", "h.projected"])?;
+        let (weight, of) = projected(&z.value.name).expect("one of these");
+        if of != input.value.name || z.value.block != input.value.block {
+            return Err(Error::bad_input("projects another input than it says"));
+        }
+        let program = self.program;
+        let layout = &program.layout;
+        let matrix = layout.tensors(weight)[0].weight;
+        let rule = program.method.tensor_rule(&matrix);
+        let TensorRule::Compact {
+            projection: Some(projection),
+            ..
+        } = rule
+        else {
+            return Err(Error::bad_input("the method projects no inputs"));
+        };
+        Ok(vec![Operator::Project {
+            rows: self.tile().count,
+            x: input.region,
+            inputs: matrix.columns,
+            projection,
+            key: layout.projection_key(weight, z.value.block),
+            z: z.region,
+            workspace: self.workspace()?,
+        }])
     }
 
     pub(super) fn activation(&mut self) -> Result<Vec<Operator>> {

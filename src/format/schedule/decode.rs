@@ -12,8 +12,9 @@ use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos, Span};
 
 use super::wire::*;
 use super::{Decision, Hardware, Model, Predicted, ScheduleFile, Solver, State, Workload};
+use crate::device::arithmetic::Arithmetic;
 use crate::error::{Error, Result};
-use crate::methods::LowRank;
+use crate::methods::{Layers, LowRank, Rank};
 
 /// # Errors
 /// Bad input: a rate of zero, a negative fraction, an action without its operator or state group.
@@ -67,6 +68,11 @@ pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
         },
         method: file.method,
         method_options: file.method_options.map(method_options).transpose()?,
+        storage: file.storage.map(Into::into),
+        arithmetic: match file.arithmetic {
+            Some(name) => name.parse()?,
+            None => Arithmetic::Plain,
+        },
         strategy: file.strategy,
         decisions: file.decisions.into_iter().map(decision).collect(),
         states,
@@ -226,6 +232,7 @@ fn value(value: WireValue) -> ScheduledValue {
         block: value.block,
         category: value.category.into(),
         row_bytes: value.row_bytes,
+        packed_row_bytes: value.packed_row_bytes,
         fixed_bytes: Bytes::new(value.fixed_bytes),
         by_groups: value.by_groups,
     }
@@ -303,17 +310,36 @@ fn predicted(wire: &WirePredicted) -> Result<Predicted> {
 
 fn method_options(wire: WireMethodOptions) -> Result<LowRank> {
     let scale = not_negative("method_options.scale", wire.scale)?;
-    if wire.rank == 0 || wire.refresh == 0 || scale == 0.0 {
+    let rank = match (wire.rank, wire.rank_divisor) {
+        (Some(rank), None) => Rank::Of(rank),
+        (None, Some(parts)) => Rank::Part(parts),
+        _ => {
+            return Err(Error::bad_input(
+                "method_options needs either a rank or a rank_divisor",
+            ))
+        }
+    };
+    let layers = match &wire.compress {
+        None => Some(Layers::ALL),
+        Some(names) => Layers::named(names.iter().map(String::as_str)),
+    };
+    let layers = layers.ok_or_else(|| {
+        let known = Layers::NAMES.join(", ");
+        Error::bad_input(format!("method_options.compress lists others than {known}"))
+    })?;
+    let none = matches!(rank, Rank::Of(0) | Rank::Part(0));
+    if none || wire.refresh == 0 || scale == 0.0 {
         return Err(Error::bad_input(
             "method_options has a rank, refresh or scale of 0",
         ));
     }
     Ok(LowRank {
-        rank: Some(wire.rank),
+        rank: Some(rank),
         refresh: wire.refresh,
         scale,
         per_layer: wire.per_layer,
         svd: wire.svd,
         eight_bit: wire.eight_bit,
+        layers,
     })
 }

@@ -13,6 +13,8 @@ use ebbtide_solver::units::{BytesPerSec, Span};
 
 use super::wire::*;
 use super::{Decision, Predicted, ScheduleFile, State, SCHEMA};
+use crate::device::arithmetic::Arithmetic;
+use crate::methods::{Layers, Rank};
 
 /// The whole file: one line for each short section and for each entry of the long ones.
 pub(super) fn to_text(file: &ScheduleFile) -> String {
@@ -56,15 +58,30 @@ fn head(file: &ScheduleFile) -> String {
     line(&mut text, "hardware", &hardware(file));
     line(&mut text, "method", &file.method);
     if let Some(options) = file.method_options {
+        let (rank, rank_divisor) = match options.rank {
+            Some(Rank::Part(parts)) => (None, Some(parts)),
+            Some(Rank::Of(rank)) => (Some(rank), None),
+            None => (None, None),
+        };
+        let some = options.layers != Layers::ALL;
+        let compress = some.then(|| options.layers.names());
         let options = WireMethodOptions {
-            rank: options.rank.unwrap_or_default(),
+            rank,
+            rank_divisor,
             refresh: options.refresh,
             scale: options.scale,
             per_layer: options.per_layer,
             svd: options.svd,
             eight_bit: options.eight_bit,
+            compress: compress.map(|names| names.into_iter().map(String::from).collect()),
         };
         line(&mut text, "method_options", &options);
+    }
+    if let Some(storage) = file.storage {
+        line(&mut text, "storage", &WireStorage::from(storage));
+    }
+    if file.arithmetic != Arithmetic::Plain {
+        line(&mut text, "arithmetic", &file.arithmetic.name());
     }
     line(&mut text, "strategy", &file.strategy);
     let budget = WireBudget {
@@ -221,6 +238,7 @@ fn value(value: &ScheduledValue) -> WireValue {
         block: value.block,
         category: value.category.into(),
         row_bytes: value.row_bytes,
+        packed_row_bytes: value.packed_row_bytes,
         fixed_bytes: value.fixed_bytes.get(),
         by_groups: value.by_groups,
     }

@@ -8,6 +8,7 @@ use ebbtide_solver::problem::{Category, Domain};
 use ebbtide_solver::schedule::{Access, Operand, Space};
 
 use super::Status;
+use crate::device::packed::Storage;
 
 /// What is looked at first: the rest may be of another version.
 #[derive(Deserialize)]
@@ -69,6 +70,11 @@ wire_enum!(WireStatus is Status {
     Unproved = "unproved",
 });
 
+wire_enum!(WireStorage is Storage {
+    Fp8 = "fp8",
+    Int8 = "int8",
+});
+
 wire!(
     struct File {
         schema: String,
@@ -79,6 +85,10 @@ wire!(
         method: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         method_options: Option<WireMethodOptions>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        storage: Option<WireStorage>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        arithmetic: Option<String>,
         strategy: String,
         budget: WireBudget,
         decisions: Vec<WireDecision>,
@@ -97,12 +107,17 @@ wire!(
 );
 wire!(
     struct WireMethodOptions {
-        rank: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rank: Option<u64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rank_divisor: Option<u64>,
         refresh: u32,
         scale: f64,
         per_layer: bool,
         svd: bool,
         eight_bit: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        compress: Option<Vec<String>>,
     }
 );
 wire!(
@@ -215,6 +230,8 @@ wire!(
         block: Option<u32>,
         category: WireCategory,
         row_bytes: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        packed_row_bytes: Option<u64>,
         fixed_bytes: u64,
         by_groups: bool,
     }

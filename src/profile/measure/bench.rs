@@ -65,6 +65,7 @@ impl Bench {
             weight_decay: 0.0,
             loss_scale: 1.0,
             clip: None,
+            clip_value: None,
         });
         let queued = begun.and_then(|()| queue(device));
         // The step ends even where a command could not be queued.

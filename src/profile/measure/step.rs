@@ -20,6 +20,7 @@ use ebbtide_solver::units::Bytes;
 
 use super::statistics::Summary;
 use super::{positive, Request};
+use crate::device::arithmetic::Arithmetic;
 use crate::device::TraceEntry;
 use crate::error::{Error, Result};
 use crate::execute::{Optimizer, Session};
@@ -150,6 +151,8 @@ fn keep(
             clip: false,
         },
         method,
+        storage: None,
+        arithmetic: Arithmetic::Plain,
         budget: Budget {
             device: profile.device.memory,
             host: profile.host.memory,

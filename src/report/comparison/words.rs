@@ -123,7 +123,8 @@ fn gains(method: &str, groups: &[&Group]) -> Option<String> {
         let all = ["checkpoint", "checkpoint-offload"].into_iter();
         let all = all.filter_map(|strategy| {
             let (gain, seq) = gain(strategy, tiled)?;
-            Some(format!("{gain:.2} × {strategy} (at {})", tokens(seq)))
+            let at = tokens(seq);
+            Some(format!("{gain:.2} × as fast as {strategy} (at {at})"))
         });
         Vec::from_iter(all).join(" and ")
     };
@@ -132,7 +133,7 @@ fn gains(method: &str, groups: &[&Group]) -> Option<String> {
     let parts = parts.into_iter().filter(|(_, gains)| !gains.is_empty());
     let parts = parts.map(|(tiles, gains)| format!("{gains} {tiles}"));
     let parts = Vec::from_iter(parts);
-    (!parts.is_empty()).then(|| format!("{method}: at most as fast as {}", parts.join(", ")))
+    (!parts.is_empty()).then(|| format!("{method}: at most {}", parts.join("; ")))
 }
 
 /// What the numbers are worth.

@@ -11,7 +11,7 @@
 //! |---|---|
 //! | `EBBTIDE_STANDIN_KERNELS` | the library with `ebbtide_host_launch` |
 //! | `EBBTIDE_STANDIN_DELAYS` | a seed: commands begin after random times |
-//! | `EBBTIDE_STANDIN_FAIL` | `cuMemAlloc_v2:2=2,kernel:7=700`: the second call returns 2, the seventh kernel ends with 700 |
+//! | `EBBTIDE_STANDIN_FAIL` | `cuMemAlloc_v2:2=2,kernel:7=700`: call 2 returns 2, launch 7 700 |
 //! | `EBBTIDE_STANDIN_CLOCK` | `virtual`: events show a computed time, the same in every run |
 //! | `EBBTIDE_STANDIN_MEMORY` | bytes of the card |
 //! | `EBBTIDE_STANDIN_CAPABILITY` | compute capability, such as `7.5` |

@@ -14,6 +14,7 @@ pub mod factored;
 pub mod linear;
 pub mod low_rank;
 pub mod norm;
+pub mod packed;
 pub mod philox;
 pub mod quantised;
 pub mod real;

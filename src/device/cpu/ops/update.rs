@@ -8,6 +8,8 @@ use crate::device::StepParameters;
 pub struct Constants {
     /// What clipping multiplies gradients with.
     pub clip: f32,
+    /// What their elements are clipped to before.
+    pub most: f32,
     /// `1 − ηλ`.
     pub keep: f32,
     /// `1 − β₁`.
@@ -34,6 +36,7 @@ impl Constants {
         let power = |beta: f64| 1.0 - beta.powf(step.step as f64);
         Constants {
             clip: clip as f32,
+            most: step.clip_value.map_or(f32::INFINITY, |most| most as f32),
             keep: (1.0 - step.learning_rate * step.weight_decay) as f32,
             first: (1.0 - step.beta1) as f32,
             second: step.beta2 as f32,
@@ -54,7 +57,7 @@ pub fn adamw(c: &Constants, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f3
         #[inline(always)]
         || {
             for (((w, m), v), g) in elements {
-                let g = *g * c.clip;
+                let g = g.clamp(-c.most, c.most) * c.clip;
                 let (m_new, v_new) = (
                     *m + c.first * (g - *m),
                     *v * c.second + c.second_new * g * g,
@@ -74,7 +77,8 @@ pub fn sgd(c: &Constants, w: &mut [f32], g: &[f32]) {
         #[inline(always)]
         || {
             for (w, g) in elements {
-                *w = *w - c.learning_rate * (*g * c.clip + c.weight_decay * *w);
+                let g = g.clamp(-c.most, c.most) * c.clip;
+                *w = *w - c.learning_rate * (g + c.weight_decay * *w);
             }
         },
     );
@@ -112,6 +116,7 @@ mod tests {
             weight_decay: 0.1,
             loss_scale: 1.0,
             clip: None,
+            clip_value: None,
         }
     }
 

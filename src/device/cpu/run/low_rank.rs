@@ -7,6 +7,7 @@ use crate::device::cpu::ops::low_rank::{
     adam, back, descend, iterated_basis, limit_growth, project, scale_as, singular_basis, Sizes,
 };
 use crate::device::cpu::ops::philox::{Draws, Purpose};
+use crate::device::operator::Operator;
 use crate::device::tensors::{Moments, Projection, TensorShape, TensorUpdate};
 use crate::device::Cause;
 use crate::profile::Dtype;
@@ -58,6 +59,57 @@ impl Runner<'_> {
         let mut matrix = vec![0.0; sizes.rank * sizes.short];
         draws.fill(0, (sizes.rank as f32).sqrt().recip(), &mut matrix);
         matrix
+    }
+
+    /// CompAct's inputs.
+    pub(super) fn run_project(&self, operator: &Operator) -> Outcome {
+        let Operator::Project {
+            rows,
+            x,
+            inputs,
+            projection,
+            key,
+            z,
+            workspace: _,
+        } = *operator
+        else {
+            unreachable!("dispatched by name");
+        };
+        let sizes = Sizes {
+            long: rows as usize,
+            short: inputs as usize,
+            rank: projection.rank as usize,
+        };
+        let epoch = epoch(self.state.step().parameters.step - 1, projection);
+        let x = self.load(x, rows * inputs)?;
+        self.store(z, &project(&x, &self.drawn(key, epoch, sizes), sizes))
+    }
+
+    /// CompAct's update, by a gradient that is projected already.
+    pub(super) fn run_compact(
+        &self,
+        (tensor, projection): (&TensorUpdate, Option<Projection>),
+        (scale, moments): (f64, Moments),
+        (w, g): (&mut [f32], &mut [f32]),
+    ) -> Outcome {
+        let step = self.state.step().parameters;
+        self.with_moments(tensor.key, &tensor.states, g, moments, {
+            |g, m, v| adam(g, m, v, &step)
+        })?;
+        let factor = step.learning_rate * scale;
+        let Some(projection) = projection else {
+            descend(w, g, factor, &step);
+            return Ok(());
+        };
+        let sizes = Sizes {
+            long: tensor.shape.rows as usize,
+            short: tensor.shape.columns as usize,
+            rank: projection.rank as usize,
+        };
+        let epoch = epoch(step.step - 1, projection);
+        let basis = self.drawn(tensor.projection_key, epoch, sizes);
+        descend(w, &back(g, &basis, sizes), factor, &step);
+        Ok(())
     }
 
     /// GaLore.

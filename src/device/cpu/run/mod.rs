@@ -2,6 +2,7 @@
 
 mod heads;
 mod low_rank;
+mod packed;
 mod products;
 mod rows;
 mod tensors;
@@ -164,6 +165,7 @@ impl<'a> Runner<'a> {
             Operator::Linear { .. }
             | Operator::LinearInputGradient { .. }
             | Operator::LinearWeightGradient { .. } => self.run_linear(operator),
+            Operator::Project { .. } => self.run_project(operator),
             Operator::QkvProjection { .. } | Operator::RotaryBackward { .. } => {
                 self.run_rotary(operator)
             }

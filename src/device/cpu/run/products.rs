@@ -1,12 +1,18 @@
 //! Linear layers and their gradients.
 
 use super::super::ops::linear;
+use super::super::ops::packed::{round_columns, round_rows};
 use super::super::scratch::Loan;
 use super::{Outcome, Runner};
+use crate::device::arithmetic::Arithmetic;
 use crate::device::operator::{Operator, Panel};
 use crate::device::{Cause, Region};
 
 impl<'a> Runner<'a> {
+    fn arithmetic(&self) -> Arithmetic {
+        self.state.options.arithmetic
+    }
+
     /// `x·Wᵀ + b` in scratch.
     pub(super) fn project(
         &self,
@@ -16,8 +22,14 @@ impl<'a> Runner<'a> {
         bias: &[Region],
     ) -> Result<Loan<'a>, Cause> {
         let inputs = weight.first().map_or(0, |panel| panel.columns);
-        let x = self.load(x, rows * inputs)?;
-        let (w, outputs) = self.load_panels(weight, inputs)?;
+        let mut x = self.load(x, rows * inputs)?;
+        let (mut w, outputs) = self.load_panels(weight, inputs)?;
+        if let Some(format) = self.arithmetic().format() {
+            round_rows(format, &mut w, inputs as usize);
+            if !self.arithmetic().is_aware() {
+                round_rows(format, &mut x, inputs as usize);
+            }
+        }
         let mut y = self.scratch.take((rows * outputs) as usize);
         linear::forward(&x, &w, &mut y, sizes(rows, inputs, outputs));
         if let Some(bias) = self.load_bias(bias, outputs)? {
@@ -50,8 +62,16 @@ impl<'a> Runner<'a> {
                 accumulate,
             } => {
                 let inputs = weight.first().map_or(0, |panel| panel.columns);
-                let (w, outputs) = self.load_panels(weight, inputs)?;
-                let d_y = self.load(d_y, rows * outputs)?;
+                let (mut w, outputs) = self.load_panels(weight, inputs)?;
+                let mut d_y = self.load(d_y, rows * outputs)?;
+                match (self.arithmetic().format(), self.arithmetic().is_aware()) {
+                    (None, _) => {}
+                    (Some(format), true) => round_rows(format, &mut w, inputs as usize),
+                    (Some(format), false) => {
+                        round_rows(format, &mut d_y, outputs as usize);
+                        round_columns(format, &mut w, inputs as usize);
+                    }
+                }
                 let mut out = self.scratch.take((rows * inputs) as usize);
                 linear::input_gradient(&d_y, &w, &mut out, sizes(rows, inputs, outputs));
                 self.store_or_add(d_x, &mut out, accumulate)

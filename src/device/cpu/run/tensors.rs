@@ -49,6 +49,14 @@ impl<'a> Runner<'a> {
                     let how = (scale, channels, moments);
                     self.run_apollo((tensor, projection), how, (&mut w, &mut g))?;
                 }
+                TensorRule::Compact {
+                    projection,
+                    scale,
+                    moments,
+                } => {
+                    let how = (scale, moments);
+                    self.run_compact((tensor, projection), how, (&mut w, &mut g))?;
+                }
                 TensorRule::Flora { projection } => {
                     self.run_flora((tensor, projection), (&mut w, &mut g))?;
                 }
@@ -80,13 +88,15 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// The whole gradient in f32: its blocks added up, in order, then times `clip`.
+    /// The whole gradient in f32: its blocks added up, in order, clipped to the step's largest
+    /// magnitude, then times `clip`.
     fn gradient(&self, tensor: &TensorUpdate, clip: f32) -> Result<Loan<'a>, Cause> {
-        let width = tensor.shape.columns as usize;
-        let mut g = self.scratch.zeros(tensor.shape.elements() as usize);
+        let shape = tensor.rule.gradient_shape(tensor.shape);
+        let width = shape.columns as usize;
+        let mut g = self.scratch.zeros(shape.elements() as usize);
         for block in &tensor.gradient {
-            let fits = block.row + block.rows <= tensor.shape.rows
-                && block.column + block.columns <= tensor.shape.columns;
+            let fits = block.row + block.rows <= shape.rows
+                && block.column + block.columns <= shape.columns;
             if !fits {
                 return Err(Cause::Refused("a gradient outside its tensor".into()));
             }
@@ -96,6 +106,10 @@ impl<'a> Runner<'a> {
                 let first = row * width + block.column as usize;
                 linear::add(&mut g[first..first + columns], values);
             }
+        }
+        if let Some(most) = self.state.step().parameters.clip_value {
+            let most = most as f32;
+            g.iter_mut().for_each(|g| *g = g.clamp(-most, most));
         }
         if clip < 1.0 {
             vectorised(

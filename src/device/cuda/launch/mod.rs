@@ -6,17 +6,17 @@
 //! operator that is one, [`launches`] gives what follows it (a product's own bias and residual
 //! belong to its epilogue).
 
+mod attention;
 pub mod batch;
 mod heads;
 mod operand;
 mod rows;
-mod sources;
+pub mod sources;
 mod update;
 
 use super::super::{Operator, Region, Reservation, Result};
 pub use batch::BatchFacts;
 use operand::Operands;
-pub use sources::{Source, HEADERS, SOURCES};
 pub use update::{constants, CONSTANTS_BYTES};
 
 /// Scratch memory that the device keeps beside the arena for what one operator's kernels hand to
@@ -98,10 +98,12 @@ pub fn launches(
     let operands = Operands::new(reservation, batches)?;
     match operator {
         Operator::Linear { .. } | Operator::LinearInputGradient { .. } => Ok(Vec::new()),
-        Operator::QkvProjection { .. }
-        | Operator::RotaryBackward { .. }
-        | Operator::Attention { .. }
-        | Operator::AttentionBackward { .. } => heads::launches(&operands, operator),
+        Operator::QkvProjection { .. } | Operator::RotaryBackward { .. } => {
+            heads::launches(&operands, operator)
+        }
+        Operator::Attention { .. } | Operator::AttentionBackward { .. } => {
+            attention::launches(&operands, operator)
+        }
         Operator::GradientNorm { .. } | Operator::Update { .. } => {
             update::launches(&operands, operator)
         }

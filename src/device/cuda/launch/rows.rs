@@ -121,7 +121,7 @@ fn by_pieces(
     launch(name, [rows, across, 1], threads, 0, arguments)
 }
 
-// ---- embedding -----------------------------------------------------------------------------------
+// ---- embedding ----------------------------------------------------------------------------------
 
 /// `c` as the elements' type has it; 1 where there is none.
 fn rounded(scale: Option<f64>, dtype: Dtype) -> Argument {
@@ -248,7 +248,7 @@ fn embedding_backward(operands: &Operands, operator: &Operator) -> Result<Vec<La
     Ok(all)
 }
 
-// ---- norms and sums over rows --------------------------------------------------------------------
+// ---- norms and sums over rows -------------------------------------------------------------------
 
 fn check_norm(norm: NormShape, shift: Option<Region>) -> Result<()> {
     if shift.is_some() == (norm.kind == NormKind::Layer) {
@@ -332,7 +332,7 @@ fn column_sums(
     Ok(vec![sums, combine])
 }
 
-// ---- the loss ------------------------------------------------------------------------------------
+// ---- the loss -----------------------------------------------------------------------------------
 
 fn cross_entropy(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>> {
     let Operator::CrossEntropy {

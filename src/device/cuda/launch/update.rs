@@ -99,7 +99,7 @@ fn sum(
     Ok(())
 }
 
-// ---- the norm ------------------------------------------------------------------------------------
+// ---- the norm -----------------------------------------------------------------------------------
 
 fn gradient_norm(operands: &Operands, gradients: &[Vec<Region>], slot: u32) -> Result<Vec<Launch>> {
     let slots = operands.reservation.norm_slots;
@@ -170,7 +170,7 @@ fn gradient_norm(operands: &Operands, gradients: &[Vec<Region>], slot: u32) -> R
     Ok(all)
 }
 
-// ---- updates -------------------------------------------------------------------------------------
+// ---- updates ------------------------------------------------------------------------------------
 
 fn update(
     operands: &Operands,

@@ -60,7 +60,10 @@ pub(super) fn longest(file: &ComparisonFile) -> Option<Figure> {
         panels: vec![Panel {
             title: "tokens (× 1024)".into(),
             height: (methods.len() as i32 * 15 + 8) * strategies.len() as i32,
-            x: Axis::linear(most as f64 / 1024.0, |v| format!("{v:.0}k")),
+            x: Axis::linear(most as f64 / 1024.0, |v| match v {
+                0.0 => "0".into(),
+                _ => format!("{v:.0}k"),
+            }),
             y: Axis::rows(strategies.clone()),
             marks,
         }],

@@ -30,7 +30,10 @@ pub(super) fn budgets(file: &ComparisonFile) -> Option<Figure> {
     ];
     for strategy in &file.settings.strategies {
         let of_it = points.iter().filter(|p| p.strategy == *strategy).copied();
-        marks.extend(of_strategy(file, strategy, &Vec::from_iter(of_it)));
+        let of_it = Vec::from_iter(of_it);
+        if !of_it.is_empty() {
+            marks.extend(of_strategy(file, strategy, &of_it));
+        }
     }
     let (least, most) = (points.first()?.device_bytes, points.last()?.device_bytes);
     let mut ticks: Vec<_> = points

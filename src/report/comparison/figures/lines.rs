@@ -9,6 +9,9 @@ use crate::report::comparison::words::{beyond_measured_lengths, cause, fastest, 
 use crate::report::figure::{Axis, Colour, Figure, Mark, Panel, Shape, PALETTE};
 use crate::report::percent;
 
+/// The key of what has no line comes last.
+const NOWHERE: (f64, f64) = (0.0, 0.0);
+
 /// One value of every plan over the lengths: a line for each strategy, broken where nothing fits.
 fn lines(
     file: &ComparisonFile,
@@ -64,12 +67,16 @@ fn lines(
             last = Some(((x, y), next));
         }
         marks.extend(line(points, colour, width));
-        let Some((at, miss)) = last else {
-            continue;
-        };
-        let why = match miss {
-            Some((seq, why)) => format!("{strategy} ({}: {})", tokens(seq), cause(why)),
-            None => strategy.clone(),
+        let first = groups
+            .first()
+            .and_then(|g| g.cell(strategy)?.misses.as_deref());
+        let (at, why) = match (last, first) {
+            (Some((at, Some((seq, why)))), _) => {
+                (at, format!("{strategy} ({}: {})", tokens(seq), cause(why)))
+            }
+            (Some((at, None)), _) => (at, strategy.clone()),
+            (None, Some(why)) => (NOWHERE, format!("{strategy} (nowhere: {})", cause(why))),
+            (None, None) => continue,
         };
         marks.push(key(at, why, shape, colour));
     }

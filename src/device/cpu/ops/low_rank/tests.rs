@@ -1,6 +1,8 @@
 //! Identities of random projections, GaLore, APOLLO and FLORA, in f64; the names are those of the
 //! oracles that methods are held to.
 
+mod compact;
+
 use super::super::factored;
 use super::super::philox::{Draws, Purpose};
 use super::super::testing::noise;
@@ -20,6 +22,7 @@ fn step(step: u64) -> StepParameters {
         weight_decay: 0.0,
         loss_scale: 1.0,
         clip: None,
+        clip_value: None,
     }
 }
 

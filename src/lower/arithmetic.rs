@@ -1,0 +1,63 @@
+//! What products in 8 bits change of a problem: times and scratch memory, nothing that is saved.
+
+use ebbtide_solver::units::Bytes;
+
+use super::{Charge, Lowered};
+use crate::device::arithmetic::Arithmetic;
+use crate::error::Result;
+use crate::profile::cost::GemmDirection;
+use crate::profile::{Dtype, Profile};
+
+impl Lowered {
+    /// The same where linear layers multiply so. Products take what the profile's FP8 peak makes of
+    /// their time, integers too; rounding an operand is one pass over it into scratch memory.
+    ///
+    /// # Errors
+    /// A profile without a peak for FP8.
+    pub fn in_arithmetic(
+        mut self,
+        arithmetic: Arithmetic,
+        profile: &Profile,
+        dtype: Dtype,
+    ) -> Result<Self> {
+        if arithmetic == Arithmetic::Plain {
+            return Ok(self);
+        }
+        let (plain, low) = (profile.costs(dtype)?, profile.costs(Dtype::Fp8)?);
+        let width = dtype.bytes();
+        let ops = self.problem.ops.values_mut();
+        for (op, charges) in ops.zip(self.charges.values()) {
+            let method = op.name == "project" || op.name.ends_with("_update");
+            for charge in charges.iter().filter(|_| !method) {
+                let Charge::Gemm(gemm) = *charge else {
+                    continue;
+                };
+                if gemm.direction == GemmDirection::Wgrad {
+                    continue;
+                }
+                let (input, weight) = (gemm.k, gemm.k * gemm.n);
+                let rounded = |elements: u64, to: u64| {
+                    let traffic = Bytes::new(elements * (width + to));
+                    plain.operator("cast", traffic).time.get() * 1000
+                };
+                if arithmetic.is_aware() {
+                    op.workspace.fixed += weight * width;
+                    op.picos.fixed += rounded(weight, width);
+                    continue;
+                }
+                op.workspace.fixed += weight;
+                op.workspace.row += input;
+                op.picos.fixed += rounded(weight, 1);
+                let rows = gemm.m.max(1);
+                let (before, now) = (plain.gemm(&gemm).time, low.gemm(&gemm).time);
+                let saved = before.saturating_sub(now).get() * 1000 / rows;
+                op.picos.row = op.picos.row.saturating_sub(saved) + rounded(rows * input, 1) / rows;
+            }
+        }
+        if !arithmetic.is_aware() {
+            let why = format!("{arithmetic}: nothing is measured; times by the peak of fp8");
+            self.extrapolated.insert(why);
+        }
+        Ok(self)
+    }
+}
