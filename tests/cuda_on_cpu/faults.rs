@@ -27,7 +27,9 @@ fn fails(environment: &[(&str, &str)], words: &[&str]) {
 }
 
 fn fails_with(schedule: &str, environment: &[(&str, &str)], words: &[&str]) {
-    let result = folder("faults").join("result.json");
+    // Tests run side by side.
+    let result = format!("{:?}.json", std::thread::current().id());
+    let result = folder("faults").join(result);
     let path = result.to_str().unwrap();
     let args = [
         "run", schedule, "--device", "cuda:0", "--steps", "2", "-o", path,
@@ -159,8 +161,11 @@ fn every_call_that_fails_ends_the_run_with_its_name() {
         &[("EBBTIDE_STANDIN_FAIL", "cuMemHostRegister_v2:1=2")],
         &pinned,
     );
+    let cache = folder("no-cache");
+    remove(&cache);
+    let fresh = ("XDG_CACHE_HOME", cache.to_str().unwrap());
     fails(
-        &[("EBBTIDE_STANDIN_FAIL", "compile:3=1")],
+        &[("EBBTIDE_STANDIN_FAIL", "compile:3=1"), fresh],
         &["it does not compile"],
     );
     for (fault, words) in [

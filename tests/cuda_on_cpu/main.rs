@@ -19,6 +19,7 @@ mod runs;
 #[path = "../execute/straight.rs"]
 mod straight;
 
+mod clock;
 mod faults;
 mod place;
 mod steps;

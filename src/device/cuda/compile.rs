@@ -217,10 +217,8 @@ fn compile(source: &Source, options: &[String]) -> Result<Vec<u8>> {
         compiled("nvrtcCreateProgram", status)?;
         let count = options.len() as c_int;
         let status = nvrtc::nvrtcCompileProgram(program.0, count, options.as_ptr());
-        compiled(source.file, status).map_err(|failure| match log(&program) {
-            Some(log) => Failure::new(Cause::Failed(format!("{failure}:\n{log}"))),
-            None => failure,
-        })?;
+        let said = log(&program).unwrap_or_default();
+        compiled(&format!("{}: {said}", source.file), status)?;
         let mut size = 0;
         let status = nvrtc::nvrtcGetCUBINSize(program.0, &mut size);
         compiled("nvrtcGetCUBINSize", status)?;

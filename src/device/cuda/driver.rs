@@ -77,9 +77,8 @@ impl Context {
             let mut count = 0;
             check("cuDeviceGetCount", sys::cuDeviceGetCount(&mut count))?;
             let number = i32::try_from(number).ok().filter(|&n| n < count);
-            let number = number.ok_or_else(|| {
-                failed(format!("the driver sees {count} cards, cuda:0 the first"))
-            })?;
+            let number = number
+                .ok_or_else(|| failed(format!("there is no such card: the driver sees {count}")))?;
             let mut card = 0;
             check("cuDeviceGet", sys::cuDeviceGet(&mut card, number))?;
             let mut context = Context {

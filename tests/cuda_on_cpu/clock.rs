@@ -1,0 +1,64 @@
+//! Profile, plan, run on the stand-in's virtual clock: what is measured there is known, so the
+//! profiler's arithmetic and the trace of a step are held to it.
+
+use serde_json::Value;
+
+use super::is_there;
+use super::place::{ebbtide, folder, stderr};
+
+const VIRTUAL: (&str, &str) = ("EBBTIDE_STANDIN_CLOCK", "virtual");
+
+fn succeeds(args: &[&str], environment: &[(&str, &str)]) -> String {
+    let out = ebbtide(args, environment);
+    assert_eq!(out.status.code(), Some(0), "{args:?}: {}", stderr(&out));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+#[test]
+fn what_is_measured_is_what_was_set() {
+    if !is_there() {
+        return;
+    }
+    let folder = folder("clock");
+    let [profile, schedule] = ["p.json", "s.json"].map(|name| folder.join(name));
+    let [profile, schedule] = [&profile, &schedule].map(|path| path.to_str().unwrap());
+    let what = "profile --model tiny --device cuda:0 --seq 64 --dtype f32 -o";
+    let args: Vec<&str> = what.split(' ').chain([profile]).collect();
+    succeeds(&args, &[VIRTUAL]);
+    let measured: Value = serde_json::from_slice(&std::fs::read(profile).unwrap()).unwrap();
+    assert_eq!(measured["device"]["name"], "the stand-in card");
+    // A kernel of one block takes 5100 ns, which is then the timer's; a copy 5000 ns and 1 ns for
+    // every 25 bytes.
+    assert_eq!(measured["operators"]["launch"]["ns"], 5100);
+    for direction in ["d2h", "h2d"] {
+        for sample in measured["links"][direction]["samples"].as_array().unwrap() {
+            let bytes = sample["bytes"].as_u64().unwrap();
+            let expected = (5000 + bytes / 25).saturating_sub(5100).max(1);
+            assert_eq!(sample["ns"], expected, "{bytes} bytes {direction}");
+            assert_eq!(sample["spread_ns"], 0);
+        }
+    }
+    let overhead = measured["device"]["overhead_bytes"].as_u64().unwrap();
+    assert!((96 << 20..97 << 20).contains(&overhead), "{overhead}");
+    let what = "plan --model tiny --seq 64 --method lomo --device-memory 700KiB --profile";
+    let args: Vec<&str> = what.split(' ').chain([profile, "-o", schedule]).collect();
+    succeeds(&args, &[]);
+    let args = [
+        "run", schedule, "--device", "cuda:0", "--steps", "3", "--json",
+    ];
+    let delayed = ("EBBTIDE_STANDIN_DELAYS", "3");
+    let ran: Value = serde_json::from_str(&succeeds(&args, &[VIRTUAL, delayed])).unwrap();
+    // Not the copies: what the timer adds to a kernel was taken off them too, and these are small.
+    let compute = |which: &str| {
+        let ns = |key: &str| ran[which][key].as_u64().unwrap() as f64;
+        ns("step_ns") - ns("stall_ns") - ns("optimizer_tail_ns")
+    };
+    let ratio = compute("measured") / compute("predicted");
+    assert!(
+        (0.98..1.02).contains(&ratio),
+        "measured is {ratio} of predicted"
+    );
+    for key in ["arena_bytes", "d2h_bytes", "h2d_bytes"] {
+        assert_eq!(ran["measured"][key], ran["predicted"][key], "{key}");
+    }
+}
