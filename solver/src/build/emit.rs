@@ -16,7 +16,7 @@
 
 use std::collections::BTreeSet;
 
-use super::expand::{Draft, DraftHostUpdate};
+use super::draft::{Draft, DraftHostUpdate};
 use super::pieces::all_groups;
 use super::transfer::Transfers;
 use crate::ids::{BufferId, EventId, Id, OpId, Table};

@@ -7,6 +7,7 @@
 //! [`draft`] stops before addresses, which is what the search needs of hundreds of plans;
 //! [`schedule`] gives the whole thing for the one that is chosen.
 
+mod draft;
 mod emit;
 mod expand;
 mod pieces;
@@ -20,7 +21,8 @@ use crate::schedule::Schedule;
 use crate::simulate::{simulate, Timeline};
 use crate::units::{Bytes, Nanos};
 
-pub use expand::{expand, Draft, DraftInstruction};
+pub use draft::{Draft, DraftInstruction};
+pub use expand::expand;
 pub use transfer::Transfers;
 
 /// Every device offset is a multiple of it.

@@ -14,7 +14,7 @@
 //! which they are needed, each as late as the link allows with one copy's time to spare, later
 //! where memory forbids.
 
-use super::expand::{Draft, DraftBuffer};
+use super::draft::{Draft, DraftBuffer};
 use crate::ids::StepId;
 use crate::problem::Problem;
 use crate::units::{Bytes, Span};
