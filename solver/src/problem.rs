@@ -332,21 +332,25 @@ impl Problem {
     }
     /// Bytes of the pieces `[first, last)` of a tensor.
     pub fn pieces_bytes(&self, tensor: TensorId, first: u32, last: u32) -> Bytes {
-        if first == last {
-            return Bytes::ZERO;
-        }
-        let (rows, groups) = self.pieces_extent(tensor, first, last);
-        let value = &self.values[self.tensors[tensor].value];
-        value.bytes(rows.len(), groups.len(), u64::from(self.groups))
+        self.sized(tensor, first, last, Value::bytes)
     }
     /// The same in host memory.
     pub fn pieces_host_bytes(&self, tensor: TensorId, first: u32, last: u32) -> Bytes {
+        self.sized(tensor, first, last, Value::host_bytes)
+    }
+    fn sized(
+        &self,
+        tensor: TensorId,
+        first: u32,
+        last: u32,
+        bytes: fn(&Value, u64, u64, u64) -> Bytes,
+    ) -> Bytes {
         if first == last {
             return Bytes::ZERO;
         }
         let (rows, groups) = self.pieces_extent(tensor, first, last);
         let value = &self.values[self.tensors[tensor].value];
-        value.host_bytes(rows.len(), groups.len(), u64::from(self.groups))
+        bytes(value, rows.len(), groups.len(), u64::from(self.groups))
     }
     /// The name of a value with its block: `qkv of block 3`.
     pub fn value_name(&self, value: ValueId) -> String {

@@ -3,8 +3,8 @@
 //! In: one reservation of memory, then for each step a stream of commands (operators, copies,
 //! events) on four queues. Out: bytes read back, the loss, and a trace of when what ran. A device
 //! knows neither schedules nor planning: an [`Operator`] carries every shape, a [`Region`] every
-//! address. Three devices stand behind one trait: [`cpu`] computes for real on threads, `cuda`
-//! will, [`null`] keeps a virtual clock and a log.
+//! address. Three devices stand behind one trait: [`cpu`] computes for real on threads, [`cuda`] on
+//! an NVIDIA GPU, [`null`] keeps a virtual clock and a log.
 //!
 //! ```text
 //! reserve ─ write weights ─┬─ load_batch ─ begin_step ─ launch, copy, record, wait … ─ finish ─┐

@@ -25,14 +25,15 @@ impl<'a> Lowering<'a> {
     ) {
         let last = self.problem.last_step();
         for group in &self.graph.groups {
-            let states = (self.update_costs(method, group).states > 0).then(|| {
+            let costs = self.update_costs(method, group);
+            let states = (costs.states > 0).then(|| {
                 self.problem.values.push(Value {
                     name: format!("{}.states", group.name),
                     block: None,
                     category: Category::OptimizerStates,
                     row_bytes: 0,
                     packed_row_bytes: None,
-                    fixed_bytes: Bytes::new(self.update_costs(method, group).states),
+                    fixed_bytes: Bytes::new(costs.states),
                     split: Split::Whole,
                     tensor: None,
                 })
@@ -58,7 +59,7 @@ impl<'a> Lowering<'a> {
                 states,
                 updates,
                 norms,
-                host: method.on_host().then(|| self.host_optimizer(method, group)),
+                host: method.on_host().then(|| self.host_optimizer(costs, group)),
             });
         }
     }
@@ -153,10 +154,9 @@ impl<'a> Lowering<'a> {
         products.charges.push(charge);
     }
 
-    fn host_optimizer(&self, method: Method, group: &WeightGroup) -> HostOptimizer {
+    fn host_optimizer(&self, costs: UpdateCosts, group: &WeightGroup) -> HostOptimizer {
         let adam = self.profile.machine.host_adam;
         let parameters: u64 = group.parameters.iter().sum();
-        let costs = self.update_costs(method, group);
         HostOptimizer {
             // Bound by memory, so in proportion to the traffic of the measured AdamW.
             duration: adam.time(parameters).scaled(

@@ -125,13 +125,17 @@ fn with_all_host(variants: &[Lowered], budget: Budget, lean: &[Strategy]) -> Opt
     found(host).map(|_| host)
 }
 
+fn any_fits(request: &Request<'_>, lean: &[Strategy]) -> bool {
+    let found = probe(request, lean, Duration::ZERO);
+    found.is_ok_and(|found| found.iter().any(std::result::Result::is_ok))
+}
+
 /// The first other method that fits.
 fn leaner(request: &Request<'_>, lean: &[Strategy]) -> Option<Method> {
     let others = [Method::Sgd, Method::Lomo].into_iter();
     let fits = |&method: &Method| {
         let request = Request { method, ..*request };
-        let found = probe(&request, lean, Duration::ZERO);
-        found.is_ok_and(|found| found.iter().any(std::result::Result::is_ok))
+        any_fits(&request, lean)
     };
     others.filter(|&m| m != request.method).find(fits)
 }
@@ -149,8 +153,7 @@ fn shorter(request: &Request<'_>, lean: &[Strategy], deadline: Instant) -> Optio
             workload,
             ..*request
         };
-        let found = probe(&request, lean, Duration::ZERO);
-        found.is_ok_and(|found| found.iter().any(std::result::Result::is_ok))
+        any_fits(&request, lean)
     };
     let granule = |seq: u64| (seq / SHORTEST * SHORTEST).max(SHORTEST);
     let mut seq = request.workload.seq / 2;

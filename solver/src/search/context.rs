@@ -26,6 +26,7 @@ pub struct Context<'a> {
     pub coarse: Coarse,
     relaxed: OnceLock<Result<Relaxed, Unsolved>>,
     bound: OnceLock<Nanos>,
+    infeasible: OnceLock<Infeasible>,
     deadline: Option<Instant>,
     gap: f64,
     /// Step of the best plan that is known of any variant, in nanoseconds: plans that cannot beat
@@ -47,6 +48,7 @@ impl<'a> Context<'a> {
             coarse,
             relaxed: OnceLock::new(),
             bound: OnceLock::new(),
+            infeasible: OnceLock::new(),
             deadline: options.deadline,
             gap: options.gap,
             cutoff: Arc::clone(cutoff),
@@ -92,9 +94,9 @@ impl<'a> Context<'a> {
     }
     /// What to say where nothing fits: why the plan that needs least does not.
     pub(super) fn infeasible(&self) -> Infeasible {
-        build(self.problem, &simple::leanest(self.problem))
-            .err()
-            .unwrap_or_default()
+        let built = || build(self.problem, &simple::leanest(self.problem));
+        let miss = || built().err().unwrap_or_default();
+        self.infeasible.get_or_init(miss).clone()
     }
     /// No build of the plan is faster: its operators, run back to back.
     pub(super) fn plan_floor(&self, plan: &Plan) -> u64 {

@@ -180,7 +180,8 @@ impl<'a> Runner<'a> {
                 let [m, v] = &mut lent;
                 change(values, m, v);
                 for (nth, moment) in lent.iter().enumerate() {
-                    let (at, mut scales) = (states[nth], self.words(states[2 + nth])?);
+                    let at = states[nth];
+                    let mut scales = self.scratch.take((states[2 + nth].bytes / 4) as usize);
                     quantise(maps[nth], moment, &mut codes, &mut scales);
                     let memory = self.state.memory(at.space);
                     memory.write(at.offset_bytes, &codes);
