@@ -59,8 +59,7 @@ impl Limits {
     /// The same, told to what has been prepared.
     fn begin(&self, prepared: &mut [Context<'_>]) -> Options {
         let options = self.options();
-        let told = |context: &mut Context<'_>| context.stop_at(options.deadline);
-        prepared.iter_mut().for_each(told);
+        prepared.iter_mut().for_each(|c| c.limit(&options));
         options
     }
 }

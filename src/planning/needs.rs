@@ -187,7 +187,7 @@ pub fn probe(
     }
     let problems = problems(&variants, request.budget);
     let options = Options::default();
-    let prepared = contexts(&problems, &options);
+    let mut prepared = contexts(&problems, &options);
     let mut found: BTreeMap<Strategy, std::result::Result<(), Infeasible>> = BTreeMap::new();
     let mut ask = |strategy| {
         let solved = || search::find(&prepared, strategy, &options).map(drop);
@@ -209,7 +209,8 @@ pub fn probe(
                 deadline: Some(Instant::now() + patience),
                 gap: 1.0,
             };
-            search::find(&contexts(&problems, &options), Strategy::Ilp, &options).map(drop)
+            prepared.iter_mut().for_each(|c| c.limit(&options));
+            search::find(&prepared, Strategy::Ilp, &options).map(drop)
         };
         found.insert(Strategy::Ilp, ilp);
     }

@@ -54,9 +54,9 @@ impl<'a> Context<'a> {
             cutoff: Arc::clone(cutoff),
         }
     }
-    /// What is searched from now on ends at another time.
-    pub fn stop_at(&mut self, deadline: Option<Instant>) {
-        self.deadline = deadline;
+    /// What is searched from now on ends at another time and gap.
+    pub fn limit(&mut self, options: &Options) {
+        (self.deadline, self.gap) = (options.deadline, options.gap);
     }
     /// The relaxation, or why there is none; solved when it is first asked for.
     pub fn relaxed(&self) -> &Result<Relaxed, Unsolved> {
