@@ -1,4 +1,4 @@
-//! Counts what the arena is asked to hold; shared by all devices.
+//! Counts what the arena is asked to hold, and refuses what no device takes.
 
 use super::{ArenaUse, Failure, Region, Result, Space};
 
@@ -30,5 +30,13 @@ pub(super) fn in_arena(region: Region) -> Result<()> {
     match region.space {
         Space::Device => Ok(()),
         Space::Host => Err(Failure::refused("only the arena's buffers are counted")),
+    }
+}
+
+/// Refuses sizes that differ.
+pub(super) fn same_size(a: u64, b: u64) -> Result<()> {
+    match a == b {
+        true => Ok(()),
+        false => Err(Failure::refused(format!("{b} where {a} belong"))),
     }
 }

@@ -107,6 +107,24 @@ pub struct Reservation {
     pub rotary: Option<RotaryTable>,
 }
 
+impl Reservation {
+    /// Refuses a region outside its memory.
+    fn check(&self, region: Region) -> Result<()> {
+        let (size, space) = match region.space {
+            Space::Device => (self.arena_bytes, "arena"),
+            Space::Host => (self.slab_bytes, "host slab"),
+        };
+        let end = region.offset_bytes.checked_add(region.bytes);
+        match end.is_some_and(|end| end <= size) {
+            true => Ok(()),
+            false => Err(Failure::refused(format!(
+                "{} bytes at {} are outside the {space} of {size} bytes",
+                region.bytes, region.offset_bytes
+            ))),
+        }
+    }
+}
+
 /// What a training step is told beside the data.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepParameters {
@@ -130,6 +148,15 @@ pub struct StepParameters {
     /// The largest magnitude of an element of a gradient: what is larger becomes that, before it is
     /// scaled down by the norm of what it was (Lv et al. 2024, section 3.3.1).
     pub clip_value: Option<f64>,
+}
+
+impl StepParameters {
+    /// What gradients are multiplied with; `norm` is their global one, asked for where they are
+    /// clipped.
+    pub(crate) fn clip_factor(&self, norm: impl FnOnce() -> f64) -> f64 {
+        self.clip
+            .map_or(1.0, |limit| (limit / (norm() + 1e-6)).min(1.0))
+    }
 }
 
 /// What a step gives back.

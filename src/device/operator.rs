@@ -179,6 +179,21 @@ pub struct UpdateSlice {
     pub carry: Option<Carry>,
 }
 
+impl UpdateSlice {
+    /// Whether its operands have the sizes that the weight's shape gives them.
+    pub(super) fn fits(&self, rule: UpdateRule, dtype: Dtype) -> bool {
+        let (panel, size) = (self.weight, dtype.bytes());
+        let elements = panel.rows * panel.columns;
+        let span = panel.rows.saturating_sub(1) * panel.stride + panel.columns;
+        elements > 0
+            && panel.region.bytes == span * size
+            && !self.gradients.is_empty()
+            && self.gradients.iter().all(|g| g.bytes == elements * size)
+            && self.states.len() as u64 == rule.planes(dtype)
+            && self.states.iter().all(|state| state.bytes == span * 4)
+    }
+}
+
 /// Something that a device runs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Operator {

@@ -20,7 +20,7 @@ mod options;
 mod run;
 mod scratch;
 mod state;
-mod update;
+pub(super) mod update;
 mod worker;
 
 use std::sync::mpsc::{channel, Sender};
@@ -33,7 +33,7 @@ use state::{Batch, State, Step};
 use worker::{serve, Command, Signal};
 
 use super::arithmetic::Arithmetic;
-use super::held::{in_arena, Held};
+use super::held::{in_arena, same_size, Held};
 use super::packed::{Packing, Storage};
 use super::{
     ArenaUse, Cause, Device, Event, Failure, Operator, Region, Reservation, Result, Space,
@@ -314,12 +314,5 @@ impl Drop for CpuDevice {
                 let _ = thread.join();
             }
         }
-    }
-}
-
-fn same_size(a: u64, b: u64) -> Result<()> {
-    match a == b {
-        true => Ok(()),
-        false => Err(Failure::refused(format!("{b} where {a} belong"))),
     }
 }

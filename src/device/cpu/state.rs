@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::memory::Memory;
 use super::options::CpuOptions;
+use super::update::host_threads;
 use crate::device::{Cause, Failure, Region, Reservation, Space, StepParameters};
 
 /// A micro-batch's token ids and labels.
@@ -63,13 +64,7 @@ impl State {
             memory.ok_or_else(|| out_of_memory(what, bytes))
         };
         let zeros = |count: u32| (0..count).map(|_| AtomicU64::new(0)).collect();
-        let host_threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.host_threads)
-            .thread_name(|thread| format!("optimizer-{thread}"))
-            .build()
-            .map_err(|error| {
-                Failure::new(Cause::Failed(format!("no optimizer threads: {error}")))
-            })?;
+        let host_threads = host_threads(options.host_threads)?;
         Ok(State {
             arena: memory("the arena", reservation.arena_bytes, options.device_memory)?,
             slab: memory("the host slab", reservation.slab_bytes, options.host_memory)?,
@@ -111,19 +106,7 @@ impl State {
 
     /// Refuses a region outside its memory.
     pub fn check(&self, region: Region) -> Result<(), Failure> {
-        let size = self.memory(region.space).bytes();
-        let end = region.offset_bytes.checked_add(region.bytes);
-        if end.is_some_and(|end| end <= size) {
-            return Ok(());
-        }
-        let space = match region.space {
-            Space::Device => "arena",
-            Space::Host => "host slab",
-        };
-        Err(Failure::refused(format!(
-            "{} bytes at {} are outside the {space} of {size} bytes",
-            region.bytes, region.offset_bytes
-        )))
+        self.reservation.check(region)
     }
 
     /// The step's parameters and beginning.

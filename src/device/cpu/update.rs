@@ -12,28 +12,34 @@ use super::ops::update::{adamw, add_squares, sgd, Constants};
 use super::run::Outcome;
 use super::state::State;
 use crate::device::operator::{UpdateRule, UpdateSlice};
-use crate::device::{Cause, Region};
+use crate::device::{Cause, Failure, Region};
 use crate::profile::Dtype;
 
 /// Elements that go through the stack at a time.
-const ELEMENTS: usize = 512;
+pub(in crate::device) const ELEMENTS: usize = 512;
 
 /// Elements whose squares are added up before they are added to the rest.
 const SQUARES: usize = 256;
 
 /// Weight, and at most master, `m` and `v`.
-const OPERANDS: usize = 4;
+pub(in crate::device) const OPERANDS: usize = 4;
 
 /// Elements of what one thread takes at a time.
-const TASK: u64 = 1 << 16;
+pub(in crate::device) const TASK: u64 = 1 << 16;
+
+/// The threads of the optimizer on the host.
+pub(in crate::device) fn host_threads(count: usize) -> Result<rayon::ThreadPool, Failure> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(count)
+        .thread_name(|thread| format!("optimizer-{thread}"))
+        .build()
+        .map_err(|error| Failure::new(Cause::Failed(format!("no optimizer threads: {error}"))))
+}
 
 /// Updates the parameters of all slices.
 pub fn run(state: &State, rule: UpdateRule, slices: &[UpdateSlice], on_host: bool) -> Outcome {
     let parameters = state.step().parameters;
-    let clip = match parameters.clip {
-        Some(limit) => (limit / (state.gradient_norm() + 1e-6)).min(1.0),
-        None => 1.0,
-    };
+    let clip = parameters.clip_factor(|| state.gradient_norm());
     let constants = Constants::new(&parameters, clip);
     for slice in slices {
         check(state, rule, slice)?;
@@ -161,7 +167,7 @@ impl SliceUpdate<'_> {
                 }
             };
             let parts = parts.each_mut().map(|part| part.next().unwrap_or_default());
-            self.update(parts, g);
+            self.change(parts, g);
         }
         Some(count)
     }
@@ -187,34 +193,44 @@ impl SliceUpdate<'_> {
             *part = &mut whole[..(count * operand.size) as usize];
             operand.memory.read(operand.offset(place.strided), part);
         }
-        self.update(parts.each_mut().map(|part| &mut **part), g);
+        self.change(parts.each_mut().map(|part| &mut **part), g);
         for (part, operand) in parts.iter().zip(self.operands()) {
             operand.memory.write(operand.offset(place.strided), part);
         }
         count
     }
 
-    /// Updates a weight by its gradient; its states stand behind it.
-    fn update(&self, [weight, a, b, c]: [&mut [u8]; OPERANDS], g: &[f32]) {
-        let floats = bytemuck::cast_slice_mut::<u8, f32>;
-        let constants = &self.constants;
-        match (self.rule, self.state.reservation.dtype) {
-            (UpdateRule::Sgd, Dtype::F32) => sgd(constants, floats(weight), g),
-            (UpdateRule::Sgd, _) => {
-                let mut decoded = [0.0; ELEMENTS];
-                let decoded = &mut decoded[..g.len()];
-                decode(weight, decoded);
-                sgd(constants, decoded, g);
-                encode(decoded, weight);
-            }
-            (UpdateRule::AdamW, Dtype::F32) => {
-                adamw(constants, floats(weight), floats(a), floats(b), g);
-            }
-            (UpdateRule::AdamW, _) => {
-                let master = floats(a);
-                adamw(constants, master, floats(b), floats(c), g);
-                encode(master, weight);
-            }
+    fn change(&self, parts: [&mut [u8]; OPERANDS], g: &[f32]) {
+        let dtype = self.state.reservation.dtype;
+        change(self.rule, dtype, &self.constants, parts, g);
+    }
+}
+
+/// Updates a weight by its gradient, up to [`ELEMENTS`] of them; its states stand behind it.
+pub(in crate::device) fn change(
+    rule: UpdateRule,
+    dtype: Dtype,
+    constants: &Constants,
+    [weight, a, b, c]: [&mut [u8]; OPERANDS],
+    g: &[f32],
+) {
+    let floats = bytemuck::cast_slice_mut::<u8, f32>;
+    match (rule, dtype) {
+        (UpdateRule::Sgd, Dtype::F32) => sgd(constants, floats(weight), g),
+        (UpdateRule::Sgd, _) => {
+            let mut decoded = [0.0; ELEMENTS];
+            let decoded = &mut decoded[..g.len()];
+            decode(weight, decoded);
+            sgd(constants, decoded, g);
+            encode(decoded, weight);
+        }
+        (UpdateRule::AdamW, Dtype::F32) => {
+            adamw(constants, floats(weight), floats(a), floats(b), g);
+        }
+        (UpdateRule::AdamW, _) => {
+            let master = floats(a);
+            adamw(constants, master, floats(b), floats(c), g);
+            encode(master, weight);
         }
     }
 }
@@ -260,16 +276,16 @@ impl<'a> Operand<'a> {
 }
 
 /// Row, first and last column of what one thread takes.
-type Task = (u64, u64, u64);
+pub(in crate::device) type Task = (u64, u64, u64);
 
-fn tasks(rows: u64, columns: u64) -> impl Iterator<Item = Task> {
+pub(in crate::device) fn tasks(rows: u64, columns: u64) -> impl Iterator<Item = Task> {
     (0..rows).flat_map(move |row| {
         let starts = (0..columns).step_by(TASK as usize);
         starts.map(move |start| (row, start, (start + TASK).min(columns)))
     })
 }
 
-fn blocks(start: u64, end: u64) -> impl Iterator<Item = (u64, usize)> {
+pub(in crate::device) fn blocks(start: u64, end: u64) -> impl Iterator<Item = (u64, usize)> {
     let starts = (start..end).step_by(ELEMENTS);
     starts.map(move |at| (at, (end - at).min(ELEMENTS as u64) as usize))
 }
@@ -311,18 +327,7 @@ fn check(state: &State, rule: UpdateRule, slice: &UpdateSlice) -> Outcome {
     let dtype = state.reservation.dtype;
     let panel = slice.weight;
     let elements = panel.rows * panel.columns;
-    let span = panel.rows.saturating_sub(1) * panel.stride + panel.columns;
-    let sized = |region: &Region, bytes: u64| region.bytes == bytes;
-    let fits = elements > 0
-        && sized(&panel.region, span * dtype.bytes())
-        && !slice.gradients.is_empty()
-        && slice
-            .gradients
-            .iter()
-            .all(|g| sized(g, elements * dtype.bytes()))
-        && slice.states.len() as u64 == rule.planes(dtype)
-        && slice.states.iter().all(|s| sized(s, span * 4));
-    if !fits {
+    if !slice.fits(rule, dtype) {
         return Err(Cause::Refused(format!(
             "an update of {elements} parameters whose operands have other sizes"
         )));

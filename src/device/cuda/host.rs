@@ -4,8 +4,8 @@
 //! driver calls [`run`], which works on the pinned slab and calls nothing of the driver. So events
 //! order updates and copies, and no thread of this program waits for another inside a step.
 //!
-//! The arithmetic is the CPU device's ([`crate::device::cpu::ops::update`]), element by element;
-//! neither threads nor cuts change a bit.
+//! The arithmetic and its cuts are the CPU device's ([`crate::device::cpu::update`]), element by
+//! element; neither threads nor cuts change a bit.
 
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -15,17 +15,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::slab::Slab;
-use crate::device::cpu::memory::{decode, encode};
+use crate::device::cpu::memory::decode;
 use crate::device::cpu::ops::linear::add;
-use crate::device::cpu::ops::update::{adamw, sgd, Constants};
+use crate::device::cpu::ops::update::Constants;
+use crate::device::cpu::update::{blocks, change, tasks, Task, ELEMENTS, OPERANDS, TASK};
 use crate::device::operator::{UpdateRule, UpdateSlice};
 use crate::device::{Cause, Failure, Operator, Place, Region, Result, Space, StepParameters};
 use crate::profile::Dtype;
-
-/// Elements of what one thread takes at a time.
-const TASK: u64 = 1 << 16;
-/// Elements that go through the stack at a time.
-const ELEMENTS: usize = 512;
 
 /// What all work on the host shares.
 pub(super) struct Host {
@@ -103,55 +99,42 @@ impl Work {
 
     /// What gradients are multiplied with.
     fn clip(&self) -> f64 {
-        let Some(limit) = self.parameters.clip else {
-            return 1.0;
-        };
-        let mut bytes = vec![0; self.host.norm_slots as usize * size_of::<f64>()];
-        // SAFETY: the copy that brought them was queued before this call.
-        unsafe { self.host.squares.read(0, &mut bytes) };
-        let squares = bytes
-            .chunks_exact(8)
-            .map(|b| f64::from_le_bytes(b.try_into().expect("8")));
-        (limit / (squares.sum::<f64>().sqrt() + 1e-6)).min(1.0)
+        self.parameters.clip_factor(|| {
+            let mut bytes = vec![0; self.host.norm_slots as usize * size_of::<f64>()];
+            // SAFETY: the copy that brought them was queued before this call.
+            unsafe { self.host.squares.read(0, &mut bytes) };
+            let squares = bytes
+                .chunks_exact(8)
+                .map(|b| f64::from_le_bytes(b.try_into().expect("8")));
+            squares.sum::<f64>().sqrt()
+        })
     }
 
     fn update(&self, rule: UpdateRule, slice: &UpdateSlice, constants: &Constants) {
         let panel = slice.weight;
-        let rows = 0..panel.rows;
-        let tasks: Vec<(u64, u64)> = rows
-            .flat_map(|row| {
-                (0..panel.columns)
-                    .step_by(TASK as usize)
-                    .map(move |at| (row, at))
-            })
-            .collect();
+        let tasks: Vec<_> = tasks(panel.rows, panel.columns).collect();
         let mut held = slice.carry.map(|_| lock(&self.host.carry));
         // What is carried is small: one thread goes through it.
         if let (Some(carry), Some(carried)) = (slice.carry, held.as_deref_mut()) {
             let first = carry.offset as usize;
             let elements = (panel.rows * panel.columns) as usize;
             let carried = &mut carried[first..first + elements];
-            for (row, at) in tasks {
-                let end = panel.columns.min(at + TASK);
-                self.carried((rule, constants), slice, (row, at, end), carried);
+            for task in tasks {
+                self.carried((rule, constants), slice, task, carried);
             }
             return;
         }
         let together = (TASK / panel.columns.clamp(1, TASK)) as usize;
         self.host.threads.install(|| {
-            tasks
-                .par_iter()
-                .with_min_len(together)
-                .for_each(|&(row, at)| {
-                    let end = panel.columns.min(at + TASK);
-                    for at in (at..end).step_by(ELEMENTS) {
-                        let count = (end - at).min(ELEMENTS as u64) as usize;
-                        let mut block = [0.0; ELEMENTS];
-                        let g = &mut block[..count];
-                        self.gradients(slice, row * panel.columns + at, g, false);
-                        self.apply((rule, constants), slice, row * panel.stride + at, g);
-                    }
-                });
+            let tasks = tasks.par_iter().with_min_len(together);
+            tasks.for_each(|&(row, start, end)| {
+                for (at, count) in blocks(start, end) {
+                    let mut block = [0.0; ELEMENTS];
+                    let g = &mut block[..count];
+                    self.gradients(slice, row * panel.columns + at, g, false);
+                    self.apply((rule, constants), slice, row * panel.stride + at, g);
+                }
+            });
         });
     }
 
@@ -160,12 +143,11 @@ impl Work {
         &self,
         rule: (UpdateRule, &Constants),
         slice: &UpdateSlice,
-        (row, at, end): (u64, u64, u64),
+        (row, start, end): Task,
         carried: &mut [f32],
     ) {
         let (panel, carry) = (slice.weight, slice.carry.expect("it carries"));
-        for at in (at..end).step_by(ELEMENTS) {
-            let count = (end - at).min(ELEMENTS as u64) as usize;
+        for (at, count) in blocks(start, end) {
             let place = row * panel.columns + at;
             let sums = &mut carried[place as usize..][..count];
             self.gradients(slice, place, sums, !carry.first);
@@ -216,27 +198,12 @@ impl Work {
             // the same elements, and events order all other uses before or behind this call.
             unsafe { slice::from_raw_parts_mut(base, bytes as usize) }
         };
-        let weight = part(slice.weight.region, size);
-        let floats = bytemuck::cast_slice_mut::<u8, f32>;
-        let state = |plane: usize| floats(part(slice.states[plane], 4));
-        match (rule, self.host.dtype) {
-            (UpdateRule::Sgd, Dtype::F32) => sgd(constants, floats(weight), g),
-            (UpdateRule::Sgd, _) => {
-                let mut block = [0.0; ELEMENTS];
-                let values = &mut block[..g.len()];
-                decode(weight, values);
-                sgd(constants, values, g);
-                encode(values, weight);
-            }
-            (UpdateRule::AdamW, Dtype::F32) => {
-                adamw(constants, floats(weight), state(0), state(1), g);
-            }
-            (UpdateRule::AdamW, _) => {
-                let master = state(0);
-                adamw(constants, master, state(1), state(2), g);
-                encode(master, weight);
-            }
+        let mut parts: [&mut [u8]; OPERANDS] = Default::default();
+        parts[0] = part(slice.weight.region, size);
+        for (to, &state) in parts[1..].iter_mut().zip(&slice.states) {
+            *to = part(state, 4);
         }
+        change(rule, self.host.dtype, constants, parts, g);
     }
 }
 
@@ -277,25 +244,16 @@ impl Host {
     fn check_slice(&self, rule: UpdateRule, slice: &UpdateSlice) -> Result<()> {
         let (panel, size) = (slice.weight, self.dtype.bytes());
         let elements = panel.rows * panel.columns;
-        let span = panel.rows.saturating_sub(1) * panel.stride + panel.columns;
         let carried = slice.carry.map_or(0, |carry| carry.offset + elements);
-        let gradients = slice.gradients.iter();
-        let fits = elements > 0
-            && panel.region.bytes == span * size
-            && !slice.gradients.is_empty()
-            && gradients.clone().all(|g| g.bytes == elements * size)
-            && slice.states.len() as u64 == rule.planes(self.dtype)
-            && slice.states.iter().all(|state| state.bytes == span * 4)
-            && carried <= lock(&self.carry).len() as u64;
+        let fits = slice.fits(rule, self.dtype) && carried <= lock(&self.carry).len() as u64;
         if !fits {
             return Err(Failure::refused(format!(
                 "an update of {elements} parameters whose operands have other sizes"
             )));
         }
         self.check(panel.region, size)?;
-        gradients
-            .into_iter()
-            .try_for_each(|&g| self.check(g, size))?;
+        let gradients = slice.gradients.iter();
+        gradients.copied().try_for_each(|g| self.check(g, size))?;
         slice
             .states
             .iter()

@@ -37,7 +37,7 @@ use driver::Context;
 use launch::BatchFacts;
 use reserved::Reserved;
 
-use super::held::{in_arena, Held};
+use super::held::{in_arena, same_size, Held};
 use super::{
     ArenaUse, Device, Event, Failure, Operator, Place, Region, Reservation, Result, Space,
     StepParameters, StepResult, Stream, TraceEntry,
@@ -272,12 +272,5 @@ impl Drop for CudaDevice {
         // to wait for.
         let _ = self.context.enter();
         let _ = self.context.synchronize();
-    }
-}
-
-fn same_size(a: u64, b: u64) -> Result<()> {
-    match a == b {
-        true => Ok(()),
-        false => Err(Failure::refused(format!("{b} where {a} belong"))),
     }
 }

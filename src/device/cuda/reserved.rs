@@ -15,6 +15,7 @@ use super::own::Own;
 use super::products::products;
 use super::slab::Slab;
 use super::CudaOptions;
+use crate::device::cpu::update::host_threads;
 use crate::device::{
     Cause, Event, Failure, Operator, Place, Region, Reservation, Result, RotaryTable, Space,
     StepParameters, StepResult, Stream, TraceEntry,
@@ -83,11 +84,7 @@ impl Reserved {
             sin: Vec::new(),
             ..table
         });
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(options.host_threads)
-            .thread_name(|thread| format!("optimizer-{thread}"))
-            .build()
-            .map_err(|e| Failure::new(Cause::Failed(format!("no optimizer threads: {e}"))))?;
+        let threads = host_threads(options.host_threads)?;
         let queues = Stream::ALL.map(|_| Queue::new());
         let events = (0..reservation.events).map(|_| {
             Ok(Signal {
@@ -136,18 +133,7 @@ impl Reserved {
 
     /// Refuses a region outside its memory.
     pub fn check(&self, region: Region) -> Result<()> {
-        let (size, space) = match region.space {
-            Space::Device => (self.reservation.arena_bytes, "arena"),
-            Space::Host => (self.reservation.slab_bytes, "host slab"),
-        };
-        let end = region.offset_bytes.checked_add(region.bytes);
-        match end.is_some_and(|end| end <= size) {
-            true => Ok(()),
-            false => Err(Failure::refused(format!(
-                "{} bytes at {} are outside the {space} of {size} bytes",
-                region.bytes, region.offset_bytes
-            ))),
-        }
+        self.reservation.check(region)
     }
 
     /// The address of a region of the arena.

@@ -16,10 +16,7 @@ impl<'a> Runner<'a> {
     /// Updates tensors, one after the other.
     pub(super) fn run_tensors(&self, tensors: &[TensorUpdate]) -> Outcome {
         let step = self.state.step().parameters;
-        let clip = match step.clip {
-            Some(limit) => (limit / (self.state.gradient_norm() + 1e-6)).min(1.0),
-            None => 1.0,
-        };
+        let clip = step.clip_factor(|| self.state.gradient_norm());
         for tensor in tensors {
             self.check_tensor(tensor)?;
             let mut g = self.gradient(tensor, clip as f32)?;

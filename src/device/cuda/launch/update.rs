@@ -6,7 +6,6 @@ use super::super::super::{
 use super::operand::{blocks, flag, kernel, launch, number, Operands};
 use super::{Argument, Buffer, Launch, SCRATCH_BYTES};
 use crate::device::cpu::ops::update::Constants;
-use crate::profile::Dtype;
 
 /// Threads of a block.
 const THREADS: u64 = 256;
@@ -182,11 +181,7 @@ fn update(
     let (mut rows, mut columns) = (panel.rows, panel.columns);
     let elements = rows * columns;
     let span = rows.saturating_sub(1) * panel.stride + columns;
-    let planes = match (rule, operands.reservation.dtype) {
-        (UpdateRule::Sgd, _) => 0,
-        (UpdateRule::AdamW, Dtype::F32) => 2,
-        (UpdateRule::AdamW, _) => 3,
-    };
+    let planes = rule.planes(operands.reservation.dtype) as usize;
     if elements == 0 || slice.gradients.is_empty() || slice.states.len() != planes {
         let what = format!("an update of {elements} parameters without what it needs");
         return Err(Failure::refused(what));
