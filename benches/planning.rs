@@ -60,7 +60,7 @@ fn planned(problems: &[Problem], strategy: Strategy) -> Option<Solution> {
 fn memo() -> (Problem, Solution) {
     let mut problems = problems(32);
     let solution = planned(&problems, Strategy::Memo).expect("fits");
-    (problems.swap_remove(solution.variant), solution)
+    (problems.swap_remove(solution.found.variant), solution)
 }
 
 #[divan::bench]
@@ -78,19 +78,19 @@ fn planning(bencher: Bencher, layers: u64) {
 #[divan::bench(sample_count = 10)]
 fn building(bencher: Bencher) {
     let (problem, solution) = memo();
-    bencher.bench(|| build(&problem, &solution.candidate.plan));
+    bencher.bench(|| build(&problem, &solution.found.candidate.plan));
 }
 
 #[divan::bench(sample_count = 20)]
 fn simulation(bencher: Bencher) {
     let (_, solution) = memo();
-    bencher.bench(|| simulate(&solution.candidate.built.schedule));
+    bencher.bench(|| simulate(&solution.found.candidate.built.schedule));
 }
 
 #[divan::bench(sample_count = 10)]
 fn placement(bencher: Bencher) {
     let (problem, solution) = memo();
-    let plan = &solution.candidate.plan;
+    let plan = &solution.found.candidate.plan;
     bencher
         .with_inputs(|| build(&problem, plan).expect("fits"))
         .bench_values(with_addresses);
@@ -99,6 +99,6 @@ fn placement(bencher: Bencher) {
 #[divan::bench(sample_count = 10)]
 fn checking(bencher: Bencher) {
     let (_, solution) = memo();
-    let schedule = with_addresses(solution.candidate.built);
+    let schedule = with_addresses(solution.found.candidate.built);
     bencher.bench(|| check(&schedule));
 }

@@ -195,8 +195,8 @@ fn real(text: &mut String) {
                 let Ok(solution) = search::solve(&contexts, strategy, &options) else {
                     continue;
                 };
-                let live = solution.candidate.built.peak;
-                let schedule = with_addresses(solution.candidate.built);
+                let live = solution.found.candidate.built.peak;
+                let schedule = with_addresses(solution.found.candidate.built);
                 count += 1;
                 optimal += i32::from(schedule.arena_bytes == live);
                 let above = schedule.arena_bytes.get() as f64 / live.get().max(1) as f64;

@@ -167,13 +167,13 @@ fn measure(case: Case) -> Row {
     let took = start.elapsed();
     let step = |strategy| {
         let solution = solve(&contexts, strategy, &options).ok()?;
-        Some(solution.candidate.step())
+        Some(solution.step())
     };
     let others = OTHERS.map(step);
-    let found = ilp.as_ref().map(|s| (s.candidate.step(), s.found_by));
+    let found = ilp.as_ref().map(|s| (s.step(), s.found.found_by));
     let arena = ilp.map(|s| {
-        let peak = s.candidate.built.peak;
-        (with_addresses(s.candidate.built).arena_bytes, peak)
+        let peak = s.found.candidate.built.peak;
+        (with_addresses(s.found.candidate.built).arena_bytes, peak)
     });
     Row {
         case,

@@ -18,7 +18,9 @@ use ebbtide_solver::build::{with_addresses, Infeasible};
 use ebbtide_solver::plan::Plan;
 use ebbtide_solver::problem::{Budget, Problem};
 use ebbtide_solver::schedule::{Schedule, Stream};
-use ebbtide_solver::search::{self, contexts, exhaustive, Context, Options, Solution, Strategy};
+use ebbtide_solver::search::{
+    self, contexts, exhaustive, Context, Found, Options, Solution, Strategy,
+};
 use ebbtide_solver::simulate::{simulate, Timeline};
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 
@@ -139,7 +141,7 @@ pub fn problems(variants: &[Lowered], budget: Budget) -> Vec<Problem> {
     variants.iter().map(with_budget).collect()
 }
 
-/// What is left of a [`Solution`] once its instructions have become a schedule.
+/// What is left of what was [`Found`] once its instructions have become a schedule.
 struct Placed {
     variant: usize,
     plan: Plan,
@@ -192,15 +194,23 @@ pub fn plan_prepared(
     options: &Options,
 ) -> std::result::Result<Planned, Infeasible> {
     let begun = Instant::now();
-    let first = search::solve(contexts, strategy, options)?;
-    complete(
-        request,
-        variants,
-        contexts,
-        strategy,
-        options,
-        (first, begun),
-    )
+    let Solution {
+        found,
+        bound,
+        status,
+    } = search::solve(contexts, strategy, options)?;
+    let found = (found, begun);
+    let mut planned = complete(request, variants, contexts, strategy, options, found)?;
+    let step = planned.timeline.step;
+    let solver = &mut planned.file.solver;
+    solver.status = match status {
+        _ if step <= bound => file::Status::Optimal,
+        search::Status::Optimal | search::Status::Gap => file::Status::Gap,
+        search::Status::TimeLimit => file::Status::TimeLimit,
+    };
+    solver.bound = Some(bound);
+    solver.gap = Some(search::gap(step, bound));
+    Ok(planned)
 }
 
 /// As [`plan_prepared`], without a bound, which takes longer than a simple strategy's plan.
@@ -215,62 +225,28 @@ pub fn plan_unproved(
     options: &Options,
 ) -> std::result::Result<Planned, Infeasible> {
     let begun = Instant::now();
-    let found = search::find(contexts, strategy, options)?;
-    let first = Solution {
-        variant: found.variant,
-        candidate: found.candidate,
-        found_by: found.found_by,
-        bound: Nanos::ZERO,
-        status: search::Status::Gap,
-    };
-    let mut planned = complete(
-        request,
-        variants,
-        contexts,
-        strategy,
-        options,
-        (first, begun),
-    )?;
-    planned.file.solver = file::Solver {
-        status: file::Status::Unproved,
-        bound: None,
-        gap: None,
-        ..planned.file.solver
-    };
-    Ok(planned)
+    let found = (search::find(contexts, strategy, options)?, begun);
+    complete(request, variants, contexts, strategy, options, found)
 }
 
-/// Addresses, times and counts for a solution that a search, begun then, has found.
+/// Addresses, times and counts for what a search, begun then, has found. Not proved yet.
 fn complete(
     request: &Request<'_>,
     variants: &[Lowered],
     contexts: &[Context<'_>],
     strategy: Strategy,
     options: &Options,
-    (first, begun): (Solution, Instant),
+    (found, begun): (Found, Instant),
 ) -> std::result::Result<Planned, Infeasible> {
-    let floor = contexts.iter().map(Context::floor).min();
-    let (bound, status) = (first.bound, first.status);
     let Placed {
         variant,
         plan,
         found_by,
         schedule,
-    } = place(variants, first, strategy, request.budget, options)?;
+    } = place(variants, found, strategy, request.budget, options)?;
     let lowered = variants[variant].clone();
     let timeline = simulate(&schedule);
-    let step = timeline.step;
-    let gap = step.saturating_sub(bound).get() as f64 / step.get().max(1) as f64;
-    let solver = file::Solver {
-        status: match status {
-            _ if step <= bound => file::Status::Optimal,
-            search::Status::Optimal | search::Status::Gap => file::Status::Gap,
-            search::Status::TimeLimit => file::Status::TimeLimit,
-        },
-        bound: Some(bound),
-        gap: Some(gap),
-        solve_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
-    };
+    let floor = contexts.iter().map(Context::floor).min();
     let floor = floor.unwrap_or(Nanos::ZERO);
     let method = request.method.resolved(request.model).ok();
     let predicted = predict(request, &lowered, &schedule, &timeline, floor);
@@ -296,7 +272,12 @@ fn complete(
         decisions: decisions(&lowered.problem, &plan, request),
         states: states(&lowered.problem, &plan.placements),
         schedule,
-        solver,
+        solver: file::Solver {
+            status: file::Status::Unproved,
+            bound: None,
+            gap: None,
+            solve_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        },
         predicted,
     };
     Ok(Planned {
@@ -308,7 +289,10 @@ fn complete(
 }
 
 /// Refuses to try all plans where they are too many.
-fn check_countable(variants: &[Lowered], strategy: Strategy) -> Result<()> {
+///
+/// # Errors
+/// [`Strategy::Exhaustive`] and no variant with few enough plans.
+pub fn check_countable(variants: &[Lowered], strategy: Strategy) -> Result<()> {
     let countable = |lowered: &Lowered| exhaustive::count(&lowered.problem).is_some();
     if strategy != Strategy::Exhaustive || variants.iter().any(countable) {
         return Ok(());
@@ -322,26 +306,26 @@ fn check_countable(variants: &[Lowered], strategy: Strategy) -> Result<()> {
     ))
 }
 
-/// Gives a solution its addresses, and finds another where they do not fit.
+/// Gives what was found its addresses, and finds something else where they do not fit.
 fn place(
     variants: &[Lowered],
-    mut solution: Solution,
+    mut found: Found,
     strategy: Strategy,
     budget: Budget,
     options: &Options,
 ) -> std::result::Result<Placed, Infeasible> {
     let mut reduced = budget;
     for round in 1.. {
-        let candidate = solution.candidate;
+        let candidate = found.candidate;
         let peak_step = candidate.built.peak_step.clone();
         let mut schedule = with_addresses(candidate.built);
         schedule.budget = budget;
         let excess = schedule.arena_bytes.saturating_sub(budget.device);
         if excess.is_zero() {
             return Ok(Placed {
-                variant: solution.variant,
+                variant: found.variant,
                 plan: candidate.plan,
-                found_by: solution.found_by,
+                found_by: found.found_by,
                 schedule,
             });
         }
@@ -356,7 +340,7 @@ fn place(
         }
         reduced.device = reduced.device.saturating_sub(excess);
         let problems = problems(variants, reduced);
-        solution = search::solve(&contexts(&problems, options), strategy, options)?;
+        found = search::find(&contexts(&problems, options), strategy, options)?;
     }
     unreachable!("the last round returns")
 }

@@ -140,7 +140,7 @@ fn schedules(name: &str, problem: &Problem) -> Vec<(String, Schedule)> {
         .filter(|s| *s != Strategy::Exhaustive)
     {
         if let Ok(solution) = solve(&contexts, strategy, &options) {
-            let schedule = with_addresses(solution.candidate.built);
+            let schedule = with_addresses(solution.found.candidate.built);
             found.push((format!("{name} {}", strategy.name()), schedule));
         }
     }

@@ -79,14 +79,14 @@ fn every_strategys_plan_checks_fits_and_is_no_faster_than_the_bound() {
                 continue;
             };
             let broken = |what: String| Err(format!("{}: {what}", strategy.name()));
-            let (peak, step) = (solution.candidate.built.peak, solution.candidate.step());
+            let (peak, step) = (solution.found.candidate.built.peak, solution.step());
             if step < solution.bound {
                 return broken(format!("{step} is less than the bound {}", solution.bound));
             }
             if peak > problem.budget.device {
                 return broken(format!("peak {peak} over {}", problem.budget.device));
             }
-            let mut schedule = with_addresses(solution.candidate.built);
+            let mut schedule = with_addresses(solution.found.candidate.built);
             if schedule.arena_bytes < peak {
                 return broken(format!("arena {} below {peak}", schedule.arena_bytes));
             }
@@ -173,17 +173,17 @@ fn no_plan_of_a_tiny_problem_is_faster_than_the_bound_and_ilp_is_within_its_gap(
             };
         };
         feasible.set(feasible.get() + 1);
-        let best_step = best.candidate.step();
+        let best_step = best.step();
         if best_step < best.bound {
             return Err(format!(
                 "{best_step} is less than the bound {}: {:?}",
-                best.bound, best.candidate.plan
+                best.bound, best.found.candidate.plan
             ));
         }
         let Some(ilp) = find(&problem, Strategy::Ilp) else {
             return Err(format!("ilp finds nothing, exhaustive {best_step}"));
         };
-        let step = ilp.candidate.step();
+        let step = ilp.step();
         if step == best_step {
             optimal.set(optimal.get() + 1);
         }
@@ -220,11 +220,7 @@ fn ilp_is_never_slower_than_another_strategy() {
         let problem = random_problem(seed, shape(seed, SMALL));
         let options = Options::default();
         let contexts = contexts(std::slice::from_ref(&problem), &options);
-        let step = |s| {
-            solve(&contexts, s, &options)
-                .map(|s| s.candidate.step())
-                .ok()
-        };
+        let step = |s| solve(&contexts, s, &options).map(|s| s.step()).ok();
         let ilp = step(Strategy::Ilp);
         for strategy in Strategy::ALL
             .into_iter()

@@ -67,9 +67,12 @@ impl Limits {
 /// All strategies for one method and length.
 ///
 /// # Errors
-/// As [`planning::variants`].
+/// As [`planning::variants`] and [`planning::check_countable`].
 pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) -> Result<Group> {
     let variants = planning::variants(request)?;
+    for &strategy in strategies {
+        planning::check_countable(&variants, strategy)?;
+    }
     let problems = planning::problems(&variants, request.budget);
     let mut prepared = contexts(&problems, &limits.options());
     let mut extrapolated = None;

@@ -127,7 +127,7 @@ pub fn by_strategies(problem: &Problem) -> Vec<(String, Schedule)> {
     let mut found = Vec::new();
     for strategy in all.filter(|s| *s != Strategy::Exhaustive) {
         if let Ok(solution) = solve(&contexts, strategy, &options) {
-            let schedule = with_addresses(solution.candidate.built);
+            let schedule = with_addresses(solution.found.candidate.built);
             if schedule.arena_bytes <= schedule.budget.device {
                 found.push((strategy.name().to_owned(), schedule));
             }
@@ -227,7 +227,7 @@ pub fn exhaustive(problem: &Problem) -> Schedule {
     };
     let contexts = contexts(std::slice::from_ref(problem), &options);
     let solution = solve(&contexts, Strategy::Exhaustive, &options);
-    with_addresses(solution.expect("something fits").candidate.built)
+    with_addresses(solution.expect("something fits").found.candidate.built)
 }
 
 /// The schedule of a plan that fits.

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Everything that needs a real card, in parts that each stay under 8 minutes:
 #
-#   tests/gpu/check.sh parity | profile | runs | long | llama | table
+#   tests/gpu/check.sh parity | profile | 64k | 128k | 256k | 1m | llama | table
 #
 # Binaries are carried, nothing is compiled here. Before, on the machine that builds:
 #   cargo build --release && cargo test --release --test gpu --no-run
 #   mkdir -p carried && cp target/release/ebbtide carried/ && cp target/release/deps/gpu-… carried/gpu
 # Each part adds to $OUT (default: gpu-results); `table` comes last and shows what there is.
-# With torch and transformers at hand, `runs` times HF's step in the same call (hf_step.py).
+# With torch and transformers at hand, 64k and 128k time HF's step in the same call (hf_step.py).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 ebbtide=${EBBTIDE:-carried/ebbtide}
 tests=${GPU_TESTS:-carried/gpu}
 out=${OUT:-gpu-results}
+profile=$out/llama-2-7b.profile.json
 mkdir -p "$out"
 
 memory() {
@@ -32,7 +33,7 @@ step() {
     memory >"$out/$name.memory-after.txt"
 }
 
-# HF's step: NAME MODEL SEQ [--offload]
+# HF's step: NAME MODEL SEQ [flags of hf_step.py …]
 hf() {
     local name=$1 model=$2 seq=$3
     shift 3
@@ -55,19 +56,26 @@ parity)
 profile)
     # Goes on where it was interrupted.
     timeout 450 "$ebbtide" profile --model llama-2-7b --device cuda:0 --seq 4k,16k,64k \
-        -o "$out/llama-2-7b.profile.json" | tee "$out/profile.txt"
+        -o "$profile" | tee "$out/profile.txt"
     ;;
-runs)
-    profile=$out/llama-2-7b.profile.json
+64k)
     step 7b-64k llama-2-7b "$profile" 64k 3 --method lomo
-    step 7b-128k llama-2-7b "$profile" 128k 2 --method lomo
     hf 7b-64k llama-2-7b 65536
     ;;
-long)
-    # All 32 blocks at 256k, and at 1m the longest that one call allows.
-    profile=$out/llama-2-7b.profile.json
+128k)
+    step 7b-128k llama-2-7b "$profile" 128k 2 --method lomo
+    hf 7b-128k llama-2-7b 131072 --offload --steps 1
+    ;;
+256k)
     step 7b-256k llama-2-7b "$profile" 256k 1 --method lomo
+    ;;
+1m)
+    # All 32 blocks are planned, two are run: a call has 8 minutes.
     "$ebbtide" fit --model llama-2-7b --profile "$profile" --method lomo | tee "$out/fit.txt"
+    few=$out/llama-2-7b-2-blocks.json
+    python3 -c 'import json, sys; config = json.load(sys.stdin); config["num_hidden_layers"] = 2
+json.dump(config, sys.stdout)' <profiles/models/llama-2-7b.json >"$few"
+    step 7b-1m-2-blocks "$few" "$profile" 1m 1 --method lomo
     ;;
 llama)
     profile=$out/llama-3.1-8b.profile.json
@@ -75,17 +83,7 @@ llama)
     step 8b-32k llama-3.1-8b "$profile" 32k 3 --method adamw
     ;;
 table)
-    printf '%-12s %14s %14s %9s %14s\n' run predicted_s measured_s ratio hf_s
-    for file in "$out"/*.run.json; do
-        name=$(basename "$file" .run.json)
-        python3 - "$file" "$out/$name.hf.json" "$name" <<'PY'
-import json, os, sys
-run = json.load(open(sys.argv[1]))
-hf = json.load(open(sys.argv[2]))["step_s"] if os.path.exists(sys.argv[2]) else float("nan")
-predicted, measured = (run[key]["step_ns"] / 1e9 for key in ("predicted", "measured"))
-print(f"{sys.argv[3]:12} {predicted:14.3f} {measured:14.3f} {measured / predicted:9.3f} {hf:14.3f}")
-PY
-    done | tee "$out/table.txt"
+    python3 tests/gpu/table.py "$out" | tee "$out/table.txt"
     ;;
 *)
     sed -n '2,11p' "$0" >&2

@@ -95,15 +95,22 @@ impl Candidate {
     }
 }
 
-/// What a strategy found.
+/// The best plan of all variants.
 #[derive(Debug)]
-pub struct Solution {
+pub struct Found {
     /// Which variant of the problem.
     pub variant: usize,
     /// The plan.
     pub candidate: Candidate,
     /// The strategy that found it: another one's plan can be the best that `ilp` knows.
     pub found_by: Strategy,
+}
+
+/// What a strategy found, and how good that is.
+#[derive(Debug)]
+pub struct Solution {
+    /// The plan.
+    pub found: Found,
     /// No plan of any variant is faster.
     pub bound: Nanos,
     /// How sure it is.
@@ -111,9 +118,13 @@ pub struct Solution {
 }
 
 impl Solution {
+    /// What the plan's step takes.
+    pub fn step(&self) -> Nanos {
+        self.found.candidate.step()
+    }
     /// How much slower than the bound the plan is, as a fraction of the plan's time.
     pub fn gap(&self) -> f64 {
-        gap(self.candidate.step(), self.bound)
+        gap(self.step(), self.bound)
     }
 }
 
@@ -146,36 +157,18 @@ pub fn solve(
     options: &Options,
 ) -> Result<Solution, Infeasible> {
     let bound = lowest_bound(contexts);
-    let Found {
-        variant,
-        candidate,
-        found_by,
-    } = find(contexts, strategy, options)?;
     let mut solution = Solution {
-        variant,
-        candidate,
-        found_by,
+        found: find(contexts, strategy, options)?,
         bound,
         status: Status::Gap,
     };
     let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
-    if solution.candidate.step() <= bound {
+    if solution.step() <= bound {
         solution.status = Status::Optimal;
     } else if expired && solution.gap() > options.gap {
         solution.status = Status::TimeLimit;
     }
     Ok(solution)
-}
-
-/// The best plan of all variants.
-#[derive(Debug)]
-pub struct Found {
-    /// Which variant of the problem.
-    pub variant: usize,
-    /// The plan.
-    pub candidate: Candidate,
-    /// The strategy that found it.
-    pub found_by: Strategy,
 }
 
 /// Finds a plan by a strategy, as [`solve`] does, without a bound.
@@ -245,7 +238,7 @@ fn lowest_bound(contexts: &[Context<'_>]) -> Nanos {
 }
 
 /// How much slower than the bound a step is, as a fraction of the step.
-fn gap(step: Nanos, bound: Nanos) -> f64 {
+pub fn gap(step: Nanos, bound: Nanos) -> f64 {
     step.saturating_sub(bound).get() as f64 / step.get().max(1) as f64
 }
 
