@@ -120,10 +120,13 @@ impl Workload {
             .seq
             .checked_mul(self.batch)
             .filter(|&t| t <= MAX_TOKENS);
-        if self.seq == 0 || self.batch == 0 || self.accumulate == 0 {
-            return Err(Error::bad_input(
-                "--seq, --batch and --accumulate must be at least 1",
-            ));
+        let least = [
+            ("--seq", self.seq),
+            ("--batch", self.batch),
+            ("--accumulate", self.accumulate.into()),
+        ];
+        if let Some((flag, _)) = least.into_iter().find(|least| least.1 == 0) {
+            return Err(Error::bad_input(format!("{flag} must be at least 1")));
         }
         if tokens.is_none() {
             let most = Tokens::new(MAX_TOKENS);

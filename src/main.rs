@@ -13,12 +13,17 @@ fn main() -> ExitCode {
     let worker = thread::Builder::new().stack_size(STACK_BYTES);
     let worker = worker.spawn(move || run(&command));
     let done = worker.expect("a thread can be made").join();
-    match done.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    match done {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
             // Nobody is left to be told where standard error is closed.
             let _ = writeln!(io::stderr(), "error: {error}");
             ExitCode::from(error.kind.exit_code())
+        }
+        // The panic has said where.
+        Err(_) => {
+            let _ = writeln!(io::stderr(), "error: this is a bug in ebbtide");
+            ExitCode::from(1)
         }
     }
 }

@@ -61,6 +61,19 @@ pub fn count(text: &str) -> Parsed<u64> {
     whole(text).ok_or_else(|| format!("`{text}` is no whole number such as 1048576"))
 }
 
+/// A whole number from `MIN` to `MAX`.
+///
+/// # Errors
+/// Anything else.
+pub fn within<T: TryFrom<u64>, const MIN: u64, const MAX: u64>(text: &str) -> Parsed<T> {
+    let number = whole(text).filter(|number| (MIN..=MAX).contains(number));
+    let number = number.and_then(|number| T::try_from(number).ok());
+    number.ok_or_else(|| match MAX {
+        u64::MAX => format!("`{text}` is no whole number from {MIN} on"),
+        _ => format!("`{text}` is no whole number from {MIN} to {MAX}"),
+    })
+}
+
 /// The units of [`bytes`].
 const BYTE_UNITS: [(&str, u64); 9] = [
     ("KiB", 1 << 10),

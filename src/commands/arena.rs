@@ -33,11 +33,11 @@ pub struct Args {
     pub time_limit: Duration,
     /// Offsets are multiples of this many bytes
     #[arg(long, value_name = "BYTES", default_value_t = 1)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    #[arg(value_parser = parse::within::<u64, 1, { 1 << 40 }>, allow_hyphen_values = true)]
     pub alignment: u64,
     /// Searches side by side
     #[arg(long, value_name = "N", default_value_t = 2)]
-    #[arg(value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(value_parser = parse::within::<u16, 1, 64>, allow_hyphen_values = true)]
     pub threads: u16,
     /// Print one JSON object
     #[arg(long)]

@@ -25,6 +25,7 @@ use crate::format::run as run_file;
 use crate::methods::Method;
 use crate::planning::{self, Request};
 use crate::report::comparison as report;
+use ebbtide_solver::problem::Budget;
 use ebbtide_solver::search::Strategy;
 use ebbtide_solver::units::{Bytes, Tokens};
 
@@ -120,15 +121,16 @@ fn nothing_fits(file: &ComparisonFile) -> Error {
     let shortest = file.groups.iter().min_by_key(|group| group.seq);
     let why = shortest.and_then(|group| group.cells.iter().find_map(|cell| cell.misses.clone()));
     let settings = &file.settings;
-    let lengths = shortest.map_or(String::new(), |group| Tokens::new(group.seq).to_string());
+    let least = shortest.map_or(String::new(), |group| Tokens::new(group.seq).to_string());
     let message = format!(
-        "no strategy fits {} on {} at any length from {lengths} on: {}",
+        "no strategy fits {} on {} at any of the lengths, the shortest being {least}: {}",
         settings.model,
         settings.profile,
         why.unwrap_or_default()
     );
-    Error::infeasible(message)
-        .hint("`ebbtide fit` finds the longest sequence; or --method lomo, or more memory")
+    Error::infeasible(message).hint(
+        "`ebbtide fit` finds the longest sequence; other methods and more memory hold longer ones",
+    )
 }
 
 fn read_runs(paths: &[PathBuf]) -> Result<Vec<run_file::Measured>> {
@@ -287,7 +289,7 @@ impl<'a> Comparing<'a> {
             file.groups.push(group);
             write_atomically(stored, file::write(&file))
         };
-        wanted.par_iter().with_max_len(1).try_for_each(one)?;
+        wanted.iter().par_bridge().try_for_each(one)?;
         let mut file = done.into_inner().expect("no thread panics with it");
         self.go_on_later(stored, &file)?;
         let order = |method: &str| Method::ALL.iter().position(|m| m.name() == method);
@@ -329,14 +331,18 @@ impl<'a> Comparing<'a> {
             let mixed = [Strategy::ProTrain, Strategy::Memo];
             let strategies = self.args.strategy.iter().filter(|s| !mixed.contains(s));
             let strategies: Vec<Strategy> = strategies.copied().collect();
+            let variants = planning::variants(&request)?;
             let points = BUDGETS.par_iter().with_max_len(1).map(|&(part, of)| {
-                let device = request.budget.device.scaled(part, of);
+                let budget = Budget {
+                    device: request.budget.device.scaled(part, of),
+                    ..request.budget
+                };
                 let limits = &self.limits;
-                let points = comparison::under_budget(&request, &strategies, device, limits);
+                let points = comparison::under_budget(&variants, &strategies, budget, limits);
                 bar.inc(1);
                 points
             });
-            file.budgets = points.collect::<Result<Vec<_>>>()?.concat();
+            file.budgets = points.collect::<Vec<_>>().concat();
             file.timeline = self.timeline(&request, &file)?;
         }
         write_atomically(stored, file::write(&file))?;

@@ -137,7 +137,17 @@ pub(super) fn narrow(
         }
         let strategies: Vec<Strategy> = asking.iter().map(|&i| rows[i].strategy).collect();
         let method = rows[asking[0]].method;
-        for (i, found) in asking.into_iter().zip(probe(seq, method, &strategies)?) {
+        let found = match probe(seq, method, &strategies) {
+            Ok(found) => found,
+            // What can be planned at all ends at a length, too: an operator takes too long.
+            Err(error) if asking.iter().all(|&i| rows[i].fits > 0) => {
+                let miss = |&i: &usize| rows[i].misses = Some((seq, error.message.clone()));
+                asking.iter().for_each(miss);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        for (i, found) in asking.into_iter().zip(found) {
             match found {
                 Ok(()) => rows[i].fits = seq,
                 Err(miss) => rows[i].misses = Some((seq, report::infeasible::what_binds(&miss))),
@@ -170,10 +180,10 @@ impl Row {
     }
 }
 
-/// To how many tokens lengths are told apart: 256 below 8k, else 1k or a part of them.
+/// To how many tokens lengths are told apart: 64 below 8k, else 1k or a part of them.
 fn precision(tokens: u64, parts: u64) -> u64 {
     match tokens {
-        0..8192 => 256,
+        0..8192 => 64,
         _ => (tokens / parts / 1024 * 1024).max(1024),
     }
 }
@@ -185,27 +195,30 @@ fn to_json(rows: &[Row], limit: u64) -> String {
             "method": row.method.name(),
             "max_tokens": row.fits,
             "binds": row.binds(limit),
+            "misses_tokens": row.misses.as_ref().map(|(seq, _)| seq),
         })
     });
     format!("{}\n", serde_json::json!({ "rows": Vec::from_iter(rows) }))
 }
 
 fn to_table(rows: &[Row], limit: u64) -> String {
-    let title = ["strategy", "method", "longest", "a longer one needs"];
+    let title = ["strategy", "method", "fits", "too long", "what it needs"];
     let mut table = vec![Vec::from(title.map(String::from))];
     table.extend(rows.iter().map(|row| {
         let longest = match row.fits {
             0 => "none".into(),
             tokens => Tokens::new(tokens).to_string(),
         };
+        let missed = row.misses.as_ref().map(|&(seq, _)| Tokens::new(seq));
         vec![
             row.strategy.name().into(),
             row.method.name().into(),
             longest,
+            missed.map_or(String::new(), |seq| seq.to_string()),
             row.binds(limit),
         ]
     }));
-    columns(&table, &[false, false, true, false]).join("\n") + "\n"
+    columns(&table, &[false, false, true, true, false]).join("\n") + "\n"
 }
 
 #[cfg(test)]

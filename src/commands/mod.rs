@@ -19,8 +19,9 @@ use crate::format::schedule::{self, ScheduleFile};
 use ebbtide_solver::units::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A schedule of 100 blocks is some ten MiB; more than this is another file.
 const LARGEST_SCHEDULE: Bytes = Bytes::gib(1);
@@ -31,22 +32,31 @@ fn read_schedule(path: &Path) -> Result<ScheduleFile> {
     schedule::read(&text).map_err(|error| error.within(path.display()))
 }
 
-/// A flag that Ctrl-C sets; a second Ctrl-C ends the process at once. A file that grows beyond its
-/// limit is an error to report, not a signal to die of.
+/// A flag that Ctrl-C sets; another one, a second later or more, ends the process at once (some
+/// senders signal a process and its group). A file that grows beyond its limit is an error to
+/// report, not a signal to die of.
 fn interrupts() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     #[cfg(unix)]
     {
         use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
         use signal_hook::flag::{register, register_conditional_default};
+        let impatient = Arc::new(AtomicBool::new(false));
         let registered = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
-            // In this order: the first signal only sets the flag.
-            register_conditional_default(signal, Arc::clone(&stop))?;
+            register_conditional_default(signal, Arc::clone(&impatient))?;
             register(signal, Arc::clone(&stop)).map(|_| ())
         });
         let ignored = Arc::new(AtomicBool::new(false));
         let registered = registered.and(register(SIGXFSZ, ignored).map(|_| ()));
         registered.map_err(|cause| Error::bad_input(format!("cannot handle signals: {cause}")))?;
+        let stopping = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            while !stopping.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            std::thread::sleep(Duration::from_secs(1));
+            impatient.store(true, Ordering::Relaxed);
+        });
     }
     Ok(stop)
 }

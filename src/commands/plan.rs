@@ -133,9 +133,9 @@ fn method(args: &Args) -> Result<Method> {
             "--allow says which methods may be chosen, but --method {method} leaves no choice"
         ))
         .hint("--method auto")),
-        Choice::Auto => match told.first() {
+        Choice::Auto => match told.given().next() {
             None => Ok(Method::AdamW),
-            Some(flag) => Err(Error::bad_input(format!(
+            Some((flag, _)) => Err(Error::bad_input(format!(
                 "{flag} is for one method, but --method auto chooses among several"
             ))
             .hint("name the method; auto runs each by its defaults")),

@@ -66,10 +66,11 @@ pub struct Args {
     pub tokenizer: Option<PathBuf>,
     /// Optimizer steps in all, those before a resumed run included
     #[arg(long, value_name = "N", default_value_t = 10)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    #[arg(value_parser = parse::within::<u64, 1, { 1 << 40 }>, allow_hyphen_values = true)]
     pub steps: u64,
     /// Of random weights and synthetic tokens [default: 0, or that of the resumed run]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = parse::within::<u64, 0, { u64::MAX }>)]
+    #[arg(allow_hyphen_values = true)]
     pub seed: Option<u64>,
     /// Highest learning rate
     #[arg(long, value_name = "X", default_value = "1e-3", value_parser = parse::not_negative)]
@@ -81,12 +82,14 @@ pub struct Args {
     pub shape: Shape,
     /// Steps in which the learning rate rises: 0 in the first, as HF has it
     #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = parse::within::<u64, 0, { 1 << 40 }>, allow_hyphen_values = true)]
     pub warmup: u64,
     /// Warm up a step earlier: X/N in the first step, X in the N-th
     #[arg(long, requires = "warmup")]
     pub warmup_above_zero: bool,
     /// AdamW's decay of the first and of the second moment
     #[arg(long, value_name = "X,X", default_value = "0.9,0.999", value_parser = parse::betas)]
+    #[arg(allow_hyphen_values = true)]
     pub betas: (f64, f64),
     /// What AdamW adds to the root of the second moment
     #[arg(long, value_name = "X", default_value = "1e-8", value_parser = parse::positive)]
@@ -104,7 +107,7 @@ pub struct Args {
     #[arg(long, value_name = "X", value_parser = parse::positive, allow_hyphen_values = true)]
     pub clip_value: Option<f64>,
     /// Speed of copies in each direction on the cpu device, such as 2GB/s [default: that of memory]
-    #[arg(long, value_name = "RATE", value_parser = parse::rate)]
+    #[arg(long, value_name = "RATE", value_parser = parse::rate, allow_hyphen_values = true)]
     pub link: Option<BytesPerSec>,
     /// The same bits in every run, whatever it costs (all devices of this version do that anyway)
     #[arg(long)]
@@ -166,10 +169,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         gradient_norms: Vec::new(),
     };
     let interrupted = trained.steps(&mut session, &stop)?;
-    if interrupted {
-        let done = trained.progress.step;
-        remarks.push(format!("interrupted after step {done} of {}", args.steps));
-    }
     if let Some(directory) = &args.save {
         save(
             directory,
@@ -186,8 +185,21 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         remarks.push(format!("predicted and measured in {}", path.display()));
     }
     match args.json {
-        true => print(out, file::write(&file)),
-        false => print(out, report::run::table(&file, &remarks)),
+        true => print(out, file::write(&file))?,
+        false => print(out, report::run::table(&file, &remarks))?,
+    }
+    match interrupted {
+        false => Ok(()),
+        true => Err(interrupted_at(args, trained.progress.step)),
+    }
+}
+
+/// What was done is reported and saved; it is not what was asked for.
+fn interrupted_at(args: &Args, step: u64) -> Error {
+    let error = Error::bad_input(format!("interrupted after step {step} of {}", args.steps));
+    match &args.save {
+        Some(directory) => error.hint(format!("--resume {} goes on", directory.display())),
+        None => error.hint("with --save a run can go on with --resume"),
     }
 }
 
@@ -201,6 +213,9 @@ fn check_outputs(args: &Args) -> Result<()> {
         return Ok(());
     };
     check_distinct(&[("the schedule", &args.schedule), ("-o", path)])?;
+    if let Some(directory) = &args.save {
+        check_distinct(&[("--save", directory), ("-o", path)])?;
+    }
     // What is saved makes its own directory.
     match args.save.as_deref() {
         Some(saved) if path.parent() == Some(saved) => Ok(()),

@@ -23,11 +23,11 @@ pub struct Args {
     pub profile: String,
     /// Sequences of a micro-batch
     #[arg(long, value_name = "N", default_value_t = 1)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
+    #[arg(value_parser = parse::within::<u64, 1, { 1 << 24 }>, allow_hyphen_values = true)]
     pub batch: u64,
     /// Micro-batches of an optimizer step
     #[arg(long, value_name = "N", default_value_t = 1)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(value_parser = parse::within::<u32, 1, 64>, allow_hyphen_values = true)]
     pub accumulate: u32,
     /// Prepare for `run --clip`: gradients are counted, and no weight changes before all are
     #[arg(long)]
@@ -50,13 +50,14 @@ pub struct Args {
 pub struct LowRankArgs {
     /// Rank of a low-rank method; of compact also a part of each input, such as 1/8 [default: the
     /// method's own, at most a quarter of the smallest side of a matrix; of compact 1/4]
-    #[arg(long, value_name = "N", value_parser = parse::rank)]
+    #[arg(long, value_name = "N", value_parser = parse::rank, allow_hyphen_values = true)]
     pub rank: Option<Rank>,
     /// Steps after which a low-rank method renews its projections [default: the method's]
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = parse::within::<u32, 1, { u32::MAX as u64 }>)]
+    #[arg(allow_hyphen_values = true)]
     pub refresh: Option<u32>,
     /// What a low-rank method scales its update by [default: the method's]
-    #[arg(long, value_name = "X", allow_hyphen_values = true)]
+    #[arg(long, value_name = "X", value_parser = parse::positive, allow_hyphen_values = true)]
     pub scale: Option<f64>,
     /// Update each weight inside backward, so that no gradient is kept
     #[arg(long)]

@@ -21,6 +21,7 @@ use ebbtide_solver::units::{Bytes, Nanos};
 use crate::error::Result;
 use crate::format::comparison::{BudgetPoint, Cell, Fit, Group, Share, TensorCost};
 use crate::format::schedule::Status as FileStatus;
+use crate::lower::Lowered;
 use crate::memory;
 use crate::planning::{self, Planned, Request};
 use crate::report;
@@ -244,29 +245,21 @@ fn tensor_costs(context: &Context<'_>) -> Vec<TensorCost> {
     costs.collect()
 }
 
-/// The step of every strategy under another device budget.
-///
-/// # Errors
-/// As [`planning::variants`].
+/// The step of every strategy under another budget.
 pub fn under_budget(
-    request: &Request<'_>,
+    variants: &[Lowered],
     strategies: &[Strategy],
-    device: Bytes,
+    budget: Budget,
     limits: &Limits,
-) -> Result<Vec<BudgetPoint>> {
-    let budget = Budget {
-        device,
-        ..request.budget
-    };
-    let variants = planning::variants(request)?;
-    let problems = planning::problems(&variants, budget);
+) -> Vec<BudgetPoint> {
+    let problems = planning::problems(variants, budget);
     let mut prepared = contexts(&problems, &limits.options());
     let point = |&strategy: &Strategy| {
         let options = limits.begin(&mut prepared);
         let found = find(&prepared, strategy, &options);
         BudgetPoint {
             strategy: strategy.name().into(),
-            device_bytes: device.get(),
+            device_bytes: budget.device.get(),
             misses: found.as_ref().err().map(|miss| {
                 let why = report::infeasible::what_binds(miss);
                 limits.late(strategy, &options, why)
@@ -282,7 +275,7 @@ pub fn under_budget(
         point.step_ns = Some(best);
         point.misses = None;
     }
-    Ok(points)
+    points
 }
 
 #[cfg(test)]

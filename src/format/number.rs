@@ -17,6 +17,8 @@ pub type Natural = Within<0, LARGEST>;
 pub type Positive = Within<1, LARGEST>;
 /// The rate of a link: from 1 MB/s, so that no copy takes centuries.
 pub type LinkRate = Within<1_000_000, LARGEST>;
+/// Bytes that an update reads and writes for a parameter: AdamW's are 28.
+pub type TrafficPerParameter = Within<0, 100_000>;
 /// A dimension of a matrix or a number of tokens.
 pub type Dimension = Within<1, 0x4000_0000>;
 /// Parts per million, up to ten times the whole.

@@ -7,7 +7,7 @@
 //!
 //! This module knows the text; what the numbers mean is in [`crate::profile`].
 
-use super::number::{Dimension, LinkRate, Natural, Positive, Ppm};
+use super::number::{Dimension, LinkRate, Natural, Positive, Ppm, TrafficPerParameter};
 use crate::error::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -139,7 +139,7 @@ section! {
         /// Parameters the host's AdamW updates each second.
         adam_params_per_s: Positive,
         /// Memory traffic of one such update.
-        adam_bytes_per_param: Natural,
+        adam_bytes_per_param: TrafficPerParameter,
     }
 
     /// Copies between host and device.

@@ -133,18 +133,25 @@ pub struct Told {
 }
 
 impl Told {
-    /// The first flag that was given.
-    pub fn first(&self) -> Option<&'static str> {
+    /// The flags that were given, and the methods that each is for.
+    pub fn given(&self) -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
+        const ALL: &[&str] = &["galore", "apollo", "apollo-mini", "flora", "compact"];
+        const ADAM: &[&str] = &["galore", "apollo", "apollo-mini", "compact"];
+        let part = matches!(self.rank, Some(Rank::Part(_)));
         let given = [
-            (self.rank.is_some(), "--rank"),
-            (self.refresh.is_some(), "--refresh"),
-            (self.scale.is_some(), "--scale"),
-            (self.per_layer, "--per-layer"),
-            (self.svd, "--svd"),
-            (self.eight_bit, "--eight-bit"),
-            (self.layers.is_some(), "--compress"),
+            (part, "--rank with a part of the input", &["compact"][..]),
+            (self.rank.is_some(), "--rank", ALL),
+            (self.refresh.is_some(), "--refresh", ALL),
+            (self.scale.is_some(), "--scale", ADAM),
+            (self.per_layer, "--per-layer", ALL),
+            (self.svd, "--svd", &["galore"]),
+            (self.eight_bit, "--eight-bit", ADAM),
+            (self.layers.is_some(), "--compress", &["compact"]),
         ];
-        given.into_iter().find(|flag| flag.0).map(|flag| flag.1)
+        given
+            .into_iter()
+            .filter(|flag| flag.0)
+            .map(|flag| (flag.1, flag.2))
     }
 }
 

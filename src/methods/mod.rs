@@ -146,47 +146,14 @@ impl Method {
     /// # Errors
     /// What the method cannot be told, or not together.
     pub fn told(self, told: Told) -> Result<Method, Error> {
-        let Some(low_rank) = self.low_rank() else {
-            return match told.first() {
-                Some(flag) => Err(Error::bad_input(format!("{flag} says nothing to {self}"))
-                    .hint("it is for galore, apollo, apollo-mini, flora and compact")),
-                None => Ok(self),
-            };
-        };
-        let compact = matches!(self, Method::Compact(_));
-        let wrong = [
-            (
-                !compact && matches!(told.rank, Some(Rank::Part(_))),
-                "--rank with a part of the input",
-                "compact; others take a number",
-            ),
-            (told.layers.is_some() && !compact, "--compress", "compact"),
-            (
-                told.svd && !matches!(self, Method::Galore(_)),
-                "--svd",
-                "galore",
-            ),
-            (
-                told.eight_bit && matches!(self, Method::Flora(_)),
-                "--eight-bit",
-                "galore, apollo, apollo-mini and compact",
-            ),
-            (
-                told.scale.is_some() && matches!(self, Method::Flora(_)),
-                "--scale",
-                "galore, apollo, apollo-mini and compact",
-            ),
-        ];
-        if let Some((_, flag, of)) = wrong.into_iter().find(|wrong| wrong.0) {
+        let refused = told.given().find(|(_, of)| !of.contains(&self.name()));
+        if let Some((flag, of)) = refused {
             return Err(Error::bad_input(format!("{flag} says nothing to {self}"))
-                .hint(format!("it is for {of}")));
+                .hint(format!("it is for {}", of.join(", "))));
         }
-        let positive = told.scale.is_none_or(|s| s.is_finite() && s > 0.0);
-        if !positive || told.refresh == Some(0) {
-            return Err(Error::bad_input(
-                "--scale and --refresh must be more than 0",
-            ));
-        }
+        let Some(low_rank) = self.low_rank() else {
+            return Ok(self);
+        };
         Ok(self.with_low_rank(low_rank.with(told)))
     }
     /// The method of a schedule's name and options.

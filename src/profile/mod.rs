@@ -199,15 +199,21 @@ impl Profile {
                 .copied()
                 .ok_or_else(|| {
                     let known = self.device.peak_flops_per_s.keys().map(Dtype::to_string);
-                    Error::bad_input(format!("profile `{}` has no rates for {dtype}", self.name))
-                        .hint(format!("it knows {}", Vec::from_iter(known).join(", ")))
+                    let known = match Vec::from_iter(known).join(", ") {
+                        none if none.is_empty() => "no type".into(),
+                        types => types,
+                    };
+                    let field = "device.peak_flops_per_s";
+                    Error::bad_input(format!("profile `{}`: {field} lacks {dtype}", self.name))
+                        .hint(format!("it has {known}; add a peak, or change --dtype"))
                 })
         };
         let measured = self.default_dtype;
-        let peaks = if dtype == measured {
-            None
-        } else {
-            Some((peak(measured)?, peak(dtype)?))
+        // MFU is counted against it, whatever products take.
+        let own = peak(dtype)?;
+        let peaks = match dtype == measured {
+            true => None,
+            false => Some((peak(measured)?, own)),
         };
         Ok(Costs {
             profile: self,

@@ -10,9 +10,13 @@ use crate::planning::WouldFit;
 /// What runs out, in a few words: `device memory: 80.1 GiB of 72.0 GiB in mlp of block 3`.
 pub fn what_binds(infeasible: &Infeasible) -> String {
     let Infeasible { needed, limit, .. } = infeasible;
+    let size = match needed.to_string() == limit.to_string() {
+        true => format!("{} more than {limit}", needed.saturating_sub(*limit)),
+        false => format!("{needed} of {limit}"),
+    };
     match &infeasible.step {
-        None => format!("host memory: {needed} of {limit}"),
-        Some(step) => format!("device memory: {needed} of {limit} in {step}"),
+        None => format!("host memory: {size}"),
+        Some(step) => format!("device memory: {size} in {step}"),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use ebbtide_solver::plan::Placement;
 use ebbtide_solver::schedule::{Schedule, Stream};
+use ebbtide_solver::search::Strategy;
 use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 
 use super::{by_category, columns, count, grouped, percent, Sheet};
@@ -282,10 +283,13 @@ fn binds(planned: &Planned) -> String {
     } else if (timeline.stall + timeline.tail) * 200 > timeline.step {
         binding.push("the link at times (it stalls compute)");
     }
-    if binding.is_empty() {
-        return "no limit on its own: pieces of tensors are too large for what is free".into();
+    match (binding.is_empty(), planned.found_by) {
+        (false, _) => binding.join(", "),
+        (true, Strategy::Ilp) => {
+            "no limit on its own: pieces of tensors are too large for what is free".into()
+        }
+        (true, strategy) => format!("nothing but the strategy: {} uses no more", strategy.name()),
     }
-    binding.join(", ")
 }
 
 // ---- how sure it is -----------------------------------------------------------------------------

@@ -32,8 +32,8 @@ fn losses(file: &RunFile) -> String {
         (Some(first), Some(last)) => format!(
             "{}, loss {first:.4} → {last:.4}, {} tokens/s (predicted {})",
             count(file.losses.len(), "step"),
-            grouped(file.measured.tokens_per_s as u64),
-            grouped(file.predicted.tokens_per_s as u64),
+            grouped(file.measured.tokens_per_s.round() as u64),
+            grouped(file.predicted.tokens_per_s.round() as u64),
         ),
         _ => "no step".into(),
     }

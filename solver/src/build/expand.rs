@@ -77,6 +77,8 @@ struct Expander<'a> {
     grids: Vec<Option<Rc<Vec<Span>>>>,
     /// Departure of every swapped piece: (tensor, first piece) in order of production.
     departed: Table<TensorId, Vec<(Span, Span, usize)>>,
+    /// Tensors of which something was made again, or landed to make something else, in this step.
+    passing: Vec<TensorId>,
     step: StepId,
     phase: Phase,
     micro_batch: u32,
@@ -95,6 +97,7 @@ pub fn expand(problem: &Problem, plan: &Plan) -> Draft {
         host_weight: problem.values.values().map(|_| None).collect(),
         grids: vec![None; problem.blocks() as usize + 1],
         departed: problem.tensors.values().map(|_| Vec::new()).collect(),
+        passing: Vec::new(),
         step: StepId::from_index(0),
         phase: Phase::Forward,
         micro_batch: 0,
@@ -217,7 +220,8 @@ impl Expander<'_> {
     /// Forgets what was made again, apart from what is held, and updates that are due.
     fn end_step(&mut self) {
         if self.phase == Phase::Backward {
-            for tensor in self.problem.tensors.values() {
+            for tensor in std::mem::take(&mut self.passing) {
+                let tensor = &self.problem.tensors[tensor];
                 let held = self.is_held(tensor);
                 let whole = self.problem.values[tensor.value].split == Split::Whole;
                 let fetched = whole || held && self.plan.hold.fetched;

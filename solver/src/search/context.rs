@@ -67,11 +67,12 @@ impl<'a> Context<'a> {
     /// operator once. There is none where the relaxation is infeasible.
     pub fn bound(&self) -> Nanos {
         *self.bound.get_or_init(|| {
-            if matches!(self.relaxed(), Err(Unsolved::Infeasible)) {
+            let proved = proved_bound(self.problem, &self.coarse);
+            // That nothing fits is believed where both methods say so.
+            if proved.is_err() && matches!(self.relaxed(), Err(Unsolved::Infeasible)) {
                 return Nanos::MAX;
             }
-            let proved = proved_bound(self.problem, &self.coarse);
-            Nanos::new(proved).max(self.compute())
+            Nanos::new(proved.unwrap_or(0)).max(self.compute())
         })
     }
     /// Every operator once, nothing else.

@@ -143,15 +143,21 @@ impl Lp {
     ///
     /// Columns without an upper bound are taken to be at most twice the optimum: what is proved is
     /// that no point is better where a larger column is no better itself, as one that costs.
-    pub fn lower_bound(&self) -> f64 {
-        let (optimum, y, z) = self.multipliers();
+    ///
+    /// # Errors
+    /// When the solver says that there is no point, which is nothing proved.
+    pub fn lower_bound(&self) -> Result<f64, Unsolved> {
+        let solution = self.interior();
+        if solution.status == SolverStatus::PrimalInfeasible {
+            return Err(Unsolved::Infeasible);
+        }
+        let (optimum, y, z) = self.multipliers(&solution);
         let cap = 2.0 * optimum.max(0.0);
-        self.weak_duality(&y, &z, cap).min(cap)
+        Ok(self.weak_duality(&y, &z, cap).min(cap))
     }
 
     /// The optimum and the multipliers of the rows and of the equalities there, nearly.
-    fn multipliers(&self) -> (f64, Vec<f64>, Vec<f64>) {
-        let solution = self.interior();
+    fn multipliers(&self, solution: &DefaultSolution<f64>) -> (f64, Vec<f64>, Vec<f64>) {
         // Where it fails, no multipliers: still a bound, if a poor one.
         let finite = |d: &f64| if d.is_finite() { *d } else { 0.0 };
         let (equal, rest) = solution.z.split_at(self.equalities.len());
@@ -240,7 +246,7 @@ mod tests {
         let optimum = lp.minimise().unwrap();
         assert!((optimum.objective - 5.0).abs() < 1e-9);
         assert!((optimum.value(x) - 3.0).abs() < 1e-9);
-        assert!((lp.lower_bound() - 5.0).abs() < 1e-6);
+        assert!((lp.lower_bound().unwrap() - 5.0).abs() < 1e-6);
         // Any multipliers give a bound, good ones a good one.
         assert!(lp.weak_duality(&[0.5], &[0.0], 10.0) <= 5.0);
         assert!(lp.weak_duality(&[2.0], &[0.0], 10.0) <= 5.0);

@@ -80,11 +80,14 @@ pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Result<Re
 
 /// No plan is faster than this, in nanoseconds: by weak duality, so whatever the solver's
 /// arithmetic did. Columns without a limit are times: one beyond the bound makes no better step.
-pub fn proved_bound(problem: &Problem, coarse: &Coarse) -> u64 {
+///
+/// # Errors
+/// As [`Lp::lower_bound`].
+pub fn proved_bound(problem: &Problem, coarse: &Coarse) -> Result<u64, Unsolved> {
     let margins = Margins::default();
     let model = Model::built(problem, coarse, &margins);
-    let bound = model.lp.lower_bound() - NUDGE * FLOOR;
-    (bound.max(0.0) * model.units.nanos) as u64
+    let bound = model.lp.lower_bound()? - NUDGE * FLOOR;
+    Ok((bound.max(0.0) * model.units.nanos) as u64)
 }
 
 struct Model<'a> {

@@ -9,7 +9,7 @@ use crate::device::Facts;
 use crate::device::UpdateRule;
 use crate::error::{Error, Result};
 use crate::format::measured::{Calibration, MeasuredFile, MeasuredHost, MeasuredStep};
-use crate::format::number::{Natural, Positive};
+use crate::format::number::{Positive, Within};
 use crate::format::profile::{
     self as file, AttentionSample, GemmDirectionName, GemmSample, KernelSample, ProfileFile,
     WorkspaceName,
@@ -166,6 +166,6 @@ fn peak<'a>(samples: impl Iterator<Item = &'a GemmSample>) -> u64 {
     forward.map(rate).max().unwrap_or(1).min(Positive::MOST)
 }
 
-fn natural(number: u64) -> Natural {
-    Natural::new(number.min(Natural::MOST)).expect("in range")
+fn natural<const MOST: u64>(number: u64) -> Within<0, MOST> {
+    Within::new(number.min(MOST)).expect("in range")
 }

@@ -108,6 +108,10 @@ impl Request<'_> {
         let (Some(&least), Some(&most)) = (self.tokens.first(), self.tokens.last()) else {
             return Err(Error::bad_input("no number of tokens to measure at"));
         };
+        if least < 2 {
+            let message = format!("a step of {least} tokens has nothing to predict");
+            return Err(Error::bad_input(message).hint("2 tokens and more"));
+        }
         if most > Dimension::MOST {
             let limit = Tokens::new(Dimension::MOST);
             return Err(Error::bad_input(format!("more than {limit} tokens")));

@@ -6,7 +6,7 @@
 use super::super::draft::{Arrival, Departure, DraftBuffer, HostBuffer};
 use super::super::pieces::{all_groups, intersect, pieces_of};
 use super::{Expander, Instance};
-use crate::ids::{Id, ValueId};
+use crate::ids::{Id, TensorId, ValueId};
 use crate::problem::{Category, Domain, Phase, Split, Value};
 use crate::schedule::Access;
 use crate::units::{Bytes, Span};
@@ -71,6 +71,7 @@ impl Expander<'_> {
                 .copied();
             if let Some((rows, groups, departure)) = landed {
                 self.land(value, rows, groups, departure);
+                self.pass(tensor);
                 return;
             }
         }
@@ -119,6 +120,13 @@ impl Expander<'_> {
                 let stays = |i: &Instance| !i.landed && (held || !i.recomputed);
                 self.live[tensor.value].retain(stays);
             }
+        }
+    }
+
+    /// Notes what goes with the end of the step, if it is there for something else.
+    fn pass(&mut self, tensor: TensorId) {
+        if self.recomputing && self.passing.last() != Some(&tensor) {
+            self.passing.push(tensor);
         }
     }
 
@@ -194,12 +202,14 @@ impl Expander<'_> {
             recomputed: self.recomputing,
             ..Instance::full(buffer, extent, all, self.step)
         };
+        let tensor = self.problem.values[value].tensor;
         if swapped {
             let departure = self.depart(value, &instance);
-            let tensor = self.problem.values[value]
-                .tensor
-                .expect("only tensors are swapped");
+            let tensor = tensor.expect("only tensors are swapped");
             self.departed[tensor].push((extent, all, departure));
+        }
+        if let Some(tensor) = tensor {
+            self.pass(tensor);
         }
         self.live[value].push(instance);
         (buffer, Access::Write)
