@@ -328,7 +328,7 @@ fn bad_flags_are_refused() {
         (&["--time-limit", "-1s"], "`-1s` is no length of time"),
         (&["--strategy", "exhaustive"], "at most 1000000 plans"),
         (&["--gap", "nan"], "no gap"),
-        (&["--batch", "0"], "0 is not in 1.."),
+        (&["--batch", "0"], "`0` is no whole number from 1"),
         (&["--strategy", "magic"], "possible values: keep"),
         (&["--method", "adam"], "possible values: adamw"),
         (

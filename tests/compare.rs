@@ -135,7 +135,7 @@ fn where_no_strategy_fits_all_is_written_and_the_exit_code_says_so() {
     let (code, _, err) = compare("1k,2k", &scratch.path("."), &["--device-memory", "1MiB"]);
     assert_eq!(code, Some(3), "{err}");
     assert!(err.contains("no strategy fits tiny on unit"), "{err}");
-    assert!(err.contains("from 1k on"), "{err}");
+    assert!(err.contains("the shortest being 1k"), "{err}");
     let stored: Value = serde_json::from_str(&scratch.text("comparison.json")).unwrap();
     for group in stored["groups"].as_array().unwrap() {
         for cell in group["cells"].as_array().unwrap() {

@@ -61,7 +61,7 @@ pub struct Args {
     #[arg(long, value_name = "R.json,…", value_delimiter = ',')]
     pub run: Vec<PathBuf>,
     /// When to stop searching for one plan, such as 500ms or 10s
-    #[arg(long, value_name = "TIME", default_value = "600ms", value_parser = parse::time)]
+    #[arg(long, value_name = "TIME", default_value = "1500ms", value_parser = parse::time)]
     #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
     /// A plan this close to the bound is good enough, such as 1% or 0.01

@@ -81,6 +81,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let options = Options {
         deadline: Instant::now().checked_add(args.time_limit),
         gap: args.gap,
+        ..Options::default()
     };
     let freedom = freedom(args, request.method)?;
     let request = Request {

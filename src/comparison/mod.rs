@@ -44,6 +44,8 @@ impl Limits {
         Options {
             deadline: Instant::now().checked_add(self.time),
             gap: self.gap,
+            // The other cores have other lengths.
+            abreast: 1,
         }
     }
     /// Why a strategy found nothing: for the search it may be that its time was up.

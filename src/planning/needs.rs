@@ -208,6 +208,7 @@ pub fn probe(
             let options = Options {
                 deadline: Some(Instant::now() + patience),
                 gap: 1.0,
+                ..Options::default()
             };
             prepared.iter_mut().for_each(|c| c.limit(&options));
             search::find(&prepared, Strategy::Ilp, &options).map(drop)

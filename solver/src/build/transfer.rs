@@ -165,6 +165,8 @@ fn retire(
     };
     let (mut stall, mut link_free, mut freed, mut next) = (0u64, 0u64, 0u64, 0usize);
     let mut pending: Vec<usize> = Vec::new();
+    // When the first that is pending retires, though memory be free.
+    let mut due = u64::MAX;
     let mut over: Vec<(usize, u64)> = Vec::new();
     for position in 0..=positions {
         let now = clock[position] + stall;
@@ -175,22 +177,28 @@ fn retire(
             link_free = link_free.max(now) + length;
             outward.ended[departure] = link_free;
             outward.length[departure] = length;
+            due = due.min(link_free + SPARE * length);
             pending.push(departure);
             next += 1;
         }
         let mut wait = now;
-        pending.retain(|&d| {
-            let over = live[position] - freed > budget && position < positions;
-            let late = outward.ended[d] + SPARE * outward.length[d];
-            let leaves = buffer_of(d).last < position && (over || late <= now);
-            if leaves {
-                wait = wait.max(outward.ended[d]);
-                freed += aligned(buffer_of(d).bytes);
-                outward.retired[d] = position;
-                lifetimes[draft.departures[d].buffer].end = position as u64;
-            }
-            !leaves
-        });
+        let short = |freed| live[position] - freed > budget && position < positions;
+        if short(freed) || due <= now {
+            due = u64::MAX;
+            pending.retain(|&d| {
+                let late = outward.ended[d] + SPARE * outward.length[d];
+                let leaves = buffer_of(d).last < position && (short(freed) || late <= now);
+                if leaves {
+                    wait = wait.max(outward.ended[d]);
+                    freed += aligned(buffer_of(d).bytes);
+                    outward.retired[d] = position;
+                    lifetimes[draft.departures[d].buffer].end = position as u64;
+                } else {
+                    due = due.min(late);
+                }
+                !leaves
+            });
+        }
         live[position] -= freed;
         if live[position] > budget && position < positions {
             over.push((position, live[position]));

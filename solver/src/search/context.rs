@@ -13,7 +13,7 @@ use super::{better, simple, Candidate, Options};
 use crate::build::{build, Built, Infeasible, STACK_BYTES};
 use crate::plan::{Fate, Placement, Plan};
 use crate::problem::Problem;
-use crate::units::Nanos;
+use crate::units::{Bytes, Nanos};
 
 /// A variant with all that strategies want to know of it.
 #[derive(Debug)]
@@ -124,8 +124,27 @@ impl<'a> Context<'a> {
         if !self.can_win(self.plan_floor(&plan)) {
             return Err(Infeasible::default());
         }
+        let (needed, limit) = (self.states_on_device(&plan), self.problem.budget.device);
+        if needed > limit {
+            return Err(Infeasible {
+                step: Some("model states".into()),
+                needed,
+                limit,
+                ..Infeasible::default()
+            });
+        }
         let built = build(self.problem, &plan)?;
         Ok(self.found(plan, built))
+    }
+    /// Device memory that a plan's weights and optimizer states take at all times.
+    fn states_on_device(&self, plan: &Plan) -> Bytes {
+        let groups = self.outline.groups.iter().zip(&plan.placements);
+        let bytes = groups.map(|(group, placement)| match placement {
+            Placement::Resident => group.weight_bytes + group.state_bytes,
+            Placement::HostOptimizer => group.weight_bytes,
+            Placement::Streamed => 0,
+        });
+        Bytes::new(bytes.sum())
     }
     /// Starts anew: any plan may be the best.
     pub(super) fn forget_best(&self) {

@@ -51,7 +51,7 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
         .iter()
         .any(|[_, _, streamed]| *streamed > 1e-3);
     let far = best.as_ref().map_or(true, |c| context.far(c.step(), FAR));
-    if streams && far {
+    if streams && far && !context.expired() {
         best = better(best, repaired(context, &free));
     }
     hide_tail(context, best)
@@ -65,7 +65,8 @@ fn hide_tail(
 ) -> Result<Candidate, Infeasible> {
     while let Ok(known) = &best {
         let step = known.step();
-        if known.built.timeline.tail <= step.scaled(1, TAIL) || !context.far(step, 1.0) {
+        let short = known.built.timeline.tail <= step.scaled(1, TAIL);
+        if short || !context.far(step, 1.0) || context.expired() {
             break;
         }
         let stays = |p: &&Placement| **p == Placement::Resident;
@@ -106,7 +107,10 @@ fn repaired(context: &Context<'_>, margins: &Margins) -> Result<Candidate, Infea
         device: vec![0; margins.device.len()],
         ..Margins::default()
     };
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
+        if round > 0 && context.expired() {
+            break;
+        }
         let Ok(relaxed) = relax(context.problem, &context.coarse, &margins) else {
             break;
         };
@@ -161,9 +165,6 @@ fn repaired(context: &Context<'_>, margins: &Margins) -> Result<Candidate, Infea
                 .map(|(_, short)| short.get().max(least))
                 .max()
                 .unwrap_or(0);
-        }
-        if context.expired() {
-            break;
         }
     }
     best

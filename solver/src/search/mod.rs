@@ -41,6 +41,9 @@ pub struct Options {
     pub deadline: Option<Instant>,
     /// A plan this close to the bound, as a fraction, is good enough.
     pub gap: f64,
+    /// How many variants [`ilp`] searches side by side: 1 where other threads have work, for one
+    /// that is good enough saves the next.
+    pub abreast: usize,
 }
 
 impl Default for Options {
@@ -48,6 +51,7 @@ impl Default for Options {
         Self {
             deadline: None,
             gap: 0.005,
+            abreast: 2,
         }
     }
 }
@@ -193,16 +197,16 @@ pub fn find(
     };
     if strategy == Strategy::Ilp {
         let bound = lowest_bound(contexts);
-        // Variants by bound, two at a time, one that cannot win any more left out. The likely
-        // winners first: what cannot beat them is not built. So the others come after one pair.
+        // Variants by bound, a few at a time, one that cannot win any more left out. The likely
+        // winners first: what cannot beat them is not built. So the others come after these.
         let mut variants: Vec<usize> = (0..contexts.len()).collect();
         variants.sort_by_key(|&v| contexts[v].bound());
-        for (nth, pair) in variants.chunks(2).enumerate() {
+        for (nth, few) in variants.chunks(options.abreast.max(1)).enumerate() {
             let open = |v: &&usize| match best.step() {
                 Some(step) => gap(step, bound) > options.gap && contexts[**v].bound() < step,
                 None => contexts[**v].relaxed().is_ok(),
             };
-            let tasks: Vec<_> = pair.iter().filter(open).map(|&v| (v, strategy)).collect();
+            let tasks: Vec<_> = few.iter().filter(open).map(|&v| (v, strategy)).collect();
             best.consider(&tasks);
             if nth == 0 {
                 best.consider(&on_all(&Strategy::SEEDS));

@@ -165,6 +165,7 @@ fn keep(
     let options = Options {
         deadline: None,
         gap: 1.0,
+        ..Options::default()
     };
     planning::plan_variants(&wanted, vec![lowered], Strategy::Keep, &options)
         .map_err(|_| Error::infeasible(format!("a step of {tokens} tokens needs more than 1 TiB")))
