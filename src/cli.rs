@@ -98,6 +98,11 @@ Examples:
     Arena(arena::Args),
     /// Solve a chain of layers: which to recompute, in which order, within a memory budget
     #[command(after_help = "\
+A problem: the budget, the input, and every layer with its times, what it saves for its own
+backward, its output, and what a forward that saves nothing needs besides:
+  {\"budget_bytes\": 4096, \"input_bytes\": 512, \"layers\": [{\"fwd_ms\": 1.5, \"bwd_ms\": 3,
+   \"internal_bytes\": 1024, \"out_bytes\": 512, \"nograd_tmp_bytes\": 256}]}
+
 Examples:
   ebbtide chain tests/data/chain/homog32_60.json
   ebbtide chain tests/data/chain/hetero8s1_40.json --strategy rotor --json")]

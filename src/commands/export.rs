@@ -76,7 +76,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         .hint("ebbtide's own schedule does; `ebbtide run` runs it"));
     };
     let settings = settings(args.to, best, &file, &traits);
-    let words = words(args.to, best, &costs, &file, &traits);
+    let mut words = words(args.to, best, &costs, &file, &traits);
+    if profile.name != file.hardware.name {
+        words.push(format!(
+            "simulated on {}, but the schedule's step is one of {}",
+            profile.name, file.hardware.name
+        ));
+    }
     if !args.json {
         words.iter().for_each(|line| eprintln!("note: {line}"));
         return print(out, settings);

@@ -318,6 +318,9 @@ pub fn words(
     }
     for cost in costs.iter().filter(|cost| cost.does != best.does) {
         lines.push(match &cost.step {
+            Ok(step) if Ok(step) == best.step.as_ref() => {
+                format!("as fast: {}", cost.does.name())
+            }
             Ok(step) => format!("slower: {}, {step}", cost.does.name()),
             Err(why) => format!("does not fit: {}, {why}", cost.does.name()),
         });
@@ -346,6 +349,9 @@ pub fn words(
         ));
     }
     let named = matches!(system, System::Trl | System::Axolotl);
+    if named && best.states != Placement::Resident {
+        lines.push("`ebbtide export` with --to deepspeed prints the ds_config.json".into());
+    }
     if file.method != "adamw" && !(named && settings::optimizer(file).is_some()) {
         lines.push(format!(
             "the settings name no optimizer: choose one that works as {}, by which they were \
