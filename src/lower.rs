@@ -38,7 +38,8 @@ pub struct Workload {
     /// The type of weights and activations.
     pub dtype: Dtype,
     /// Whether gradients are clipped by their global norm: each is counted once it is complete, and
-    /// no weight changes before all are.
+    /// no weight changes before all are. Where weights change inside backward, that takes a pass
+    /// before, which only counts.
     pub clip: bool,
 }
 
@@ -220,6 +221,11 @@ pub fn lower(
         problem: Problem {
             tokens,
             micro_batches: workload.accumulate,
+            passes: if workload.clip && method.fused() {
+                2
+            } else {
+                1
+            },
             groups: tiling.groups,
             granule,
             values: Table::new(),

@@ -8,6 +8,7 @@
 //! - `uses`: every instruction has the operands that its operator or group of states is said to.
 //! - `coverage`: every required operator runs exactly once on every range of every micro-batch.
 //! - `order`: stream order and events give each instruction a vector clock; or a deadlock.
+//! - `clipping`: no weight changes before every gradient has been counted for the global norm.
 //! - `replay`: two steps back to back. Each buffer is cut into cells of rows, and each cell
 //!   remembers its last write and the last read of every stream since: two accesses of which one
 //!   writes must be ordered (the race detection of FastTrack, Flanagan and Freund 2009). A cell
@@ -23,6 +24,7 @@
 
 mod bytes;
 mod cells;
+mod clipping;
 mod coverage;
 mod form;
 mod order;
@@ -44,6 +46,7 @@ pub fn check(schedule: &Schedule) -> Vec<Violation> {
         uses::check_uses(schedule, &mut findings);
         coverage::check_coverage(schedule, &mut findings);
         if let Some(order) = order::order(schedule, &mut findings) {
+            clipping::check_counted(schedule, &order, &mut findings);
             replay::replay(schedule, &order, &mut findings);
         }
     }

@@ -21,8 +21,11 @@ use crate::units::{Bytes, Nanos, Span, Tokens};
 pub struct Problem {
     /// Rows of every activation: sequence length × micro-batch size.
     pub tokens: Tokens,
-    /// How often forward and backward run before the optimizer does.
+    /// Micro-batches before the optimizer runs.
     pub micro_batches: u32,
+    /// How often forward and backward run on each: twice where updates inside backward want the
+    /// global norm of all gradients. The first pass counts gradients and drops them.
+    pub passes: u32,
     /// How many groups the attention heads are processed in.
     pub groups: u32,
     /// The unit of token ranges: what is kept, swapped or recomputed is a multiple of it.
@@ -256,7 +259,8 @@ pub struct StateGroup {
     /// end.
     pub updates: Vec<(StepId, OpId)>,
     /// What counts its gradients for clipping by the global norm, each with the step of the last
-    /// contribution. Where there are any, no update of any group runs before all of them.
+    /// contribution of the first pass. Where there are any, no update of any group runs before all
+    /// of them.
     pub norms: Vec<(StepId, OpId)>,
     /// What the host optimizer needs, where the method has one. Without one, states and gradients
     /// are on the device until the update, whatever the placement.
@@ -292,6 +296,10 @@ impl Value {
 }
 
 impl Problem {
+    /// How often forward and backward run.
+    pub const fn rounds(&self) -> u32 {
+        self.micro_batches * self.passes
+    }
     /// What counts gradients for clipping, each with the step behind which it runs.
     pub fn norms(&self) -> impl Iterator<Item = (StepId, OpId)> + '_ {
         self.states

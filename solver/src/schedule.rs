@@ -47,7 +47,7 @@ pub struct Instruction {
     pub rows: Span,
     /// The head groups it covers.
     pub groups: Span,
-    /// The micro-batch it works for.
+    /// The micro-batch it works for, counted on from pass to pass.
     pub micro_batch: u32,
     /// What it reads and writes. Of an operator one for each value it reads, updates, accumulates
     /// and writes, in this order, then its scratch memory if it needs any; of a host update the
@@ -196,8 +196,11 @@ pub struct Schedule {
     pub tokens: u64,
     /// Head groups of attention.
     pub groups: u64,
-    /// How often forward and backward run.
+    /// Micro-batches of a step.
     pub micro_batches: u32,
+    /// How often forward and backward run on each: the first of two passes counts gradients for
+    /// clipping, the second updates weights inside backward.
+    pub passes: u32,
     /// The operators that instructions name.
     pub ops: Table<OpId, ScheduledOp>,
     /// The values that buffers hold.
@@ -224,6 +227,10 @@ impl Schedule {
     /// The instructions of one stream.
     pub fn stream(&self, stream: Stream) -> &[Instruction] {
         &self.streams[stream as usize]
+    }
+    /// How often forward and backward run.
+    pub const fn rounds(&self) -> u32 {
+        self.micro_batches.saturating_mul(self.passes)
     }
     /// Whether it counts gradients for clipping by their global norm.
     pub fn clips(&self) -> bool {

@@ -205,6 +205,8 @@ fn garbage_is_refused_without_a_panic() {
         |s| s.values = Table::new(),
         |s| s.buffers = Table::new(),
         |s| s.streams = Default::default(),
+        |s| s.passes = 0,
+        |s| s.passes = u32::MAX,
     ];
     for (number, spoil) in huge.iter().enumerate() {
         let mut schedule = tiny();

@@ -292,17 +292,20 @@ fn building_and_simulating_are_functions() {
 #[test]
 fn random_problems_are_varied() {
     let (mut groups, mut batches, mut ragged, mut host, mut fits) = (0, 0, 0, 0, 0);
+    let mut passes = 0;
     for seed in 0..200 {
         let problem = random_problem(seed, shape(seed, SMALL));
         groups += u32::from(problem.groups > 1);
         batches += u32::from(problem.micro_batches > 1);
+        passes += u32::from(problem.passes > 1);
         ragged += u32::from(problem.tokens.get() % problem.granule.get() > 0);
         host += u32::from(problem.states[0].host.is_some());
         fits += u32::from(find(&problem, Strategy::Ilp).is_some());
         assert!(problem.ops.get(OpId::from_index(0)).is_some());
     }
     println!("groups {groups}, micro-batches {batches}, ragged {ragged}, host {host}, fits {fits}");
-    assert!([groups, batches, ragged, host, fits]
+    println!("passes {passes}");
+    assert!([groups, batches, passes, ragged, host, fits]
         .iter()
         .all(|&n| n > 20));
 }

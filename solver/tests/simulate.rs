@@ -57,6 +57,7 @@ impl Sketch {
             tokens: 1,
             groups: 1,
             micro_batches: 1,
+            passes: 1,
             ops: [op(false), op(true)].into_iter().collect(),
             values: Table::new(),
             state_groups: Vec::new(),

@@ -279,6 +279,11 @@ impl<'a> Bound<'a, '_> {
         }
     }
 
+    /// The micro-batch whose tokens it reads, whichever pass it is of.
+    fn micro_batch(&self) -> u32 {
+        self.instruction.micro_batch % self.program.schedule.micro_batches
+    }
+
     fn attention_shape(&self) -> Result<AttentionShape> {
         let (program, block) = (self.program, self.block()?);
         Ok(AttentionShape {

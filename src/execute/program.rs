@@ -121,6 +121,12 @@ impl<'a> Program<'a> {
         if schedule.micro_batches == 0 {
             return Err(Error::bad_input("workload.accumulate is 0"));
         }
+        if !matches!(schedule.passes, 1 | 2) {
+            let passes = schedule.passes;
+            return Err(Error::bad_input(format!(
+                "workload.passes is {passes}, must be 1 or 2"
+            )));
+        }
         let layout = Layout {
             model,
             dtype: dtype(file)?,

@@ -263,15 +263,21 @@ impl Merging<'_, '_> {
             });
             return Ok(());
         }
-        if instruction.micro_batch >= self.program.schedule.micro_batches {
+        let schedule = self.program.schedule;
+        let rounds = schedule.rounds();
+        if instruction.micro_batch >= rounds {
             return Err(Error::bad_input("is of no micro-batch"));
         }
+        // The last pass is the one that counts.
+        let counts = rounds - instruction.micro_batch <= schedule.micro_batches;
         for mut operator in operators(self.program, instruction)? {
             match &mut operator {
-                Operator::CrossEntropy { slot, .. } => {
+                Operator::CrossEntropy { slot, .. } if counts => {
                     *slot = self.queue.loss_slots;
                     self.queue.loss_slots += 1;
                 }
+                // Written over by the first that counts.
+                Operator::CrossEntropy { slot, .. } => *slot = 0,
                 Operator::GradientNorm { slot, .. } => {
                     *slot = self.queue.norm_slots;
                     self.queue.norm_slots += 1;
@@ -293,13 +299,6 @@ impl Merging<'_, '_> {
             let error = format!("gradients cannot be clipped by their global norm: {why}");
             Err(Error::bad_input(error).hint("leave out --clip, or plan again with --clip"))
         };
-        if self.program.method.fused() {
-            let why = "the method updates weights inside backward, before all gradients are there";
-            return Err(Error::bad_input(format!(
-                "gradients cannot be clipped by their global norm: {why}"
-            ))
-            .hint("leave out --clip, or plan with --method adamw or sgd, and --clip"));
-        }
         let compute = schedule.stream(Stream::Compute);
         let named = |instruction: &Instruction, is: &dyn Fn(&str) -> bool| {
             matches!(instruction.action, Action::Run(op)

@@ -6,7 +6,7 @@
 //! and its buffer, `"r12"` read, `"w12"` written from nothing, `"u12"` changed in place.
 //!
 //! What a file says twice is kept once in memory: `workload.tokens`, `workload.accumulate`,
-//! `budget`, the machine and the rest of `states` live in the [`Schedule`].
+//! `workload.passes`, `budget`, the machine and the rest of `states` live in the [`Schedule`].
 //!
 //! Reading refuses what is not a schedule of this format, and whatever cannot be represented. It
 //! does not judge: ids out of range, overlaps and races are the referee's, with all other faults.

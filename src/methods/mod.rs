@@ -306,13 +306,6 @@ impl Method {
     /// # Errors
     /// The combination with its reason, and what to do instead.
     pub fn check(self, accumulate: u32, dtype: Dtype, clip: bool) -> Result<(), Error> {
-        if self.fused() && clip {
-            return Err(Error::bad_input(format!(
-                "{self} updates weights inside backward, before the global norm of the gradients \
-                 is known"
-            ))
-            .hint("leave out --clip, or use --method adamw"));
-        }
         // Per layer, a low-rank method waits for the last micro-batch; LOMO keeps no gradient.
         if matches!(self, Method::Lomo | Method::AdaLomo) && accumulate > 1 {
             return Err(Error::bad_input(format!(
@@ -320,6 +313,13 @@ impl Method {
                  micro-batches"
             ))
             .hint("use --accumulate 1 with a larger --batch, or --method adamw"));
+        }
+        if self.fused() && clip && accumulate > 1 {
+            return Err(Error::bad_input(format!(
+                "--per-layer with --clip would go through all {accumulate} micro-batches twice, \
+                 and gradients are kept until the last anyway"
+            ))
+            .hint("leave out --per-layer, or use --accumulate 1"));
         }
         if self == Method::AdamWBf16Sr && dtype != Dtype::Bf16 {
             return Err(Error::bad_input(format!(

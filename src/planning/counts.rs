@@ -106,7 +106,8 @@ pub(super) fn predict(
 }
 
 /// FLOPs of a step: the model's own, and all that are executed. Of attention's five products
-/// backward one makes the scores again, which is the kernel's choice and not the model's.
+/// backward one makes the scores again, which is the kernel's choice and not the model's; neither
+/// is a pass that only counts gradients.
 fn flops(lowered: &Lowered, schedule: &Schedule) -> (u128, u128) {
     let (mut model, mut executed) = (0, 0);
     for instruction in schedule.stream(Stream::Compute) {
@@ -116,7 +117,8 @@ fn flops(lowered: &Lowered, schedule: &Schedule) -> (u128, u128) {
         let flops = lowered.flops[op];
         let flops = flops.fixed + flops.row * u128::from(instruction.rows.len());
         executed += flops;
-        if instruction.action == Action::Run(op) {
+        let counts = instruction.micro_batch < schedule.micro_batches;
+        if instruction.action == Action::Run(op) && counts {
             model += match lowered.problem.ops[op].name.as_str() {
                 "attention_backward" => flops * 4 / 5,
                 // A method's own.

@@ -53,6 +53,7 @@ fn head(planned: &Planned, sheet: &mut Sheet) {
         format!("{}, {parameters} parameters", file.model.name),
     );
     let clipped = match file.schedule.clips() {
+        true if file.schedule.passes > 1 => ", clipped by the global norm in two passes",
         true => ", clipped by the global norm",
         false => "",
     };

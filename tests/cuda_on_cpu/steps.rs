@@ -194,16 +194,20 @@ fn clipped_gradients() {
         return;
     }
     let model = model("qk-norm");
-    let mut cut = Cut::new(Method::AdamW, 2);
-    cut.workload.accumulate = 1;
-    cut.workload.clip = true;
-    let planned = mixed(&problem(&model, &cut));
-    let with = Optimizer {
-        clip: Some(0.5),
-        ..telling(Method::AdamW).1
-    };
-    let how = (STEPS, &with);
-    let found = run(card(), (&model, &cut, &planned), how);
-    let expected = run(processor(), (&model, &cut, &planned), how);
-    assert_near("clipped", &found, &expected, 2e-5);
+    // LOMO in two passes.
+    for method in [Method::AdamW, Method::Lomo] {
+        let mut cut = Cut::new(method, 2);
+        cut.workload.accumulate = 1;
+        cut.workload.clip = true;
+        let planned = mixed(&problem(&model, &cut));
+        let (steps, with) = telling(method);
+        let with = Optimizer {
+            clip: Some(0.5),
+            ..with
+        };
+        let how = (steps, &with);
+        let found = run(card(), (&model, &cut, &planned), how);
+        let expected = run(processor(), (&model, &cut, &planned), how);
+        assert_near(&format!("{method} clipped"), &found, &expected, 2e-5);
+    }
 }

@@ -1,8 +1,9 @@
-//! Clipping by the global norm, over accumulated micro-batches, whatever the plan.
+//! Clipping by the global norm, whatever the plan: over accumulated micro-batches, or in two passes
+//! where weights are updated inside backward.
 
-use ebbtide::device::cpu::CpuOptions;
+use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::execute::Optimizer;
-use ebbtide::methods::Method;
+use ebbtide::methods::{LowRank, Method};
 use ebbtide::model::ModelConfig;
 use ebbtide_solver::check::check;
 use ebbtide_solver::plan::{Placement, Plan};
@@ -10,7 +11,7 @@ use ebbtide_solver::schedule::{Action, Instruction, Schedule, GRADIENT_NORM};
 
 use super::models::{self, model};
 use super::plans::{file_of, problem, random_plan, schedule, segments, Cut};
-use super::runs::{run_with, Outcome};
+use super::runs::{batches, run_with, session_on, Outcome};
 use super::straight::straight;
 use super::support::tiny::random::Random;
 
@@ -34,6 +35,23 @@ fn trained(
     (outcome, norms)
 }
 
+/// The same method, but with weights updated inside backward, where it has that choice.
+fn per_layer(method: Method) -> Option<Method> {
+    let inside = |low_rank: LowRank| LowRank {
+        per_layer: true,
+        ..low_rank
+    };
+    Some(match method {
+        Method::Sgd => Method::Lomo,
+        Method::Galore(low_rank) => Method::Galore(inside(low_rank)),
+        Method::Apollo(low_rank) => Method::Apollo(inside(low_rank)),
+        Method::ApolloMini(low_rank) => Method::ApolloMini(inside(low_rank)),
+        Method::Flora(low_rank) => Method::Flora(inside(low_rank)),
+        Method::Compact(low_rank) => Method::Compact(inside(low_rank)),
+        _ => return None,
+    })
+}
+
 fn cut(method: Method) -> Cut {
     let mut cut = Cut::new(method, 2);
     cut.workload.clip = true;
@@ -53,9 +71,10 @@ fn plans(model: &ModelConfig, cut: &Cut, seed: u64) -> Vec<Schedule> {
 #[test]
 fn clipped_plans_give_the_bits_of_the_step_without_a_plan() {
     let mut on_host = [0; 2];
+    let fused = per_layer(Method::Galore(LowRank::GALORE));
     for (seed, name) in (1..).zip(models::names()) {
         let model = model(name);
-        for method in Method::ALL.into_iter().filter(|m| !m.fused()) {
+        for method in Method::ALL.into_iter().chain(fused) {
             let cut = cut(method);
             for (nth, plan) in plans(&model, &cut, seed).into_iter().enumerate() {
                 on_host[usize::from(plan.state_groups.iter().any(|g| g.on_host))] += 1;
@@ -76,6 +95,71 @@ fn clipped_plans_give_the_bits_of_the_step_without_a_plan() {
     assert!(on_host.into_iter().all(|plans| plans > 4), "{on_host:?}");
 }
 
+/// L3: weights, states, losses and norms of two passes are, bit by bit, those of one pass whose
+/// updates wait for its end, whatever the plan.
+#[test]
+fn two_passes_clip_as_one_that_waits() {
+    for (seed, name) in (1..).zip(models::names()) {
+        let model = model(name);
+        for method in Method::ALL {
+            let Some(inside) = per_layer(method) else {
+                continue;
+            };
+            let cuts = [method, inside].map(|method| {
+                let mut cut = cut(method);
+                cut.workload.accumulate = 1;
+                cut
+            });
+            let [one, two] = cuts.map(|cut| plans(&model, &cut, seed).swap_remove(0));
+            assert_eq!((one.passes, two.passes), (1, 2));
+            let (expected, norms) = trained(&model, &cuts[0], one, Some(0.1));
+            let (found, again) = trained(&model, &cuts[1], two, Some(0.1));
+            assert_eq!(found.difference(&expected), None, "{name} {method}");
+            assert_eq!(norms, again, "{name} {method}");
+            assert!(norms[0] > 0.1, "{name} {method}: {norms:?}");
+        }
+    }
+}
+
+/// A limit that is not reached leaves what one pass without clipping does; one that is scales
+/// AdaLomo's second moments by the factor's square, whose first step forgets what was.
+#[test]
+fn adalomo_is_clipped_before_its_moments() {
+    let model = model("gqa");
+    let run = |clip: bool, limit: Option<f64>| {
+        let mut cut = cut(Method::AdaLomo);
+        cut.workload.clip = clip;
+        let schedule = segments(&problem(&model, &cut));
+        let file = file_of(&model, &cut, schedule);
+        let with = clipped(limit);
+        let device = Box::new(CpuDevice::new(CpuOptions::default()));
+        let mut session = session_on(device, &file, &model, 6, &with).unwrap();
+        let batches = batches(&file, &model, 0, 6);
+        let result = session.step(0, &batches, &with).unwrap();
+        let states = session.states().unwrap();
+        (result, states.into_values().collect::<Vec<_>>().concat())
+    };
+    let (plain, moments) = run(false, None);
+    let (free, unclipped) = run(true, Some(1e9));
+    assert_eq!((plain.loss, &moments), (free.loss, &unclipped));
+    const LIMIT: f64 = 0.25;
+    let (short, clipped) = run(true, Some(LIMIT));
+    let norm = short.gradient_norm.unwrap();
+    assert!(norm > 2.0 * LIMIT && short.loss == plain.loss, "{norm}");
+    let factor = (LIMIT / (norm + 1e-6)).powi(2);
+    let mut counted = 0;
+    for (plain, clipped) in moments.iter().zip(&clipped) {
+        let (plain, clipped) = (f64::from(*plain), f64::from(*clipped));
+        // Where no token came by, there is nothing but what is added to squares.
+        if plain > 1e-20 {
+            let apart = (clipped - plain * factor).abs();
+            assert!(apart < 1e-4 * plain * factor, "{plain} {clipped}");
+            counted += 1;
+        }
+    }
+    assert!(counted > 100, "{counted}");
+}
+
 /// A schedule is not clipped by which weights change before all gradients have been counted.
 #[test]
 fn a_schedule_that_does_not_count_in_time_is_refused() {
@@ -83,7 +167,9 @@ fn a_schedule_that_does_not_count_in_time_is_refused() {
     let refused = |cut: &Cut, change: &dyn Fn(&mut Schedule)| {
         let problem = problem(&model, cut);
         let mut plan = Plan::keep_all(&problem);
-        plan.placements.fill(Placement::HostOptimizer);
+        if !cut.method.fused() {
+            plan.placements.fill(Placement::HostOptimizer);
+        }
         let mut schedule = schedule(&problem, &plan);
         change(&mut schedule);
         let file = file_of(&model, cut, schedule);
@@ -96,9 +182,18 @@ fn a_schedule_that_does_not_count_in_time_is_refused() {
         Action::Run(op) => schedule.ops[op].name == GRADIENT_NORM,
         _ => false,
     };
-    let unaware = Cut::new(Method::AdamW, 2);
+    let unaware = [Method::AdamW, Method::Lomo].map(|method| Cut::new(method, 2));
+    let one_pass = |s: &mut Schedule| {
+        let all = s.streams[0].iter();
+        let second = all.filter(|i| i.micro_batch == 1 || i.operands.is_empty());
+        s.streams[0] = second.cloned().collect();
+    };
+    let mut two_passes = Cut::new(Method::Lomo, 2);
+    two_passes.workload.clip = true;
     let said = [
-        (refused(&unaware, &|_| {}), "does not count them"),
+        (refused(&unaware[0], &|_| {}), "does not count them"),
+        (refused(&unaware[1], &|_| {}), "does not count them"),
+        (refused(&two_passes, &one_pass), "does not count them"),
         (
             refused(&cut, &|s| {
                 let all = s.streams[0].clone();

@@ -7,7 +7,7 @@ mod compact;
 
 use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::error::Kind;
-use ebbtide::format::schedule::ScheduleFile;
+use ebbtide::format::schedule::{Predicted, ScheduleFile};
 use ebbtide::lower::{lower, tilings, Lowered, Workload};
 use ebbtide::memory;
 use ebbtide::methods::{LowRank, Method, Rank, Told};
@@ -16,7 +16,7 @@ use ebbtide::planning::{plan, Request};
 use ebbtide::profile::{self, Dtype};
 use ebbtide_solver::problem::{Budget, Category};
 use ebbtide_solver::search::{Options, Strategy};
-use ebbtide_solver::units::Bytes;
+use ebbtide_solver::units::{Bytes, Nanos};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -128,6 +128,44 @@ fn p1_fused_methods_keep_one_stages_gradients() {
     }
     let adamw = gradient_peak(&model, Method::AdamW);
     assert_eq!(adamw, 2 * model.parameters());
+}
+
+/// Clipped by the global norm, LOMO goes forward and backward twice: no gradient more is kept, the
+/// floor is twice and what the norms take, and the model's FLOPs count once.
+#[test]
+fn clipping_lomo_takes_a_second_pass_and_no_memory() {
+    let model = model::load("tiny-llama-10m").unwrap();
+    let profile = profile::load("h100-sxm5-80gb").unwrap();
+    let planned = |clip: bool| {
+        let request = Request {
+            model: &model,
+            profile: &profile,
+            workload: Workload {
+                clip,
+                ..workload(2048, Dtype::Bf16)
+            },
+            method: Method::Lomo,
+            storage: None,
+            arithmetic: Arithmetic::Plain,
+            budget: roomy(),
+        };
+        let planned = plan(&request, Strategy::Keep, &Options::default()).unwrap();
+        planned.expect("it fits").file
+    };
+    let (one, two) = (planned(false), planned(true));
+    assert_eq!((one.schedule.passes, two.schedule.passes), (1, 2));
+    let (before, after) = (&one.predicted, &two.predicted);
+    let steps = after.step.get() as f64 / before.step.get() as f64;
+    assert!((1.9..2.1).contains(&steps), "{steps}");
+    assert_eq!(after.step, after.floor);
+    let flops = |mfu: f64, step: Nanos| mfu * step.get() as f64;
+    let of_model = flops(after.mfu, after.step) / flops(before.mfu, before.step);
+    let executed = flops(after.hfu, after.step) / flops(before.hfu, before.step);
+    assert!((of_model - 1.0).abs() < 1e-9, "{of_model}");
+    assert!((executed - 2.0).abs() < 1e-9, "{executed}");
+    let tokens = |p: &Predicted| p.tokens_per_s * p.step.get() as f64;
+    assert!((tokens(after) / tokens(before) - 1.0).abs() < 1e-9);
+    assert_eq!(after.peak_live, before.peak_live);
 }
 
 fn galore(told: Told) -> Method {
@@ -257,10 +295,8 @@ fn what_cannot_be_combined_is_refused_with_a_way_out() {
         assert_eq!(error.kind, Kind::BadInput);
         assert!(error.to_string().contains("cannot accumulate"), "{error}");
     }
-    for method in [Method::Lomo, Method::AdaLomo] {
-        let error = method.check(1, Dtype::F32, true).unwrap_err();
-        assert!(error.to_string().contains("global norm"), "{error}");
-    }
+    // Clipped, they go through one micro-batch twice; through several it would be for nothing.
+    Method::Lomo.check(1, Dtype::F32, true).unwrap();
     let error = Method::AdamWBf16Sr.check(1, Dtype::F32, false).unwrap_err();
     assert!(error.to_string().contains("bf16"), "{error}");
     // Layer by layer, a low-rank method waits for the last micro-batch.
@@ -269,6 +305,12 @@ fn what_cannot_be_combined_is_refused_with_a_way_out() {
         ..Told::default()
     });
     per_layer.check(4, Dtype::Bf16, false).unwrap();
+    per_layer.check(1, Dtype::Bf16, true).unwrap();
+    let error = per_layer.check(4, Dtype::Bf16, true).unwrap_err();
+    assert!(
+        error.to_string().contains("4 micro-batches twice"),
+        "{error}"
+    );
     let model = model::load("llama-2-7b").unwrap();
     for rank in [0, 4097] {
         let told = Told {

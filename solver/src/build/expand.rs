@@ -112,7 +112,7 @@ impl Expander<'_> {
     fn run_program(&mut self) {
         let problem = self.problem;
         self.place_states();
-        for micro_batch in 0..problem.micro_batches {
+        for micro_batch in 0..problem.rounds() {
             self.micro_batch = micro_batch;
             self.phase = Phase::Forward;
             self.forget(|value| {
@@ -229,18 +229,26 @@ impl Expander<'_> {
                     .retain(|i| (held || !i.recomputed) && (fetched || !i.landed));
             }
         }
-        if self.micro_batch + 1 == self.problem.micro_batches {
+        let done = self.micro_batch + 1;
+        if done == self.problem.micro_batches {
             self.run_norms();
+        }
+        if done == self.problem.rounds() {
             self.run_updates();
         }
     }
 
-    /// Counts the gradients whose last contribution came in this step.
+    /// Counts the gradients whose last contribution came in this step, and drops them where another
+    /// pass makes them again.
     fn run_norms(&mut self) {
         let problem = self.problem;
         for (step, op) in problem.norms() {
             if step == self.step {
                 self.run_op(op, &Rc::new(vec![problem.all_rows()]), None, None);
+                if problem.passes > 1 {
+                    let counted = problem.ops[op].reads.iter();
+                    counted.for_each(|&gradient| self.live[gradient].clear());
+                }
             }
         }
     }

@@ -71,7 +71,8 @@ fn check_op(
     findings: &mut Findings,
 ) {
     let last = schedule.micro_batches - 1;
-    // What runs once after all micro-batches and changes no weights (a norm of all gradients).
+    // What runs once after all micro-batches of the first pass and changes no weights (a norm of all
+    // gradients).
     let closes = entry.domain == Domain::Whole
         && entry.accumulates.is_empty()
         && !runs.is_empty()
@@ -79,7 +80,7 @@ fn check_op(
     let (first, end) = match (changes_states(schedule, entry), closes) {
         (true, _) => (0, 1),
         (_, true) => (last, last + 1),
-        _ => (0, schedule.micro_batches),
+        _ => (0, schedule.rounds()),
     };
     let groups = match entry.domain {
         Domain::RowsOfGroup | Domain::Group => schedule.groups,

@@ -80,6 +80,7 @@ pub(super) fn check_limits(schedule: &Schedule, findings: &mut Findings) -> bool
         (schedule.tokens > 0, "tokens"),
         (schedule.groups > 0, "groups"),
         (schedule.micro_batches > 0, "micro_batches"),
+        (matches!(schedule.passes, 1 | 2), "passes"),
     ];
     let mut sane = true;
     for (_, what) in before.into_iter().filter(|(holds, _)| !holds) {
@@ -239,7 +240,7 @@ fn check_action(
     if !fits {
         refuse(Fault::WrongStream);
     }
-    if instruction.micro_batch >= schedule.micro_batches {
+    if instruction.micro_batch >= schedule.rounds() {
         refuse(Fault::BadRange {
             what: "micro-batch",
         });

@@ -230,6 +230,9 @@ faults! {
     GradientUsedEarly => "gradient-used-early", "contributes after the gradient was used";
     /// Weights are updated before their last use in the step.
     WeightsUpdatedEarly => "weights-updated-early", "uses weights that this step already updated";
+    /// Weights are updated before every gradient has been counted for the norm that clips them.
+    UpdatedBeforeCounted => "updated-before-counted",
+        "updates weights before all gradients have been counted for clipping";
     /// Weights are used that lack the update of the step before.
     StaleWeights => "stale-weights", "uses weights without the update of the step before";
     /// An optimizer runs twice on the host for one group.

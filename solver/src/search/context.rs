@@ -75,10 +75,10 @@ impl<'a> Context<'a> {
             Nanos::new(proved.unwrap_or(0)).max(self.compute())
         })
     }
-    /// Every operator once, nothing else.
+    /// Every operator as often as it must run, apart from updates that depend on placement.
     fn compute(&self) -> Nanos {
-        let once: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
-        Nanos::new(once) * u64::from(self.problem.micro_batches)
+        let round: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
+        Nanos::new(round * u64::from(self.problem.rounds()) + self.outline.once_ns)
     }
     /// The step with everything resident: no recomputation, no stall.
     pub fn floor(&self) -> Nanos {
@@ -106,13 +106,12 @@ impl<'a> Context<'a> {
             let pieces = u64::from(tensor.pieces.max(1));
             tensor.recompute_ns / pieces * u64::from(fate.recompute(tensor.pieces))
         });
-        let micro_batches = u64::from(self.problem.micro_batches);
+        let again = again.sum::<u64>() * u64::from(self.problem.rounds());
         let updates = self.outline.groups.iter().zip(&plan.placements);
         let updates = updates
             .filter(|(_, p)| **p == Placement::Resident)
             .map(|(g, _)| g.update_ns);
-        let once: u64 = self.outline.steps.values().map(|s| s.compute_ns).sum();
-        (once + again.sum::<u64>()) * micro_batches + updates.sum::<u64>()
+        self.compute().get() + again + updates.sum::<u64>()
     }
     /// Builds and simulates a plan, unless it cannot beat the best one known.
     pub(super) fn candidate(&self, mut plan: Plan) -> Result<Candidate, Infeasible> {
@@ -220,7 +219,7 @@ impl<'a> Context<'a> {
             .budget
             .host
             .get()
-            .saturating_sub(swapped * u64::from(problem.micro_batches));
+            .saturating_sub(swapped * u64::from(problem.rounds()));
         let mut plans = vec![with(groups, Placement::Resident)];
         for placement in [Placement::HostOptimizer, Placement::Streamed] {
             if placement == Placement::HostOptimizer

@@ -102,7 +102,7 @@ fn fastest(context: &Context<'_>, start: &Plan) -> u64 {
         }
     }
     let saved = u64::try_from(saved).unwrap_or(u64::MAX);
-    let saved = saved.saturating_mul(u64::from(problem.micro_batches));
+    let saved = saved.saturating_mul(u64::from(problem.rounds()));
     context.plan_floor(&remade).saturating_sub(saved)
 }
 

@@ -27,6 +27,9 @@ pub struct Outline {
     pub tensors: Table<TensorId, TensorOutline>,
     /// Every group of model states.
     pub groups: Vec<GroupOutline>,
+    /// Nanoseconds of what runs once in every step, where forward and backward run more often: norms
+    /// of gradients and updates inside backward. They are no part of the steps.
+    pub once_ns: u64,
 }
 
 /// A step.
@@ -116,6 +119,7 @@ impl GroupOutline {
 pub fn outline(problem: &Problem) -> Outline {
     let single = Problem {
         micro_batches: 1,
+        passes: 1,
         ..problem.clone()
     };
     let keep = expand(&single, &Plan::keep_all(problem));
@@ -128,11 +132,12 @@ pub fn outline(problem: &Problem) -> Outline {
     let drop = expand(&single, &nothing);
     let tensors = tensors(problem, &keep);
     let groups = groups(problem, &keep);
-    let steps = steps(problem, &keep, &drop, &tensors);
+    let (steps, once_ns) = steps(problem, &keep, &drop, &tensors);
     Outline {
         steps,
         tensors,
         groups,
+        once_ns,
     }
 }
 
@@ -249,7 +254,8 @@ fn steps(
     keep: &Draft,
     drop: &Draft,
     tensors: &Table<TensorId, TensorOutline>,
-) -> Table<StepId, StepOutline> {
+) -> (Table<StepId, StepOutline>, u64) {
+    let mut once_ns = 0;
     let mut steps: Table<StepId, StepOutline> = problem
         .program
         .values()
@@ -274,14 +280,15 @@ fn steps(
     for (position, instruction) in keep.instructions.iter().enumerate() {
         let step = instruction.step;
         let op = &problem.ops[instruction.op];
-        let deferred = op
+        let update = op
             .updates
             .iter()
-            .any(|&v| problem.values[v].category == Category::Weights)
-            && problem.states.iter().any(|g| g.host.is_some());
-        // Once in every step, where the rest is once in every micro-batch: then left out.
-        let seldom = problem.micro_batches > 1 && norms.contains(&instruction.op);
-        if deferred || seldom {
+            .any(|&v| problem.values[v].category == Category::Weights);
+        if update && problem.states.iter().any(|g| g.host.is_some()) {
+            continue;
+        }
+        if problem.rounds() > 1 && (update || norms.contains(&instruction.op)) {
+            once_ns += instruction.duration.get();
             continue;
         }
         steps[step].compute_ns += instruction.duration.get();
@@ -345,7 +352,7 @@ fn steps(
             moment.to_come_ns = step.compute_ns - moment.to_come_ns;
         }
     }
-    steps
+    (steps, once_ns)
 }
 
 /// The positions worth looking at: for every operator of a step its first run, and the first

@@ -28,7 +28,7 @@ pub fn polished(context: &Context<'_>, candidate: Candidate, enough: Nanos) -> C
     let host = host
         .saturating_sub(candidate.built.schedule.host_bytes)
         .get();
-    let host = host / u64::from(problem.micro_batches);
+    let host = host / u64::from(problem.rounds());
     let travels = |fate: &mut Fate, pieces| fate.swap += pieces;
     improved(context, candidate, enough, &order, host, travels)
 }

@@ -170,7 +170,7 @@ impl<'a> Model<'a> {
     }
 
     fn repeats(&self) -> f64 {
-        f64::from(self.problem.micro_batches)
+        f64::from(self.problem.rounds())
     }
 
     fn tensors(&mut self) {
@@ -324,18 +324,19 @@ impl<'a> Model<'a> {
         terms
     }
 
-    /// The host's optimizer wants gradients; a fused one on the device sends new weights back.
+    /// The host's optimizer wants gradients; a fused one on the device sends new weights back, once
+    /// in all rounds.
     fn leaving_of_group(&self, g: usize) -> Vec<(Column, f64)> {
         let group = &self.coarse.groups[g];
         let (_, host, streamed) = self.placed[g];
         let sent = if host.is_some() {
-            group.gradient_bytes
+            self.mem(group.gradient_bytes)
         } else {
-            group.weight_bytes
+            self.mem(group.weight_bytes) / self.repeats()
         };
         host.into_iter()
             .chain([streamed])
-            .map(|c| (c, self.mem(sent)))
+            .map(|c| (c, sent))
             .collect()
     }
 

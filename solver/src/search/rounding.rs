@@ -144,7 +144,7 @@ pub fn place_states(context: &Context<'_>, relaxed: &Relaxed, placements: &mut [
 /// Rounding can swap a little more than the host holds: the last pieces stay instead, small ones
 /// first.
 fn fit_host(problem: &Problem, room: u64, fates: &mut Table<TensorId, Fate>) {
-    let repeats = u64::from(problem.micro_batches);
+    let repeats = u64::from(problem.rounds());
     let piece = |id: TensorId| problem.pieces_host_bytes(id, 0, 1).get() * repeats;
     let mut by_piece: Vec<TensorId> = problem
         .tensors

@@ -368,6 +368,7 @@ impl Standing {
 fn standing(problem: &Problem, plan: &Plan) -> Table<StepId, u64> {
     let single = Problem {
         micro_batches: 1,
+        passes: 1,
         ..problem.clone()
     };
     let draft = expand(&single, plan);

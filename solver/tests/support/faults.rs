@@ -2,6 +2,7 @@
 
 use super::*;
 use ebbtide_solver::schedule::Stream::{Compute, D2h, H2d, Host};
+use ebbtide_solver::schedule::GRADIENT_NORM;
 
 /// A change that makes a good schedule bad.
 pub type Change = fn(&mut Schedule);
@@ -149,6 +150,20 @@ pub const CHANGES: &[(&str, Change)] = &[
         let (sgd, embed) = (runs(s, SGD)[0], runs(s, EMBED)[2]);
         let early = s.streams[0].remove(sgd);
         s.streams[0].insert(embed, early);
+    }),
+    ("updated-before-counted", |s| {
+        let late = runs(s, SGD)[0];
+        let norm = ScheduledOp {
+            name: GRADIENT_NORM.into(),
+            updates: Vec::new(),
+            ..s.ops[op(SGD)].clone()
+        };
+        let norm = Action::Run(s.ops.push(norm));
+        let mut counted = at(s, Compute, late).clone();
+        counted.action = norm;
+        counted.operands.truncate(1);
+        counted.signals = None;
+        s.streams[0].insert(late + 1, counted);
     }),
     ("stale-weights", |s| silence(at(s, H2d, 2))),
     ("host-update-twice", |s| repeat(s, Host, 0)),

@@ -200,6 +200,7 @@ pub fn tiny_of(micro_batches: u32) -> Schedule {
             tokens: TOKENS,
             groups: GROUPS,
             micro_batches,
+            passes: 1,
             ops: Table::new(),
             values: Table::new(),
             state_groups: Vec::new(),

@@ -95,9 +95,11 @@ fn draw(random: &mut Random, shape: Shape) -> Problem {
     // The last granule may be ragged.
     let tokens = pieces * granule - random.pick(&[0, 0, 128, 896]);
     let fused = random.below(2) == 0;
+    let clips = random.below(2) == 0;
     let problem = Problem {
         tokens: Tokens::new(tokens),
-        micro_batches: if fused { 1 } else { 1 + random.below(2) as u32 },
+        micro_batches: 1 + random.below(2) as u32,
+        passes: if fused && clips { 2 } else { 1 },
         groups: if attention {
             1 + random.below(2) as u32
         } else {
@@ -121,7 +123,7 @@ fn draw(random: &mut Random, shape: Shape) -> Problem {
         mlp,
         norm: random.below(2) == 0,
         fused,
-        clips: !fused && random.below(2) == 0,
+        clips,
         states: random.below(2) == 0,
         tile: random.pick(&[512, 1024, 1024, 4096]),
         // Sizes and times differ from value to value, but are the same in every block.

@@ -237,7 +237,7 @@ impl Bound<'_, '_> {
         let part = |part| layout.part(WeightValue::Embedding, gradient.region, part);
         operators.push(Operator::EmbeddingBackward {
             rows: self.tile(),
-            micro_batch: self.instruction.micro_batch,
+            micro_batch: self.micro_batch(),
             d_x,
             width: layout.model.hidden,
             scale: layout.model.embedding_scale,

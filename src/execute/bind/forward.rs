@@ -20,7 +20,7 @@ impl Bound<'_, '_> {
         let part = |part| layout.part(WeightValue::Embedding, weight, part);
         Ok(vec![Operator::Embedding {
             rows: self.tile(),
-            micro_batch: self.instruction.micro_batch,
+            micro_batch: self.micro_batch(),
             weight: part(Part::Embedding).expect("every model has one"),
             vocab: layout.model.vocab,
             positions: part(Part::PositionEmbedding),
@@ -239,7 +239,7 @@ impl Bound<'_, '_> {
         let logits = self.rows("logits")?;
         Ok(vec![Operator::CrossEntropy {
             rows: self.tile(),
-            micro_batch: self.instruction.micro_batch,
+            micro_batch: self.micro_batch(),
             vocab: self.program.layout.model.vocab,
             logits,
             // Given its number by whoever queues it.

@@ -34,6 +34,7 @@ pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
         tokens: file.workload.tokens,
         groups: file.head_groups,
         micro_batches: file.workload.accumulate,
+        passes: file.workload.passes,
         ops: file.operators.into_iter().map(operator).collect(),
         values: file.values.into_iter().map(value).collect(),
         state_groups: file.states.into_iter().map(state_group).collect(),

@@ -155,6 +155,7 @@ fn workload(file: &ScheduleFile) -> WireWorkload {
         seq: file.workload.seq,
         batch: file.workload.batch,
         accumulate: file.schedule.micro_batches,
+        passes: file.schedule.passes,
         dtype: file.workload.dtype.clone(),
         tokens: file.schedule.tokens,
     }

@@ -140,6 +140,8 @@ wire!(
         seq: u64,
         batch: u64,
         accumulate: u32,
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        passes: u32,
         dtype: String,
         tokens: u64,
     }
@@ -302,6 +304,14 @@ wire!(
         h2d_bytes: u64,
     }
 );
+
+/// Most steps go forward and backward once.
+const fn one() -> u32 {
+    1
+}
+const fn is_one(passes: &u32) -> bool {
+    *passes == 1
+}
 
 /// What an instruction does; `run` and `recompute` need `op`, `host_update` needs `state`.
 #[derive(Clone, Copy, Serialize, Deserialize)]
