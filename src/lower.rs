@@ -198,7 +198,7 @@ pub fn lower(
     budget: Budget,
     tiling: Tiling,
 ) -> Result<Lowered> {
-    let method = method.resolved(model)?;
+    let method = method.resolved(model)?.accumulating(workload.accumulate);
     let costs = profile.costs(workload.dtype)?;
     let tokens = Tokens::new(workload.tokens());
     let granule = Tokens::new(tokens.get().div_ceil(16).next_multiple_of(128));
@@ -487,6 +487,14 @@ fn body(stage: Stage, ops: &[(Cut, OpId)]) -> Vec<Node> {
             Node::Groups(inner.collect())
         })
         .collect()
+}
+
+/// What adds a micro-batch's gradient to a sum in a space of low rank.
+pub const COMPRESS_GRADIENT: &str = "compress_gradient";
+
+/// Whether an operator is a training method's own, and none of the model's.
+pub fn is_of_method(operator: &str) -> bool {
+    matches!(operator, "project" | COMPRESS_GRADIENT) || operator.ends_with("_update")
 }
 
 /// What an update on the device is called.

@@ -63,6 +63,7 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
             gate_up: random.below(2) > 0,
             down: random.below(2) > 0,
         },
+        accumulated: false,
     });
     file.storage = random.pick(&[None, Some(Storage::Fp8), Some(Storage::Int8)]);
     file.arithmetic = random.pick(&[Arithmetic::Plain, Arithmetic::Fp8, Arithmetic::QatInt8]);
@@ -90,6 +91,7 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
     s.groups = number(random);
     s.events = number(random) as u32;
     s.micro_batches = number(random) as u32;
+    s.passes = number(random) as u32;
     for group in &mut s.state_groups {
         group.name = text(random);
         for list in [&mut group.weights, &mut group.gradients] {

@@ -34,6 +34,7 @@ METHODS = {
     "lomo": ("lomo", [], [], "f32", [0.01, 0.03, 0.1, 0.3, 1.0]),
     "adalomo": ("adalomo", [], [], "f32", [0.01, 0.03, 0.1, 0.3]),
     "galore": ("galore", LOW, [], "f32", [3e-3, 1e-2, 3e-2, 0.1]),
+    "fira": ("fira", LOW, [], "f32", [1e-3, 3e-3, 1e-2, 3e-2]),
     "apollo": ("apollo", LOW, [], "f32", [1e-3, 3e-3, 1e-2, 3e-2]),
     "apollo-mini": ("apollo-mini", ["--refresh", "50"], [], "f32", [1e-3, 3e-3, 1e-2]),
     "flora": ("flora", LOW, [], "f32", [0.01, 0.03, 0.1]),
@@ -181,7 +182,7 @@ def figure(curves: dict[str, list[float]]) -> str:
     """Running means over ten steps, on a linear scale."""
     width, height, left, top = 760, 420, 50, 20
     colours = ["#000", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b",
-               "#e377c2", "#7f7f7f", "#17becf", "#bcbd22"]
+               "#e377c2", "#7f7f7f", "#17becf", "#bcbd22", "#2f4f4f"]
     low, high = 2.0, 4.5
     x = lambda step: left + (width - 190) * step / STEPS
     y = lambda loss: top + (height - 60) * (high - loss) / (high - low)

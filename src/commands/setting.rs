@@ -62,10 +62,11 @@ pub struct LowRankArgs {
     /// Update each weight inside backward, so that no gradient is kept
     #[arg(long)]
     pub per_layer: bool,
-    /// Find GaLore's projections by singular value decompositions, not by subspace iterations
+    /// Find the projections of galore and fira by singular value decompositions, not by subspace
+    /// iterations
     #[arg(long)]
     pub svd: bool,
-    /// Keep the moments of galore, apollo, apollo-mini and compact in 8 bits
+    /// Keep the moments of galore, fira, apollo, apollo-mini and compact in 8 bits
     #[arg(long)]
     pub eight_bit: bool,
     /// Layers whose inputs compact compresses, of qkv, gate_up and down; what is left out is saved

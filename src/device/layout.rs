@@ -26,6 +26,9 @@ pub use tensors::{PlacedTensor, Updated};
 
 const F32_BYTES: u64 = 4;
 
+/// How the name ends of a sum of gradients, dense tensor by tensor, some in spaces of low rank.
+pub const ACCUMULATED: &str = ".accumulated";
+
 /// A weight value of a step: `norm1`, `qkv`, …
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightValue {
@@ -78,11 +81,12 @@ impl WeightValue {
         }
     }
 
-    /// The value of a name such as `qkv.weight` or `qkv.gradient`.
+    /// The value of a name such as `qkv.weight`, `qkv.gradient` or `qkv.accumulated`.
     pub fn of(name: &str) -> Option<WeightValue> {
         let stem = name
             .strip_suffix(".weight")
-            .or_else(|| name.strip_suffix(".gradient"))?;
+            .or_else(|| name.strip_suffix(".gradient"))
+            .or_else(|| name.strip_suffix(ACCUMULATED))?;
         WeightValue::ALL.into_iter().find(|v| v.name() == stem)
     }
 

@@ -9,7 +9,7 @@
 //! *Overwrite or add*: a field `accumulate` says whether a result is added to what the region holds
 //! (loaded, added in f32, rounded) or replaces it. The first contribution of a step replaces.
 
-use super::tensors::{Projection, TensorUpdate};
+use super::tensors::{GradientSum, Projection, TensorUpdate};
 use super::Region;
 use crate::model::{Activation, NormKind};
 use crate::profile::Dtype;
@@ -507,6 +507,18 @@ pub enum Operator {
         slot: u32,
     },
 
+    /// Adds a micro-batch's gradients to the step's, those of matrices in a space of low rank: with
+    /// the matrix turned so that it has `M` rows and `μ ≤ M` columns, `C += g Aᵀ` for an `A [r × μ]`
+    /// of variance `1/r` that is drawn anew in every step (FLORA, Hao et al. 2024).
+    CompressGradient {
+        /// Which ones.
+        tensors: Vec<GradientSum>,
+        /// Whether they are added to, or begin the sums.
+        accumulate: bool,
+        /// Scratch memory, where the plan gives any.
+        workspace: Option<Region>,
+    },
+
     /// Changes weights by their gradients; on the device or, with host regions, on the host's
     /// threads: the same arithmetic, the same bits.
     Update {
@@ -547,6 +559,7 @@ impl Operator {
             Operator::ActivationBackward { .. } => "activation_backward",
             Operator::CrossEntropy { .. } => "cross_entropy",
             Operator::GradientNorm { .. } => "gradient_norm",
+            Operator::CompressGradient { .. } => "compress_gradient",
             Operator::Update { .. } => "update",
             Operator::TensorUpdate { .. } => "tensor_update",
         }

@@ -81,6 +81,21 @@ pub enum TensorRule {
         /// How moments are kept.
         moments: Moments,
     },
+    /// Fira (Chen et al. 2024): GaLore's `P`, `R` and `N`, the bias corrected in `N`, and what they
+    /// leave of the gradient, scaled as APOLLO does: `S = g − α R P`, row `j` times
+    /// `s_j = |N_j| / (|R_j| + 10⁻⁸)`, then `|S| ← min(|S|, 1.01 · |S| of the step before)`;
+    /// `w ← w − η (α N P + S)`, `w ← w − ηλ w`. As published, `α` is taken off before the
+    /// residual: for `α = 1` that is what the projection loses, and no more.
+    Fira {
+        /// Rank and period.
+        projection: Projection,
+        /// α.
+        scale: f64,
+        /// As GaLore's.
+        svd: bool,
+        /// How moments are kept.
+        moments: Moments,
+    },
     /// APOLLO (Zhu et al. 2025): `R = g Pᵀ` with a random `P [r × μ]` of variance `1/r`, drawn anew
     /// every `refresh` steps; Adam as in GaLore makes `R̃` of it. Row `j` of `g` is scaled by
     /// `s_j = |R̃_j| / (|R_j| + 10⁻⁸)`, or all of it by the same of whole matrices; then
@@ -110,10 +125,13 @@ pub enum TensorRule {
     /// FLORA (Hao et al. 2024): `u` is the gradient over its factored second moment, as AdaLomo has
     /// it; `d = (1 − β₁) u + β₁ M A`; every `refresh` steps `M ← M A A'ᵀ` for a new `A'`;
     /// `M ← β₁ M + (1 − β₁) u Aᵀ`; the weights follow `d` as in AdaLomo. `A [r × μ]` is random with
-    /// variance `1/r`.
+    /// variance `1/r`. Where the gradient was accumulated as `C = Σ g Aᵀ` `[M × r]` by
+    /// [`super::Operator::CompressGradient`], `u` is made of `C A`, with the step's own `A`.
     Flora {
         /// Rank and period.
         projection: Projection,
+        /// Whether the gradient was accumulated so.
+        accumulated: bool,
     },
 }
 
@@ -154,9 +172,9 @@ impl TensorRule {
     ///
     /// Adam: `m`, `v`, and with 8 bits the scales of `m`, those of `v`. AdaLomo: of a matrix `R`
     /// `[rows]` and `C` `[columns]`, of a vector `V`. GaLore: `P` in the weights' type, then Adam's
-    /// of `[M × r]`. CompAct: Adam's of the gradient. APOLLO: Adam's of `[M × r]`, the last
-    /// update's norm. FLORA: `M` `[M × r]`, `R`
-    /// `[M]`, `C` `[μ]`.
+    /// of `[M × r]`; Fira: the same and the last residual's norm. CompAct: Adam's of the gradient.
+    /// APOLLO: Adam's of `[M × r]`, the last update's norm. FLORA: `M` `[M × r]`, `R` `[M]`, `C`
+    /// `[μ]`.
     pub fn states(self, shape: TensorShape, dtype: Dtype) -> Vec<u64> {
         let words = |bytes: u64| bytes.next_multiple_of(4);
         let (long, short) = shape.sides();
@@ -174,10 +192,16 @@ impl TensorRule {
                 projection: Projection { rank, .. },
                 moments,
                 ..
+            }
+            | TensorRule::Fira {
+                projection: Projection { rank, .. },
+                moments,
+                ..
             } => {
                 let moments = moments.bytes(long * rank, dtype).into_iter();
                 let basis = [rank * short * dtype.bytes()].into_iter();
-                basis.chain(moments).map(words).collect()
+                let norm = matches!(self, TensorRule::Fira { .. }).then_some(4);
+                basis.chain(moments).chain(norm).map(words).collect()
             }
             TensorRule::Apollo {
                 projection: Projection { rank, .. },
@@ -189,22 +213,43 @@ impl TensorRule {
             }
             TensorRule::Flora {
                 projection: Projection { rank, .. },
+                ..
             } => vec![4 * long * rank, 4 * long, 4 * short],
             TensorRule::AdaLomo if shape.is_vector() => vec![4 * shape.rows],
             TensorRule::AdaLomo => vec![4 * shape.rows, 4 * shape.columns],
         }
     }
 
-    /// The shape of a tensor's gradient.
+    /// The shape of a tensor's gradient, as it is when the tensor is updated.
     pub fn gradient_shape(self, shape: TensorShape) -> TensorShape {
-        let columns = match self {
+        match self {
             TensorRule::Compact {
-                projection: Some(projection),
+                projection: Some(Projection { rank, .. }),
                 ..
-            } => projection.rank,
-            _ => shape.columns,
-        };
-        TensorShape { columns, ..shape }
+            } => TensorShape {
+                columns: rank,
+                ..shape
+            },
+            TensorRule::Flora {
+                projection: Projection { rank, .. },
+                accumulated: true,
+            } => TensorShape {
+                rows: shape.sides().0,
+                columns: rank,
+            },
+            _ => shape,
+        }
+    }
+
+    /// The rank of the space in which micro-batches' gradients are added up, if that is done.
+    pub const fn accumulated_rank(self) -> Option<u64> {
+        match self {
+            TensorRule::Flora {
+                projection: Projection { rank, .. },
+                accumulated: true,
+            } => Some(rank),
+            _ => None,
+        }
     }
 
     /// Bytes of all states of a tensor.
@@ -216,17 +261,18 @@ impl TensorRule {
     /// weight read and written, the states read and written.
     pub fn traffic(self, shape: TensorShape, dtype: Dtype) -> u64 {
         // AdaLomo: moments; the update's norm and the weights'; the update.
-        // APOLLO: its projection; its scaling. FLORA: as AdaLomo, and its update in f32 written and
-        // read twice.
+        // APOLLO: its projection; its scaling. Fira: its projection; its residual. FLORA: as
+        // AdaLomo, and its update in f32 written and read twice.
         let scratch = match self {
             // What only a renewal needs is no traffic of every step.
             TensorRule::Galore { projection, .. } => 4 * shape.sides().0 * projection.rank,
+            TensorRule::Fira { projection, .. } => 4 * projection.beside(shape),
             TensorRule::Compact { .. } => 0,
             _ => self.workspace_bytes(shape),
         };
         let (gradient, weight) = match self {
             TensorRule::Adam(_) | TensorRule::Galore { .. } | TensorRule::Compact { .. } => (1, 2),
-            TensorRule::Apollo { .. } => (2, 2),
+            TensorRule::Apollo { .. } | TensorRule::Fira { .. } => (2, 2),
             TensorRule::AdaLomo | TensorRule::Flora { .. } => (3, 3),
         };
         let gradients = gradient * self.gradient_shape(shape).elements();
@@ -246,16 +292,22 @@ impl TensorRule {
             }
             TensorRule::Galore {
                 projection, svd, ..
-            } => match svd {
-                // The matrix and its singular vectors.
-                true => 2 * long * short + short * short,
-                // Products from either side.
-                false => (long + short) * projection.rank,
-            },
+            } => projection.renewing(shape, svd),
+            TensorRule::Fira {
+                projection, svd, ..
+            } => projection
+                .renewing(shape, svd)
+                .max(projection.beside(shape)),
             TensorRule::Apollo { projection, .. } => (long + short) * projection.rank + long,
-            TensorRule::Flora { projection } => (long + 2 * short) * projection.rank + long * short,
+            TensorRule::Flora { projection, .. } => {
+                (long + 2 * short) * projection.rank + long * short
+            }
         };
-        4 * elements
+        // What has been accumulated in a space of low rank is brought back first.
+        let back = self
+            .accumulated_rank()
+            .map_or(0, |rank| (long + rank) * short);
+        4 * (elements + back)
     }
 
     /// The matrix products of an update.
@@ -265,8 +317,19 @@ impl TensorRule {
         let up = |n| Multiplied { m, k: n, n: k };
         match self {
             TensorRule::Adam(_) | TensorRule::AdaLomo => Vec::new(),
-            TensorRule::Galore { projection, .. } | TensorRule::Flora { projection } => {
+            TensorRule::Galore { projection, .. } => {
                 vec![down(projection.rank), up(projection.rank)]
+            }
+            TensorRule::Flora {
+                projection: Projection { rank, .. },
+                accumulated,
+            } => {
+                let back = accumulated.then(|| up(rank));
+                [down(rank), up(rank)].into_iter().chain(back).collect()
+            }
+            TensorRule::Fira { projection, .. } => {
+                let up = up(projection.rank);
+                vec![down(projection.rank), up, up]
             }
             TensorRule::Apollo { projection, .. } => vec![down(projection.rank)],
             TensorRule::Compact { projection, .. } => {
@@ -293,8 +356,13 @@ impl TensorRule {
                 projection: Projection { refresh, .. },
                 svd: true,
                 ..
+            }
+            | TensorRule::Fira {
+                projection: Projection { refresh, .. },
+                svd: true,
+                ..
             } => (Renewal::Decomposition(shape), refresh),
-            TensorRule::Galore { projection, .. } => {
+            TensorRule::Galore { projection, .. } | TensorRule::Fira { projection, .. } => {
                 let n = projection.rank;
                 let there = Multiplied { m, k, n };
                 let back = Multiplied { m: k, k: m, n };
@@ -303,12 +371,30 @@ impl TensorRule {
                 let iteration = [there, back, orthogonal, orthogonal];
                 (Renewal::Products(iteration.repeat(2)), projection.refresh)
             }
-            TensorRule::Flora { projection } => {
+            TensorRule::Flora { projection, .. } => {
                 let n = projection.rank;
                 let moved = vec![Multiplied { m, k: n, n: k }, Multiplied { m, k, n }];
                 (Renewal::Products(moved), projection.refresh)
             }
         }
+    }
+}
+
+impl Projection {
+    /// Elements beside a renewal of GaLore's basis.
+    const fn renewing(self, shape: TensorShape, svd: bool) -> u64 {
+        let (long, short) = shape.sides();
+        match svd {
+            // The matrix and its singular vectors.
+            true => 2 * long * short + short * short,
+            // Products from either side.
+            false => (long + short) * self.rank,
+        }
+    }
+    /// Elements beside every update of Fira: `R`, `N` and the residual.
+    const fn beside(self, shape: TensorShape) -> u64 {
+        let (long, short) = shape.sides();
+        long * (2 * self.rank + short)
     }
 }
 
@@ -348,6 +434,21 @@ pub struct GradientBlock {
     pub column: u64,
     /// Its columns.
     pub columns: u64,
+}
+
+/// A micro-batch's gradient of a tensor, to be added to the step's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GradientSum {
+    /// The tensor's shape.
+    pub shape: TensorShape,
+    /// The gradient, in blocks.
+    pub gradient: Vec<GradientBlock>,
+    /// The rank of the space in which it is added up; none: as it is.
+    pub rank: Option<u64>,
+    /// The sum: `[M × r]`, or of the tensor's shape.
+    pub sum: Region,
+    /// Which random numbers are its own.
+    pub key: u64,
 }
 
 /// A tensor to update.

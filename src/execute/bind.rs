@@ -22,6 +22,7 @@ use crate::device::layout::WeightValue;
 use crate::device::packed::Packing;
 use crate::device::{AttentionShape, NormShape, Operator, Region, Rows};
 use crate::error::{Error, Result};
+use crate::lower::COMPRESS_GRADIENT;
 
 /// The operators of an instruction, in order; none for copies and barriers.
 ///
@@ -374,6 +375,7 @@ impl<'a> Bound<'a, '_> {
             "qkv_weight_gradient" => self.qkv_weight_gradient(),
             "embedding_backward" => self.embedding_backward(),
             GRADIENT_NORM => self.gradient_norm(),
+            COMPRESS_GRADIENT => self.compress_gradient(),
             name if name.ends_with("_update") => self.update(),
             _ => Err(Error::bad_input("no device knows this operator")),
         }?;

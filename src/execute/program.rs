@@ -12,7 +12,7 @@ use ebbtide_solver::ids::{BufferId, Id, ValueId};
 use ebbtide_solver::problem::Category;
 use ebbtide_solver::schedule::{Buffer, Schedule, ScheduledGroup, ScheduledValue, Space};
 
-use crate::device::layout::{Layout, States, WeightValue};
+use crate::device::layout::{Layout, States, WeightValue, ACCUMULATED};
 use crate::device::packed::{Packing, Storage};
 use crate::device::Region;
 use crate::error::{Error, Result};
@@ -103,6 +103,7 @@ impl<'a> Program<'a> {
     pub fn new(file: &'a ScheduleFile, model: &'a ModelConfig) -> Result<Self> {
         let schedule = &file.schedule;
         let method = Method::named(&file.method, file.method_options)?.resolved(model)?;
+        let method = method.accumulating(schedule.micro_batches);
         let workload = &file.workload;
         let rows = workload.seq.checked_mul(workload.batch);
         if workload.seq == 0 || workload.batch == 0 || rows != Some(schedule.tokens) {
@@ -255,7 +256,14 @@ impl<'a> Program<'a> {
     }
 
     fn gradient_elements(&self, value: &ScheduledValue) -> Result<u64> {
-        Ok(self.layout.gradient_elements(self.weight_value(value)?))
+        let weight = self.weight_value(value)?;
+        if !value.name.ends_with(ACCUMULATED) {
+            return Ok(self.layout.gradient_elements(weight));
+        }
+        let rules = self.method.tensor_rules(&self.layout, weight).into_iter();
+        Ok(rules
+            .map(|(r, shape)| r.gradient_shape(shape).elements())
+            .sum())
     }
 
     /// Elements of a row of an activation (of one head group, where it lies by groups), and f32

@@ -9,7 +9,7 @@ use ebbtide_solver::schedule::Instruction;
 
 use super::bind::Taken;
 use super::program::{Member, Program};
-use crate::device::layout::{Updated, WeightValue};
+use crate::device::layout::{Updated, WeightValue, ACCUMULATED};
 use crate::device::tensors::TensorUpdate;
 use crate::device::{Operator, Region, UpdateRule, UpdateSlice};
 use crate::error::{Error, Result};
@@ -30,6 +30,11 @@ pub(super) fn on_device(
     let of_gradient = program.weight_value(gradient.value)?;
     let right = [
         (of_gradient == value, "the gradient is of another weight"),
+        (
+            gradient.value.name.ends_with(ACCUMULATED)
+                == program.method.accumulates(&program.layout, value),
+            "the gradient is not as the method accumulates it",
+        ),
         (
             gradient.value.category == Category::Gradients,
             "the first operand is no gradient",
@@ -59,7 +64,8 @@ pub(super) fn on_device(
         region: weight.region,
     };
     let first_group = instruction.groups.start;
-    let pieces = match gradient.value.by_groups {
+    let accumulated = gradient.value.name.ends_with(ACCUMULATED);
+    let pieces = match gradient.value.by_groups || accumulated {
         true => vec![gradient.region],
         false => program.layout.pieces(value, gradient.region),
     };
@@ -186,6 +192,7 @@ fn change(
             let updated = Updated {
                 weight: at.region,
                 gradient: gradients,
+                accumulated: program.method.accumulates(layout, at.value),
                 states,
                 block: at.block,
             };

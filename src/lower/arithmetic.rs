@@ -2,7 +2,7 @@
 
 use ebbtide_solver::units::Bytes;
 
-use super::{Charge, Lowered};
+use super::{is_of_method, Charge, Lowered};
 use crate::device::arithmetic::Arithmetic;
 use crate::error::Result;
 use crate::profile::cost::GemmDirection;
@@ -27,7 +27,7 @@ impl Lowered {
         let width = dtype.bytes();
         let ops = self.problem.ops.values_mut();
         for (op, charges) in ops.zip(self.charges.values()) {
-            let method = op.name == "project" || op.name.ends_with("_update");
+            let method = is_of_method(&op.name);
             for charge in charges.iter().filter(|_| !method) {
                 let Charge::Gemm(gemm) = *charge else {
                     continue;

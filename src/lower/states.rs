@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use ebbtide_solver::ids::{OpId, StepId, ValueId};
 use ebbtide_solver::problem::{
-    Category, Domain, HostOptimizer, Op, Scaling, Split, StateGroup, Value,
+    Category, Domain, HostOptimizer, Node, Op, Scaling, Split, StateGroup, Value,
 };
 use ebbtide_solver::schedule::GRADIENT_NORM;
 use ebbtide_solver::units::{Bytes, Nanos};
 use petgraph::graph::NodeIndex;
 
-use super::{update_name, Charge, Flops, Lowering, Renewed, LONGEST};
+use super::{update_name, Charge, Flops, Lowering, Renewed, COMPRESS_GRADIENT, LONGEST};
 use crate::device::layout::{Layout, WeightValue};
 use crate::device::tensors::{Multiplied, Renewal};
 use crate::methods::Method;
@@ -38,23 +38,22 @@ impl<'a> Lowering<'a> {
                     tensor: None,
                 })
             });
-            let (mut updates, mut norms) = (Vec::new(), Vec::new());
+            let (mut updates, mut norms, mut gradients) = (Vec::new(), Vec::new(), Vec::new());
             for member in 0..group.weights.len() {
-                let after = if method.fused() {
-                    steps[&group.complete_after[member]]
-                } else {
-                    last
-                };
-                updates.push((after, self.update(method, group, member, states)));
+                let complete = steps[&group.complete_after[member]];
+                let gradient = self.gradient(method, group, member, complete);
+                gradients.push(gradient);
+                let after = if method.fused() { complete } else { last };
+                let update = self.update(method, (group, member), gradient, states);
+                updates.push((after, update));
                 if self.workload.clip {
-                    let complete = steps[&group.complete_after[member]];
-                    norms.push((complete, self.norm(group.gradients[member])));
+                    norms.push((complete, self.norm(gradient)));
                 }
             }
             self.problem.states.push(StateGroup {
                 name: group.name.clone(),
                 weights: group.weights.iter().map(|&w| self.value(w)).collect(),
-                gradients: group.gradients.iter().map(|&g| self.value(g)).collect(),
+                gradients,
                 parameters: group.parameters.iter().sum(),
                 states,
                 updates,
@@ -167,9 +166,61 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// The gradient that a weight is updated by: the one that backward makes, or a sum in a space
+    /// of low rank to which each micro-batch adds that one once it is complete.
+    fn gradient(
+        &mut self,
+        method: Method,
+        group: &WeightGroup,
+        member: usize,
+        complete: StepId,
+    ) -> ValueId {
+        let made = self.value(group.gradients[member]);
+        let (layout, weight) = self.placed(method, group.weights[member]);
+        if !method.accumulates(&layout, weight) {
+            return made;
+        }
+        let (mut elements, mut scratch, mut products) = (0, 0, Products::default());
+        for (rule, shape) in method.tensor_rules(&layout, weight) {
+            elements += rule.gradient_shape(shape).elements();
+            if let Some(n) = rule.accumulated_rank() {
+                let (m, k) = shape.sides();
+                self.add_product(&mut products, Multiplied { m, k, n });
+                scratch = scratch.max(4 * (m + k) * n);
+            }
+        }
+        let bytes = Bytes::new(elements * self.workload.dtype.bytes());
+        let sum = self.problem.values.push(Value {
+            name: format!("{}.accumulated", weight.name()),
+            fixed_bytes: bytes,
+            ..self.problem.values[made].clone()
+        });
+        let traffic = self.problem.value_bytes(made) + bytes + bytes + Bytes::new(2 * scratch);
+        let time = self.costs.elementwise(traffic).time + products.time;
+        let op = self.problem.ops.push(Op {
+            name: COMPRESS_GRADIENT.to_owned(),
+            block: self.problem.values[made].block,
+            domain: Domain::Whole,
+            memory_bound: true,
+            reads: vec![made],
+            writes: Vec::new(),
+            accumulates: vec![sum],
+            updates: Vec::new(),
+            workspace: Scaling::fixed(scratch),
+            picos: Scaling::fixed(time.get() * 1000),
+        });
+        self.flops.push(Flops {
+            fixed: products.flops,
+            row: 0,
+        });
+        let kernel = [Charge::Kernel(traffic)].into_iter();
+        self.charges.push(kernel.chain(products.charges).collect());
+        self.problem.program[complete].body.push(Node::Op(op));
+        sum
+    }
+
     /// What counts a gradient for its global norm: it is read once.
-    fn norm(&mut self, gradient: NodeIndex) -> OpId {
-        let gradient = self.value(gradient);
+    fn norm(&mut self, gradient: ValueId) -> OpId {
         let traffic = self.problem.value_bytes(gradient);
         let op = self.problem.ops.push(Op {
             name: GRADIENT_NORM.to_owned(),
@@ -191,11 +242,10 @@ impl<'a> Lowering<'a> {
     fn update(
         &mut self,
         method: Method,
-        group: &WeightGroup,
-        member: usize,
+        (group, member): (&WeightGroup, usize),
+        gradient: ValueId,
         states: Option<ValueId>,
     ) -> OpId {
-        let gradient = self.value(group.gradients[member]);
         let by_groups = self.problem.values[gradient].split == Split::Groups;
         let runs = if by_groups {
             u64::from(self.tiling.groups)

@@ -1,8 +1,8 @@
 //! What low-rank methods can be told, and their defaults.
 //!
-//! Sources: GaLore, Zhao et al. 2024 (arXiv 2403.03507); APOLLO and APOLLO-Mini, Zhu et al. 2025
-//! (arXiv 2412.05270); FLORA, Hao et al. 2024 (arXiv 2402.03293); CompAct, Shamshoum et al. 2025
-//! (arXiv 2410.15352).
+//! Sources: GaLore, Zhao et al. 2024 (arXiv 2403.03507); Fira, Chen et al. 2024 (arXiv
+//! 2410.01623); APOLLO and APOLLO-Mini, Zhu et al. 2025 (arXiv 2412.05270); FLORA, Hao et al. 2024
+//! (arXiv 2402.03293); CompAct, Shamshoum et al. 2025 (arXiv 2410.15352).
 
 use crate::error::{Error, Result};
 use crate::model::{Compressed, ModelConfig, Part, Weight};
@@ -99,18 +99,21 @@ pub struct LowRank {
     pub rank: Option<Rank>,
     /// Steps after which a projection is renewed.
     pub refresh: u32,
-    /// What the update is scaled by: α of GaLore and CompAct, the square of APOLLO's factor; FLORA
-    /// has none.
+    /// What the update is scaled by: α of GaLore, Fira and CompAct, the square of APOLLO's factor;
+    /// FLORA has none.
     pub scale: f64,
     /// Whether each weight is updated inside backward, once its gradient is complete.
     pub per_layer: bool,
-    /// Whether GaLore's projection is found by a singular value decomposition rather than by
-    /// subspace iteration.
+    /// Whether GaLore's or Fira's projection is found by a singular value decomposition rather than
+    /// by subspace iteration.
     pub svd: bool,
     /// Whether Adam's moments are in 8 bits.
     pub eight_bit: bool,
     /// Of CompAct: whose inputs are compressed.
     pub layers: Layers,
+    /// Of FLORA: whether micro-batches' gradients are added up in a space of low rank, as it does
+    /// wherever there are several ([`super::Method::accumulating`]).
+    pub accumulated: bool,
 }
 
 /// What the command line says of a low-rank method.
@@ -135,8 +138,15 @@ pub struct Told {
 impl Told {
     /// The flags that were given, and the methods that each is for.
     pub fn given(&self) -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
-        const ALL: &[&str] = &["galore", "apollo", "apollo-mini", "flora", "compact"];
-        const ADAM: &[&str] = &["galore", "apollo", "apollo-mini", "compact"];
+        const ALL: &[&str] = &[
+            "galore",
+            "fira",
+            "apollo",
+            "apollo-mini",
+            "flora",
+            "compact",
+        ];
+        const ADAM: &[&str] = &["galore", "fira", "apollo", "apollo-mini", "compact"];
         let part = matches!(self.rank, Some(Rank::Part(_)));
         let given = [
             (part, "--rank with a part of the input", &["compact"][..]),
@@ -144,7 +154,7 @@ impl Told {
             (self.refresh.is_some(), "--refresh", ALL),
             (self.scale.is_some(), "--scale", ADAM),
             (self.per_layer, "--per-layer", ALL),
-            (self.svd, "--svd", &["galore"]),
+            (self.svd, "--svd", &["galore", "fira"]),
             (self.eight_bit, "--eight-bit", ADAM),
             (self.layers.is_some(), "--compress", &["compact"]),
         ];
@@ -165,6 +175,7 @@ impl LowRank {
             svd: false,
             eight_bit: false,
             layers: Layers::ALL,
+            accumulated: false,
         }
     }
     /// GaLore's: rank 128, T 200, α 0.25.
@@ -172,6 +183,8 @@ impl LowRank {
         rank: None,
         ..Self::new(128, 200, 0.25)
     };
+    /// Fira's: as GaLore.
+    pub const FIRA: Self = Self::GALORE;
     /// APOLLO's: rank 256, T 200, scale 1.
     pub const APOLLO: Self = Self {
         rank: None,
@@ -201,6 +214,7 @@ impl LowRank {
             svd: told.svd,
             eight_bit: told.eight_bit,
             layers: told.layers.unwrap_or(self.layers),
+            accumulated: self.accumulated,
         }
     }
 

@@ -42,6 +42,8 @@ pub enum Method {
     AdaLomo,
     /// Adam in a space of low rank that the gradient's own directions span.
     Galore(LowRank),
+    /// The same, and what the projection leaves of the gradient, scaled likewise.
+    Fira(LowRank),
     /// Gradients scaled channel by channel as a low-rank Adam would.
     Apollo(LowRank),
     /// Gradients scaled tensor by tensor as an Adam of rank 1 would.
@@ -64,7 +66,7 @@ pub enum Updates {
 
 impl Method {
     /// All methods.
-    pub const ALL: [Method; 11] = [
+    pub const ALL: [Method; 12] = [
         Method::AdamW,
         Method::AdamWBf16Sr,
         Method::AdamW8bit,
@@ -72,6 +74,7 @@ impl Method {
         Method::Lomo,
         Method::AdaLomo,
         Method::Galore(LowRank::GALORE),
+        Method::Fira(LowRank::FIRA),
         Method::Apollo(LowRank::APOLLO),
         Method::ApolloMini(LowRank::APOLLO_MINI),
         Method::Flora(LowRank::FLORA),
@@ -88,6 +91,7 @@ impl Method {
             Method::Lomo => "lomo",
             Method::AdaLomo => "adalomo",
             Method::Galore(_) => "galore",
+            Method::Fira(_) => "fira",
             Method::Apollo(_) => "apollo",
             Method::ApolloMini(_) => "apollo-mini",
             Method::Flora(_) => "flora",
@@ -106,6 +110,7 @@ impl Method {
             Method::Lomo => "gradient descent inside backward; no gradients kept, no state",
             Method::AdaLomo => "as lomo, with a factored second moment and normalised updates",
             Method::Galore(_) => "Adam on gradients projected to their leading directions",
+            Method::Fira(_) => "as galore, and what its projection leaves, scaled as Adam would",
             Method::Apollo(_) => "gradients scaled channel by channel as a low-rank Adam would",
             Method::ApolloMini(_) => "gradients scaled tensor by tensor as a rank-1 Adam would",
             Method::Flora(_) => "momentum in a random projection, factored second moments",
@@ -123,6 +128,7 @@ impl Method {
     pub const fn low_rank(self) -> Option<LowRank> {
         match self {
             Method::Galore(low_rank)
+            | Method::Fira(low_rank)
             | Method::Apollo(low_rank)
             | Method::ApolloMini(low_rank)
             | Method::Flora(low_rank)
@@ -134,6 +140,7 @@ impl Method {
     fn with_low_rank(self, low_rank: LowRank) -> Method {
         match self {
             Method::Galore(_) => Method::Galore(low_rank),
+            Method::Fira(_) => Method::Fira(low_rank),
             Method::Apollo(_) => Method::Apollo(low_rank),
             Method::ApolloMini(_) => Method::ApolloMini(low_rank),
             Method::Flora(_) => Method::Flora(low_rank),
@@ -185,6 +192,17 @@ impl Method {
                 Ok(self.with_low_rank(low_rank.resolved(own, model, inputs)?))
             }
             None => Ok(self),
+        }
+    }
+    /// The same where a step is of so many micro-batches.
+    #[must_use]
+    pub const fn accumulating(self, micro_batches: u32) -> Method {
+        match self {
+            Method::Flora(low_rank) => Method::Flora(LowRank {
+                accumulated: micro_batches > 1,
+                ..low_rank
+            }),
+            other => other,
         }
     }
     /// What is saved of inputs in spaces of low rank, once [`Method::resolved`].
@@ -245,7 +263,16 @@ impl Method {
                 svd: low_rank.svd,
                 moments,
             },
-            Method::Flora(_) => TensorRule::Flora { projection },
+            Method::Fira(_) => TensorRule::Fira {
+                projection,
+                scale,
+                svd: low_rank.svd,
+                moments,
+            },
+            Method::Flora(_) => TensorRule::Flora {
+                projection,
+                accumulated: low_rank.accumulated,
+            },
             _ => TensorRule::Apollo {
                 projection,
                 scale,
@@ -295,6 +322,13 @@ impl Method {
                 rules.collect()
             }
         }
+    }
+    /// Whether micro-batches' gradients of a weight value are added up in a space of low rank.
+    pub fn accumulates(self, layout: &Layout<'_>, value: WeightValue) -> bool {
+        let rules = self.tensor_rules(layout, value);
+        rules
+            .iter()
+            .any(|(rule, _)| rule.accumulated_rank().is_some())
     }
     /// Whether the host can do its update: one that is fused has nothing to send there, and a
     /// projection is a matrix product, which is not the host's work.

@@ -8,7 +8,7 @@ use ebbtide_solver::units::Nanos;
 
 use super::Request;
 use crate::format::schedule as file;
-use crate::lower::Lowered;
+use crate::lower::{is_of_method, Lowered};
 use crate::model::ModelConfig;
 
 pub(super) fn describe_model(model: &ModelConfig) -> file::Model {
@@ -121,9 +121,7 @@ fn flops(lowered: &Lowered, schedule: &Schedule) -> (u128, u128) {
         if instruction.action == Action::Run(op) && counts {
             model += match lowered.problem.ops[op].name.as_str() {
                 "attention_backward" => flops * 4 / 5,
-                // A method's own.
-                "project" => 0,
-                name if name.ends_with("_update") => 0,
+                name if is_of_method(name) => 0,
                 _ => flops,
             };
         }

@@ -1,6 +1,7 @@
 //! The CPU device as a whole: a training step against the model written down plainly, and streams
 //! that race, fail and are slow.
 
+mod compress;
 mod reference;
 mod step;
 mod streams;

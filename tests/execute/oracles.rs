@@ -3,7 +3,7 @@
 use ebbtide::device::cpu::CpuOptions;
 use ebbtide::execute::{Optimizer, Session};
 use ebbtide::format::schedule::ScheduleFile;
-use ebbtide::methods::{LowRank, Method};
+use ebbtide::methods::{LowRank, Method, Rank};
 use ebbtide::model::ModelConfig;
 use ebbtide::training::places;
 use ebbtide::training::tokens::{Batch, Tokens};
@@ -286,4 +286,140 @@ fn g8_moments_stay_where_a_projection_is_renewed() {
     for (now, before) in renewed[moment.clone()].iter().zip(&once[moment]) {
         assert!((now - before).abs() <= 1e-6 * largest, "{now} {before}");
     }
+}
+
+/// Weights and states after so many steps of GaLore or Fira on matrices of 24 columns.
+fn projected(method: fn(LowRank) -> Method, rank: u64, scale: f64, steps: u64) -> (Vec<f64>, f32) {
+    let model = model("mha");
+    let low_rank = LowRank {
+        rank: Some(Rank::Of(rank)),
+        scale,
+        svd: true,
+        ..LowRank::FIRA
+    };
+    let file = keep(&model, &single(method(low_rank)));
+    let mut session = session(&file, &model, CpuOptions::default(), 3).unwrap();
+    for step in 0..steps {
+        let batches = batches(&file, &model, step, 3);
+        session.step(step, &batches, &Optimizer::default()).unwrap();
+    }
+    let states = session.states().unwrap()["block 0"].clone();
+    // Behind the moments of the first norm and q's projection and moments: its last residual.
+    let norm = states[48 + 3 * 24 * rank as usize];
+    let all = places(&model).flat_map(|place| session.weight(place).unwrap());
+    (all.map(f64::from).collect(), norm)
+}
+
+/// G13: with α = 1 a projection to all dimensions leaves nothing, so that Fira is GaLore; with
+/// another α or fewer dimensions it does.
+#[test]
+fn g13_fira_at_full_rank_is_galore() {
+    let apart = |rank: u64, scale: f64| {
+        let (before, _) = projected(Method::Galore, rank, scale, 0);
+        let (galore, _) = projected(Method::Galore, rank, scale, 2);
+        let (fira, _) = projected(Method::Fira, rank, scale, 2);
+        let norm = |a: &[f64], b: &[f64]| {
+            let squares = a.iter().zip(b).map(|(a, b)| (a - b).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        norm(&fira, &galore) / norm(&galore, &before)
+    };
+    let (full, scaled, small) = (apart(24, 1.0), apart(24, 0.5), apart(6, 1.0));
+    assert!(full < 1e-3, "{full}");
+    assert!(scaled > 0.1 && small > 0.1, "{scaled} {small}");
+}
+
+/// G12, of Fira's residual.
+#[test]
+fn g12_the_residual_of_fira_grows_slowly() {
+    let norms: Vec<f32> = (1..8)
+        .map(|n| projected(Method::Fira, 6, 0.25, n).1)
+        .collect();
+    let growth = norms.windows(2).map(|pair| pair[1] / pair[0]);
+    let most = growth.fold(0.0, f32::max);
+    assert!(norms[0] > 0.0 && most < 1.01 + 1e-5, "{norms:?}");
+    assert!(most > 1.0099, "it never limited: {norms:?}");
+}
+
+/// Weights before, and after each of two steps of FLORA on two micro-batches of ten labels each: as
+/// told, of the first sequence, of the second.
+fn accumulated(parts: [[bool; 2]; 2]) -> Vec<Vec<(String, Vec<f32>)>> {
+    let model = model("gqa");
+    let low_rank = LowRank {
+        rank: Some(Rank::Of(2)),
+        ..LowRank::FLORA
+    };
+    let mut cut = single(Method::Flora(low_rank));
+    cut.workload.accumulate = 2;
+    let file = keep(&model, &cut);
+    let mut session = session(&file, &model, CpuOptions::default(), 3).unwrap();
+    let tokens = Tokens::Synthetic {
+        vocab: model.vocab,
+        seed: 4,
+    };
+    let mut weights = Vec::new();
+    for step in 0..3 {
+        let named = places(&model).map(|place| {
+            let name = format!("{} of block {:?}", place.weight.part.name(), place.block);
+            (name, session.weight(place).unwrap())
+        });
+        weights.push(named.collect());
+        let batches = parts.map(|counted| {
+            let mut batch = tokens.batch(2 * step, 2, 20);
+            for (sequence, counts) in batch.labels.chunks_mut(20).zip(counted) {
+                if !counts {
+                    sequence.fill(ebbtide::training::tokens::IGNORED);
+                }
+            }
+            batch
+        });
+        let with = Optimizer {
+            learning_rate: 0.1,
+            ..Optimizer::default()
+        };
+        session.step(step, &batches, &with).unwrap();
+    }
+    weights
+}
+
+/// F2 and F5: what micro-batches add up to is what one of them with all labels has; a step moves
+/// a matrix within the rank of its projection, and the next step in another direction.
+#[test]
+fn f2_f5_accumulated_gradients_have_the_rank_of_their_projection() {
+    let each = accumulated([[true, false], [false, true]]);
+    let first = accumulated([[true, true], [false, false]]);
+    let values = |nth: usize, weights: &[(String, Vec<f32>)]| -> Vec<f64> {
+        let moved = weights[nth].1.iter().zip(&each[0][nth].1);
+        moved.map(|(a, b)| f64::from(*a) - f64::from(*b)).collect()
+    };
+    let norm = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let rank = |moved: &[f64], columns: usize| {
+        let rows = moved.len() / columns;
+        let matrix = faer::Mat::from_fn(rows, columns, |i, j| moved[i * columns + j]);
+        let values = matrix.singular_values().unwrap();
+        values.iter().filter(|&&v| v > 1e-3 * values[0]).count()
+    };
+    let mut matrices = 0;
+    for nth in 0..each[0].len() {
+        let (one, other) = (values(nth, &each[1]), values(nth, &first[1]));
+        let apart: Vec<f64> = one.iter().zip(&other).map(|(a, b)| a - b).collect();
+        let name = &each[0][nth].0;
+        assert!(norm(&apart) <= 1e-3 * norm(&one), "{name}");
+        let columns = match name {
+            name if name.starts_with("down of") => 40,
+            name if name.starts_with("o of") => 32,
+            name if name.starts_with("gate_up of") => 24,
+            _ => continue,
+        };
+        // Gate and up are projected one by one.
+        let half = if columns == 24 {
+            one.len() / 2
+        } else {
+            one.len()
+        };
+        assert_eq!(rank(&one[..half], columns), 2, "{name}");
+        assert!(rank(&values(nth, &each[2])[..half], columns) > 2, "{name}");
+        matrices += 1;
+    }
+    assert_eq!(matrices, 9);
 }

@@ -19,7 +19,7 @@ use super::draft::{Draft, DraftHostUpdate, DraftInstruction};
 use super::pieces::{all_groups, cover, covers, gaps, pieces_of};
 use crate::ids::{Id, OpId, StepId, Table, TensorId, ValueId};
 use crate::plan::{Placement, Plan};
-use crate::problem::{Category, Domain, Node, Phase, Problem, Split, Tensor, Value};
+use crate::problem::{Category, Domain, Node, Phase, Problem, Split, Tensor};
 use crate::schedule::Access;
 use crate::units::{Bytes, Span};
 
@@ -115,12 +115,7 @@ impl Expander<'_> {
         for micro_batch in 0..problem.rounds() {
             self.micro_batch = micro_batch;
             self.phase = Phase::Forward;
-            self.forget(|value| {
-                !matches!(
-                    value.category,
-                    Category::Weights | Category::Gradients | Category::OptimizerStates
-                )
-            });
+            self.forget_passed();
             self.departed.values_mut().for_each(Vec::clear);
             for (id, step) in problem.program.iter() {
                 self.step = id;
@@ -292,9 +287,20 @@ impl Expander<'_> {
         }
     }
 
-    fn forget(&mut self, which: impl Fn(&Value) -> bool) {
-        for (id, value) in self.problem.values.iter() {
-            if which(value) {
+    /// Forgets what is of one round: all but model states and the gradients that they follow.
+    fn forget_passed(&mut self) {
+        let problem = self.problem;
+        let mut followed = vec![false; problem.values.len()];
+        for gradient in problem.states.iter().flat_map(|g| &g.gradients) {
+            followed[gradient.index()] = true;
+        }
+        for (id, value) in problem.values.iter() {
+            let stays = match value.category {
+                Category::Weights | Category::OptimizerStates => true,
+                Category::Gradients => followed[id.index()],
+                _ => false,
+            };
+            if !stays {
                 self.live[id].clear();
             }
         }

@@ -70,6 +70,7 @@ fn method(schedule: &ScheduleFile) -> String {
             svd,
             eight_bit,
             layers,
+            accumulated: _,
         }) => format!(
             "{} of rank {}, refresh {refresh}, scale {scale}{}{}{}",
             schedule.method,

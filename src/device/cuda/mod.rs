@@ -202,7 +202,12 @@ impl Device for CudaDevice {
         };
         let reserved = self.reserved()?;
         let launched = match (stream, operator) {
-            (_, Operator::TensorUpdate { .. } | Operator::Project { .. }) => Err(Failure::refused(
+            (
+                _,
+                Operator::TensorUpdate { .. }
+                | Operator::Project { .. }
+                | Operator::CompressGradient { .. },
+            ) => Err(Failure::refused(
                 "the method changes whole tensors, for which a GPU has no kernels yet; those of \
                  adamw, sgd and lomo are there",
             )),

@@ -1,7 +1,7 @@
 //! Weight values as tensors, for updates that look at each as a whole.
 
 use super::{Layout, WeightValue};
-use crate::device::tensors::{GradientBlock, TensorRule, TensorShape, TensorUpdate};
+use crate::device::tensors::{GradientBlock, GradientSum, TensorRule, TensorShape, TensorUpdate};
 use crate::device::Region;
 use crate::model::{Part, Weight};
 
@@ -39,6 +39,8 @@ pub struct Updated<'a> {
     pub weight: Region,
     /// The gradient: one region, or those of all head groups in order.
     pub gradient: &'a [Region],
+    /// Whether it has been accumulated, tensor by tensor.
+    pub accumulated: bool,
     /// The states of its tensors, one behind the other, where they have any.
     pub states: Option<Region>,
     /// Of which block it is.
@@ -95,14 +97,30 @@ impl Layout<'_> {
         rule: impl Fn(&Weight) -> TensorRule,
     ) -> Vec<TensorUpdate> {
         let pieces = match at.gradient {
+            [whole] if at.accumulated => vec![*whole],
             [whole] => self.pieces(value, *whole),
             pieces => pieces.to_vec(),
         };
-        let mut taken = 0;
+        let (mut taken, mut summed) = (0, 0);
         let tensors = self.tensors(value).into_iter();
         tensors
             .map(|tensor| {
                 let (rule, shape) = (rule(&tensor.weight), tensor.shape());
+                let gradient = match at.accumulated {
+                    true => {
+                        let of = rule.gradient_shape(shape);
+                        summed += of.elements();
+                        let first = summed - of.elements();
+                        vec![GradientBlock {
+                            region: self.elements_of(pieces[0], first, of.elements()),
+                            row: 0,
+                            rows: of.rows,
+                            column: 0,
+                            columns: of.columns,
+                        }]
+                    }
+                    false => self.gradient_blocks(value, &tensor, &pieces),
+                };
                 let states = rule.states(shape, self.dtype).into_iter().map(|bytes| {
                     let all = at.states.expect("planned with states");
                     taken += bytes;
@@ -113,9 +131,36 @@ impl Layout<'_> {
                     shape,
                     states: states.collect(),
                     weight: self.elements_of(at.weight, tensor.first, shape.elements()),
-                    gradient: self.gradient_blocks(value, &tensor, &pieces),
+                    gradient,
                     key: tensor.key(at.block),
                     projection_key: self.projection_key(value, at.block),
+                }
+            })
+            .collect()
+    }
+
+    /// What adds a micro-batch's gradient of a weight value, whole, to the step's sum.
+    pub fn sums(
+        &self,
+        value: WeightValue,
+        block: Option<u32>,
+        (gradient, sum): (Region, Region),
+        rule: impl Fn(&Weight) -> TensorRule,
+    ) -> Vec<GradientSum> {
+        let pieces = self.pieces(value, gradient);
+        let mut summed = 0;
+        let tensors = self.tensors(value).into_iter();
+        tensors
+            .map(|tensor| {
+                let (rule, shape) = (rule(&tensor.weight), tensor.shape());
+                let elements = rule.gradient_shape(shape).elements();
+                summed += elements;
+                GradientSum {
+                    shape,
+                    gradient: self.gradient_blocks(value, &tensor, &pieces),
+                    rank: rule.accumulated_rank(),
+                    sum: self.elements_of(sum, summed - elements, elements),
+                    key: tensor.key(block),
                 }
             })
             .collect()

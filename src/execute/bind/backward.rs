@@ -4,10 +4,10 @@ use ebbtide_solver::problem::Category;
 
 use super::super::update;
 use super::{cleared, Bound, NORMS, RESIDUAL};
-use crate::device::layout::WeightValue;
+use crate::device::layout::{WeightValue, ACCUMULATED};
 use crate::device::{HeadNormsBackward, Operator, Region};
 use crate::error::{Error, Result};
-use crate::model::Part;
+use crate::model::{Part, Weight};
 
 impl Bound<'_, '_> {
     pub(super) fn norm_backward(&mut self) -> Result<Vec<Operator>> {
@@ -256,10 +256,32 @@ impl Bound<'_, '_> {
         }
         let value = self.program.weight_value(gradient.value)?;
         let layout = &self.program.layout;
-        let pieces = layout.pieces(value, gradient.region);
-        Ok(vec![Operator::GradientNorm {
-            gradients: layout.gradients(value, &pieces),
-            slot: 0,
+        let gradients = match gradient.value.name.ends_with(ACCUMULATED) {
+            true => vec![vec![gradient.region]],
+            false => layout.gradients(value, &layout.pieces(value, gradient.region)),
+        };
+        Ok(vec![Operator::GradientNorm { gradients, slot: 0 }])
+    }
+
+    /// Adds a micro-batch's gradient to the step's, in a space of low rank.
+    pub(super) fn compress_gradient(&mut self) -> Result<Vec<Operator>> {
+        let gradient = self.any()?;
+        let sum = self.any()?;
+        let value = self.program.weight_value(gradient.value)?;
+        let is_gradient = gradient.value.category == Category::Gradients;
+        let fits = self.program.weight_value(sum.value)? == value
+            && sum.value.block == gradient.value.block
+            && sum.value.name.ends_with(ACCUMULATED);
+        if !is_gradient || gradient.value.by_groups || !fits {
+            return Err(Error::bad_input("does not add a gradient to its sum"));
+        }
+        let (program, block) = (self.program, gradient.value.block);
+        let regions = (gradient.region, sum.region);
+        let rule = |weight: &Weight| program.method.tensor_rule(weight);
+        Ok(vec![Operator::CompressGradient {
+            tensors: program.layout.sums(value, block, regions, rule),
+            accumulate: sum.adds(),
+            workspace: self.workspace()?,
         }])
     }
 

@@ -342,5 +342,6 @@ fn method_options(wire: WireMethodOptions) -> Result<LowRank> {
         svd: wire.svd,
         eight_bit: wire.eight_bit,
         layers,
+        accumulated: false,
     })
 }

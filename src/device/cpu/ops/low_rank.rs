@@ -1,4 +1,4 @@
-//! Updates in a space of low rank: GaLore, APOLLO, FLORA. Formulas and sources are at
+//! Updates in a space of low rank: GaLore, Fira, APOLLO, FLORA. Formulas and sources are at
 //! [`crate::device::tensors::TensorRule`].
 //!
 //! All matrices are tall here: `M` rows and `μ ≤ M` columns, row-major; a projection is `[r × μ]`,
@@ -75,6 +75,14 @@ pub fn scale_as<T: Real>(g: &mut [T], r: &[T], adam: &[T], sizes: Sizes, channel
         let factor = T::of(of(adam) / (of(r) + 1e-8));
         rows.iter_mut().for_each(|g| *g *= factor);
     }
+}
+
+/// Makes of `g` what `α R P` leaves of it, its rows scaled as Adam scaled those of `r` to `adam`.
+pub fn residual<T: Real>(g: &mut [T], (r, adam): (&[T], &[T]), p: &[T], scale: f64, sizes: Sizes) {
+    for (g, taken) in g.iter_mut().zip(back(r, p, sizes)) {
+        *g -= T::of(scale) * taken;
+    }
+    scale_as(g, r, adam, sizes, true);
 }
 
 /// Shortens `u` to 1.01 times the norm of the update before, where there was one; gives its norm.

@@ -21,6 +21,8 @@ pub enum Purpose {
     SecondMoment,
     /// A random projection.
     Projection,
+    /// The random projection that gradients are added up in.
+    Accumulation,
 }
 
 /// The numbers of one tensor for one purpose in one epoch.

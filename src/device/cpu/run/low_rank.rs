@@ -4,12 +4,16 @@ use super::{Outcome, Runner};
 use crate::device::cpu::ops::factored::{self, Second};
 use crate::device::cpu::ops::linear::add;
 use crate::device::cpu::ops::low_rank::{
-    adam, back, descend, iterated_basis, limit_growth, project, scale_as, singular_basis, Sizes,
+    adam, back, descend, iterated_basis, limit_growth, project, residual, scale_as, singular_basis,
+    Sizes,
 };
 use crate::device::cpu::ops::philox::{Draws, Purpose};
+use crate::device::cpu::scratch::Loan;
 use crate::device::operator::Operator;
-use crate::device::tensors::{Moments, Projection, TensorShape, TensorUpdate};
-use crate::device::Cause;
+use crate::device::tensors::{
+    GradientSum, Moments, Projection, TensorRule, TensorShape, TensorUpdate,
+};
+use crate::device::{Cause, Region};
 use crate::profile::Dtype;
 
 /// A matrix turned so that it is tall.
@@ -33,12 +37,12 @@ fn turn(values: &mut [f32], rows: usize, columns: usize) {
     values.copy_from_slice(&turned);
 }
 
-fn sizes(shape: TensorShape, projection: Projection) -> Sizes {
+fn sizes(shape: TensorShape, rank: u64) -> Sizes {
     let (long, short) = shape.sides();
     Sizes {
         long: long as usize,
         short: short as usize,
-        rank: projection.rank as usize,
+        rank: rank as usize,
     }
 }
 
@@ -48,17 +52,58 @@ const fn epoch(done: u64, projection: Projection) -> u32 {
     (done / projection.refresh as u64) as u32
 }
 
-impl Runner<'_> {
+impl<'a> Runner<'a> {
     /// A random projection `[r × μ]` of variance `1/r`.
     fn drawn(&self, key: u64, epoch: u32, sizes: Sizes) -> Vec<f32> {
+        self.drawn_for(Purpose::Projection, key, epoch, sizes)
+    }
+
+    fn drawn_for(&self, purpose: Purpose, key: u64, epoch: u32, sizes: Sizes) -> Vec<f32> {
         let draws = Draws {
             key,
             epoch,
-            purpose: Purpose::Projection,
+            purpose,
         };
         let mut matrix = vec![0.0; sizes.rank * sizes.short];
         draws.fill(0, (sizes.rank as f32).sqrt().recip(), &mut matrix);
         matrix
+    }
+
+    /// The projection in which a step's gradients of a tensor are added up.
+    fn accumulation(&self, key: u64, sizes: Sizes) -> Vec<f32> {
+        let step = self.state.step().parameters.step as u32;
+        self.drawn_for(Purpose::Accumulation, key, step, sizes)
+    }
+
+    /// Adds a micro-batch's gradients to sums in spaces of low rank.
+    pub(super) fn run_compress(&self, tensors: &[GradientSum], accumulate: bool) -> Outcome {
+        for tensor in tensors {
+            let mut g = self.gradient(tensor.shape, &tensor.gradient)?;
+            let mut sum = match tensor.rank {
+                Some(rank) => {
+                    let sizes = sizes(tensor.shape, rank);
+                    tall(&mut g, tensor.shape);
+                    project(&g, &self.accumulation(tensor.key, sizes), sizes)
+                }
+                None => g.to_vec(),
+            };
+            if accumulate {
+                let before = self.load(tensor.sum, sum.len() as u64)?;
+                add(&mut sum, &before);
+            }
+            self.store(tensor.sum, &sum)?;
+        }
+        Ok(())
+    }
+
+    /// What has been added up so, as a gradient of the tensor's shape.
+    pub(super) fn decompressed(&self, tensor: &TensorUpdate, sum: &[f32]) -> Loan<'a> {
+        let rank = tensor.rule.accumulated_rank().expect("asked for before");
+        let sizes = sizes(tensor.shape, rank);
+        let mut g = self.scratch.take(sizes.long * sizes.short);
+        g.copy_from_slice(&back(sum, &self.accumulation(tensor.key, sizes), sizes));
+        as_was(&mut g, tensor.shape);
+        g
     }
 
     /// CompAct's inputs.
@@ -112,7 +157,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// GaLore.
+    /// GaLore; Fira, which adds what GaLore leaves.
     pub(super) fn run_galore(
         &self,
         (tensor, projection): (&TensorUpdate, Projection),
@@ -120,7 +165,7 @@ impl Runner<'_> {
         (w, g): (&mut [f32], &mut [f32]),
     ) -> Outcome {
         let step = self.state.step().parameters;
-        let sizes = sizes(tensor.shape, projection);
+        let sizes = sizes(tensor.shape, projection.rank);
         tall(w, tensor.shape);
         tall(g, tensor.shape);
         let elements = (sizes.rank * sizes.short) as u64;
@@ -136,18 +181,31 @@ impl Runner<'_> {
             self.store(place, &basis)?;
         }
         let basis = self.load(place, elements)?;
-        let mut small = project(g, &basis, sizes);
-        self.with_moments(tensor.key, &tensor.states[1..], &mut small, moments, {
+        let small = project(g, &basis, sizes);
+        let mut scaled = small.clone();
+        self.with_moments(tensor.key, &tensor.states[1..], &mut scaled, moments, {
             |r, m, v| adam(r, m, v, &step)
         })?;
-        descend(
-            w,
-            &back(&small, &basis, sizes),
-            step.learning_rate * scale,
-            &step,
-        );
+        let mut update = back(&scaled, &basis, sizes);
+        let mut factor = step.learning_rate * scale;
+        if matches!(tensor.rule, TensorRule::Fira { .. }) {
+            residual(g, (&small, &scaled), &basis, scale, sizes);
+            self.limit(g, *tensor.states.last().expect("checked before"))?;
+            for (update, left) in update.iter_mut().zip(&*g) {
+                *update = scale as f32 * *update + left;
+            }
+            factor = step.learning_rate;
+        }
+        descend(w, &update, factor, &step);
         as_was(w, tensor.shape);
         Ok(())
+    }
+
+    /// Lets an update grow slowly; its last norm is a state.
+    fn limit(&self, update: &mut [f32], norm: Region) -> Outcome {
+        let before = self.words(norm)?[0];
+        let now = limit_growth(update, f64::from(before));
+        self.store_as(norm, &[now as f32], Dtype::F32)
     }
 
     /// APOLLO.
@@ -158,7 +216,7 @@ impl Runner<'_> {
         (w, g): (&mut [f32], &mut [f32]),
     ) -> Outcome {
         let step = self.state.step().parameters;
-        let sizes = sizes(tensor.shape, projection);
+        let sizes = sizes(tensor.shape, projection.rank);
         tall(w, tensor.shape);
         tall(g, tensor.shape);
         let epoch = epoch(step.step - 1, projection);
@@ -169,9 +227,7 @@ impl Runner<'_> {
             |r, m, v| adam(r, m, v, &step)
         })?;
         scale_as(g, &small, &scaled, sizes, channels);
-        let before = self.words(*norm)?[0];
-        let now = limit_growth(g, f64::from(before));
-        self.store_as(*norm, &[now as f32], Dtype::F32)?;
+        self.limit(g, *norm)?;
         descend(w, g, step.learning_rate * scale.sqrt(), &step);
         as_was(w, tensor.shape);
         Ok(())
@@ -184,7 +240,7 @@ impl Runner<'_> {
         (w, g): (&mut [f32], &mut [f32]),
     ) -> Outcome {
         let step = self.state.step().parameters;
-        let sizes = sizes(tensor.shape, projection);
+        let sizes = sizes(tensor.shape, projection.rank);
         tall(w, tensor.shape);
         tall(g, tensor.shape);
         let [momentum, rows, columns] = tensor.states[..] else {

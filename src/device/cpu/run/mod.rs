@@ -166,6 +166,11 @@ impl<'a> Runner<'a> {
             | Operator::LinearInputGradient { .. }
             | Operator::LinearWeightGradient { .. } => self.run_linear(operator),
             Operator::Project { .. } => self.run_project(operator),
+            Operator::CompressGradient {
+                ref tensors,
+                accumulate,
+                ..
+            } => self.run_compress(tensors, accumulate),
             Operator::QkvProjection { .. } | Operator::RotaryBackward { .. } => {
                 self.run_rotary(operator)
             }

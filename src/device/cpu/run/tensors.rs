@@ -8,7 +8,7 @@ use crate::device::cpu::ops::rounding::round_all;
 use crate::device::cpu::ops::update::{adamw, Constants};
 use crate::device::cpu::ops::{linear, vectorised};
 use crate::device::cpu::scratch::Loan;
-use crate::device::tensors::{Moments, TensorRule, TensorUpdate};
+use crate::device::tensors::{GradientBlock, Moments, TensorRule, TensorShape, TensorUpdate};
 use crate::device::{Cause, Region};
 use crate::profile::Dtype;
 
@@ -19,7 +19,12 @@ impl<'a> Runner<'a> {
         let clip = step.clip_factor(|| self.state.gradient_norm());
         for tensor in tensors {
             self.check_tensor(tensor)?;
-            let mut g = self.gradient(tensor, clip as f32)?;
+            let shape = tensor.rule.gradient_shape(tensor.shape);
+            let mut g = self.gradient(shape, &tensor.gradient)?;
+            if tensor.rule.accumulated_rank().is_some() {
+                g = self.decompressed(tensor, &g);
+            }
+            self.clip(&mut g, clip as f32);
             let mut w = self.load(tensor.weight, tensor.shape.elements())?;
             match tensor.rule {
                 TensorRule::Adam(moments) => {
@@ -29,6 +34,12 @@ impl<'a> Runner<'a> {
                     })?;
                 }
                 TensorRule::Galore {
+                    projection,
+                    scale,
+                    svd,
+                    moments,
+                }
+                | TensorRule::Fira {
                     projection,
                     scale,
                     svd,
@@ -54,7 +65,7 @@ impl<'a> Runner<'a> {
                     let how = (scale, moments);
                     self.run_compact((tensor, projection), how, (&mut w, &mut g))?;
                 }
-                TensorRule::Flora { projection } => {
+                TensorRule::Flora { projection, .. } => {
                     self.run_flora((tensor, projection), (&mut w, &mut g))?;
                 }
                 TensorRule::AdaLomo => {
@@ -85,13 +96,15 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// The whole gradient in f32: its blocks added up, in order, clipped to the step's largest
-    /// magnitude, then times `clip`.
-    fn gradient(&self, tensor: &TensorUpdate, clip: f32) -> Result<Loan<'a>, Cause> {
-        let shape = tensor.rule.gradient_shape(tensor.shape);
+    /// A whole gradient in f32: its blocks added up, in order.
+    pub(super) fn gradient(
+        &self,
+        shape: TensorShape,
+        blocks: &[GradientBlock],
+    ) -> Result<Loan<'a>, Cause> {
         let width = shape.columns as usize;
         let mut g = self.scratch.zeros(shape.elements() as usize);
-        for block in &tensor.gradient {
+        for block in blocks {
             let fits = block.row + block.rows <= shape.rows
                 && block.column + block.columns <= shape.columns;
             if !fits {
@@ -104,6 +117,11 @@ impl<'a> Runner<'a> {
                 linear::add(&mut g[first..first + columns], values);
             }
         }
+        Ok(g)
+    }
+
+    /// Clips a gradient to the step's largest magnitude, then multiplies it with `clip`.
+    fn clip(&self, g: &mut [f32], clip: f32) {
         if let Some(most) = self.state.step().parameters.clip_value {
             let most = most as f32;
             g.iter_mut().for_each(|g| *g = g.clamp(-most, most));
@@ -114,7 +132,6 @@ impl<'a> Runner<'a> {
                 || g.iter_mut().for_each(|g| *g *= clip),
             );
         }
-        Ok(g)
     }
 
     /// Stores elements of the weights' type, rounded stochastically where that is bf16.

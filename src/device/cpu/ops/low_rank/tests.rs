@@ -368,6 +368,31 @@ fn g12_updates_grow_slowly() {
 }
 
 #[test]
+fn g13_firas_residual_is_what_the_projection_loses() {
+    let g = noise(3, 54);
+    let left = |rank: usize, scale: f64| {
+        let sizes = sizes(9, 6, rank);
+        let p = singular_basis(&g, sizes).expect("converges");
+        let r = project(&g, &p, sizes);
+        let scaled: Vec<f64> = r.iter().map(|r| 3.0 * r).collect();
+        let mut left = g.clone();
+        residual(&mut left, (&r, &scaled), &p, scale, sizes);
+        let inside = project(&left, &p, sizes);
+        (norm(&left), norm(&inside), norm(&r))
+    };
+    assert!(left(6, 1.0).0 < 1e-12);
+    // Scaled by 3 as the rows of what was projected; half of it is left inside the basis.
+    let (_, inside, r) = left(6, 0.5);
+    assert!((inside - 1.5 * r).abs() < 1e-6 * r, "{inside} {r}");
+    let (outside, inside, r) = left(4, 1.0);
+    let lost = (norm(&g).powi(2) - r.powi(2)).sqrt();
+    assert!(
+        inside < 1e-12 && (outside - 3.0 * lost).abs() < 1e-6,
+        "{outside}"
+    );
+}
+
+#[test]
 fn a_matrix_of_zeros_moves_nothing() {
     let sizes = sizes(6, 4, 2);
     let zeros = vec![0.0; 24];
