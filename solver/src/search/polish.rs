@@ -2,9 +2,9 @@
 //!
 //! In: a plan that fits. Out: that one or a faster one. Rounding and the margins of planning leave
 //! a little unused, and a strategy may not know of a freedom that others use. So pieces that are
-//! made again stay on the device instead, packed where they can be, or travel, those first that save
-//! most time for their bytes. How much really fits and pays only a build tells: amounts are halved from all that there
-//! could be.
+//! made again stay on the device instead, packed where they can be, or travel, those first that
+//! save most time for their bytes. How much really fits and pays only a build tells: amounts are
+//! halved from all that there could be.
 
 use super::{Candidate, Context};
 use crate::ids::TensorId;

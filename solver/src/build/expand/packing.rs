@@ -1,5 +1,5 @@
-//! What stays on the device packed: packed behind its last use in forward, unpacked before its first
-//! use in backward, on the compute stream.
+//! What stays on the device packed: packed behind its last use in forward, unpacked before its
+//! first use in backward, on the compute stream.
 //!
 //! When a piece is written nobody knows yet which of forward's uses is its last. So forward is
 //! expanded as if nothing were packed, and the packing is put between its instructions at its end.
