@@ -12,6 +12,7 @@ mod states;
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebbtide_solver::ids::{OpId, StepId, Table, TensorId, ValueId};
+use ebbtide_solver::machine::Link;
 use ebbtide_solver::problem::{
     Budget, Category, Domain, Node, Op, Phase, Problem, Split, Step, Value,
 };
@@ -65,8 +66,10 @@ pub struct Lowered {
     pub flops: Table<OpId, Flops>,
     /// What the profile was asked for every operator: for each kernel its shape.
     pub charges: Table<OpId, Vec<Charge>>,
-    /// Saved tensors, with the bytes of a row where it travels packed.
+    /// Saved tensors, with the bytes of a row where it is packed.
     pub packable: Vec<(ValueId, u64)>,
+    /// How fast the device packs and unpacks them, where that takes time.
+    pub packing: Option<Link>,
     /// What the profile had to extrapolate, each once.
     pub extrapolated: BTreeSet<String>,
     /// What a step takes more in which the method renews its projections: it is spread over the
@@ -247,6 +250,7 @@ pub fn lower(
         ))
         .hint("a shorter --seq"));
     }
+    let packing = lowering.packing();
     let Lowering {
         problem,
         flops,
@@ -262,18 +266,20 @@ pub fn lower(
         flops,
         charges,
         packable,
+        packing,
         extrapolated,
         renewal,
     })
 }
 
 impl Lowered {
-    /// The same where what travels of saved tensors is packed in 8 bits.
+    /// The same where saved tensors are packed in 8 bits if they travel, and may stay packed.
     #[must_use]
     pub fn packed(mut self) -> Self {
         for &(value, row_bytes) in &self.packable {
             self.problem.values[value].packed_row_bytes = Some(row_bytes);
         }
+        self.problem.machine.packing = self.packing;
         self
     }
 }
@@ -387,6 +393,16 @@ impl Lowering<'_> {
             by_place.insert((stage, block), step);
         }
         by_place
+    }
+
+    /// How fast the device packs a granule of the widest saved tensor.
+    fn packing(&self) -> Option<Link> {
+        let both = |&(value, packed): &(ValueId, u64)| {
+            let rows = self.problem.granule.get().min(self.problem.tokens.get());
+            (self.problem.values[value].row_bytes + packed) * rows
+        };
+        let widest = self.packable.iter().map(both).max()?;
+        self.costs.packing(Bytes::new(widest))
     }
 
     fn operator(&mut self, node: NodeIndex, operator: &Operator) -> OpId {

@@ -124,13 +124,14 @@ pub fn running(schedule: &Schedule, position: u64) -> String {
     let at = usize::try_from(position).ok();
     let instruction = at.and_then(|at| schedule.stream(Stream::Compute).get(at));
     match instruction.map(|i| (i, i.action)) {
-        Some((i, Action::Run(_))) => doing(schedule, i),
+        Some((i, Action::Run(_) | Action::Copy)) => doing(schedule, i),
         Some((i, Action::Recompute(_))) => format!("{}, recomputed", doing(schedule, i)),
         _ => "the step's edge".into(),
     }
 }
 
-/// What an instruction does: `attention of block 3`, `swap out x of block 3`.
+/// What an instruction does: `attention of block 3`, `swap out x of block 3`,
+/// `unpack h of block 3`.
 pub fn doing(schedule: &Schedule, instruction: &Instruction) -> String {
     let from = instruction.operands.first().map(|operand| operand.buffer);
     match (instruction.action, from) {
@@ -143,11 +144,15 @@ pub fn doing(schedule: &Schedule, instruction: &Instruction) -> String {
             None => format!("update unknown group {group}"),
         },
         (Action::Copy, Some(from)) if schedule.buffers.get(from).is_some() => {
-            let way = match schedule.buffers[from].space {
-                Space::Device => "out",
-                Space::Host => "in",
+            let target = instruction.operands.get(1);
+            let target = target.and_then(|to| schedule.buffers.get(to.buffer));
+            let what = match (&schedule.buffers[from], target) {
+                (source, _) if source.packed => "unpack",
+                (_, Some(target)) if target.packed => "pack",
+                (source, _) if source.space == Space::Device => "swap out",
+                _ => "swap in",
             };
-            format!("swap {way} {}", content(schedule, from))
+            format!("{what} {}", content(schedule, from))
         }
         (Action::Copy, _) => "copy of nothing".into(),
         (Action::Barrier, _) => "the step's edge".into(),

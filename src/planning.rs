@@ -45,7 +45,7 @@ pub struct Request<'a> {
     pub workload: Workload,
     /// How it is trained.
     pub method: Method,
-    /// How saved tensors are packed where they travel, if they are.
+    /// How saved tensors are packed where they travel or stay packed, if they are.
     pub storage: Option<Storage>,
     /// How linear layers multiply.
     pub arithmetic: Arithmetic,

@@ -2,7 +2,7 @@
 //!
 //! In: a request whose sequences of a step (`batch × accumulate`) are wanted, and what may be
 //! chosen. Out: a plan, or why there is none, for each method, for each way to cut the sequences
-//! into micro-batches and for each storage of what travels, the fastest first; of equals that
+//! into micro-batches and for each storage of what is saved, the fastest first; of equals that
 //! which changes least. Cutting changes no result but for rounding, and strategy, tiles and
 //! placements are the search's own decisions; methods and storages change what is learnt, so that
 //! none is tried that was not allowed.
@@ -26,7 +26,7 @@ pub struct Candidate {
     pub method: Method,
     /// The workload, cut into micro-batches.
     pub workload: Workload,
-    /// How what travels is packed, if it is.
+    /// How what is saved is packed, if it is.
     pub storage: Option<Storage>,
     /// How linear layers multiply.
     pub arithmetic: Arithmetic,

@@ -486,6 +486,17 @@ fn bad_schedules_are_refused() {
         ),
         (
             scratch.file(
+                "packed.json",
+                &good.replacen(
+                    "\"keep_tokens\":1024",
+                    "\"keep_tokens\":1024,\"packed_tokens\":1025",
+                    1,
+                ),
+            ),
+            "keeps 1025 tokens packed, but 1024 in all",
+        ),
+        (
+            scratch.file(
                 "twice.json",
                 &good.replacen("\"method\":", "\"method\":\"sgd\",\n\"method\":", 1),
             ),

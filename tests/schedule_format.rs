@@ -85,6 +85,7 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
     (file.workload.seq, file.workload.batch) = (s.tokens, 1);
     for decision in &mut file.decisions {
         decision.keep_tokens = s.tokens / 2;
+        decision.packed_tokens = random.below(2) as u64 * (s.tokens / 3);
         decision.swap_tokens = s.tokens - s.tokens / 2;
         decision.recompute_tokens = 0;
     }
@@ -130,6 +131,7 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
         buffer.category = random.pick(&Category::ALL);
         buffer.offset = Bytes::new(number(random));
         buffer.bytes = Bytes::new(number(random));
+        buffer.packed = random.below(2) > 0;
         (buffer.rows, buffer.groups, buffer.lifetime) = (span(random), span(random), span(random));
         buffer.persistent = random.below(2) > 0;
     }

@@ -251,7 +251,7 @@ fn packed_storage_is_used_where_it_is_allowed_and_faster() {
     }
     let storage = packed.storage.unwrap().to_string();
     for decision in &packed.decisions {
-        let expected = if decision.swap_tokens > 0 {
+        let expected = if decision.packed_tokens + decision.swap_tokens > 0 {
             &storage
         } else {
             "f32"

@@ -178,11 +178,30 @@ pub struct Machine {
     pub matmul_slowdown: Slowdown,
     /// Slowdown of everything else beside copies.
     pub elementwise_slowdown: Slowdown,
+    /// What packs and unpacks tensors on the device: what a run costs before its first byte, and
+    /// the bytes that it reads and writes each second. Nothing where packing takes no time.
+    pub packing: Option<Link>,
     /// The optimizer on the host.
     pub host_adam: HostAdam,
     /// Host memory traffic (read + written) each second, shared by the optimizer and the copies
     /// (a copied byte is one byte of traffic); nothing where it is never the limit.
     pub host_memory: Option<BytesPerSec>,
+}
+
+impl Machine {
+    /// How long packing `plain` bytes into `packed`, or unpacking them, takes on the device;
+    /// nothing where both are as large, so that there is nothing to do.
+    pub fn packing_time(&self, plain: Bytes, packed: Bytes) -> Nanos {
+        match self.packing {
+            Some(packing) if plain != packed => packing.time(plain + packed),
+            _ => Nanos::ZERO,
+        }
+    }
+    /// How long a copy over `link` takes alone that moves `moved` bytes of what is `plain` bytes on
+    /// the device: packing and moving overlap, so as long as the slower of the two.
+    pub fn copy_time(&self, link: Link, plain: Bytes, moved: Bytes) -> Nanos {
+        link.time(moved).max(self.packing_time(plain, moved))
+    }
 }
 
 #[cfg(test)]

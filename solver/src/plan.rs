@@ -3,12 +3,18 @@
 use crate::ids::{Id, Table, TensorId};
 use crate::problem::Problem;
 
-/// What becomes of the pieces of one tensor. Pieces `[0, keep)` stay on the device, the next `swap`
-/// travel to the host and back, the rest are made again when backward needs them.
+/// What becomes of the pieces of one tensor. Pieces `[0, keep)` stay on the device, the next `pack`
+/// stay there packed, the next `swap` travel to the host and back, the rest are made again when
+/// backward needs them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Fate {
     /// Pieces that stay on the device.
     pub keep: u32,
+    /// Pieces that are packed after their last use in forward, stay on the device so, and are
+    /// unpacked before their first use in backward. Only of a value that [packs].
+    ///
+    /// [packs]: crate::problem::Value::packs
+    pub pack: u32,
     /// Pieces that travel to host memory and back.
     pub swap: u32,
 }
@@ -57,22 +63,38 @@ impl Fate {
     pub const fn kept(pieces: u32) -> Self {
         Self {
             keep: pieces,
-            swap: 0,
+            ..Self::RECOMPUTED
+        }
+    }
+    /// All `pieces` stay, packed.
+    pub const fn packed(pieces: u32) -> Self {
+        Self {
+            pack: pieces,
+            ..Self::RECOMPUTED
         }
     }
     /// All `pieces` travel.
     pub const fn swapped(pieces: u32) -> Self {
         Self {
-            keep: 0,
             swap: pieces,
+            ..Self::RECOMPUTED
         }
     }
     /// Every piece is made again.
-    pub const RECOMPUTED: Self = Self { keep: 0, swap: 0 };
+    pub const RECOMPUTED: Self = Self {
+        keep: 0,
+        pack: 0,
+        swap: 0,
+    };
+
+    /// How many are stored in whatever way, and so not made again.
+    pub const fn retained(self) -> u32 {
+        self.keep + self.pack + self.swap
+    }
 
     /// How many of `pieces` are made again.
     pub const fn recompute(self, pieces: u32) -> u32 {
-        pieces - self.keep - self.swap
+        pieces - self.retained()
     }
 }
 

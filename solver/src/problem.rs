@@ -117,7 +117,8 @@ pub struct Value {
     pub category: Category,
     /// Bytes of one row, all head groups together.
     pub row_bytes: u64,
-    /// Bytes of one row in host memory, all head groups together, where what travels is packed.
+    /// Bytes of one row in host memory, or packed on the device, all head groups together, where
+    /// what is saved may be packed.
     pub packed_row_bytes: Option<u64>,
     /// Bytes that do not depend on rows (weights and their kin).
     pub fixed_bytes: Bytes,
@@ -281,10 +282,15 @@ impl Value {
     pub fn bytes(&self, rows: u64, groups: u64, of_groups: u64) -> Bytes {
         self.sized(self.row_bytes, rows, (groups, of_groups))
     }
-    /// The same in host memory.
+    /// The same in host memory, or packed on the device.
     pub fn host_bytes(&self, rows: u64, groups: u64, of_groups: u64) -> Bytes {
         let row_bytes = self.packed_row_bytes.unwrap_or(self.row_bytes);
         self.sized(row_bytes, rows, (groups, of_groups))
+    }
+    /// Whether it can stay on the device packed, and is smaller there.
+    pub fn packs(&self) -> bool {
+        self.packed_row_bytes
+            .is_some_and(|packed| packed < self.row_bytes)
     }
     fn sized(&self, row_bytes: u64, rows: u64, (groups, of_groups): (u64, u64)) -> Bytes {
         let all = Bytes::new(row_bytes) * rows + self.fixed_bytes;
@@ -342,7 +348,7 @@ impl Problem {
     pub fn pieces_bytes(&self, tensor: TensorId, first: u32, last: u32) -> Bytes {
         self.sized(tensor, first, last, Value::bytes)
     }
-    /// The same in host memory.
+    /// The same in host memory, or packed on the device.
     pub fn pieces_host_bytes(&self, tensor: TensorId, first: u32, last: u32) -> Bytes {
         self.sized(tensor, first, last, Value::host_bytes)
     }
@@ -359,6 +365,10 @@ impl Problem {
         let (rows, groups) = self.pieces_extent(tensor, first, last);
         let value = &self.values[self.tensors[tensor].value];
         bytes(value, rows.len(), groups.len(), u64::from(self.groups))
+    }
+    /// Whether a tensor can stay on the device packed.
+    pub fn packs(&self, tensor: TensorId) -> bool {
+        self.values[self.tensors[tensor].value].packs()
     }
     /// The name of a value with its block: `qkv of block 3`.
     pub fn value_name(&self, value: ValueId) -> String {

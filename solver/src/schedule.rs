@@ -70,7 +70,8 @@ pub enum Action {
     Recompute(OpId),
     /// Runs the optimizer of one group of states on the host: the index of the group.
     HostUpdate(u32),
-    /// Copies its first operand (read) to its second (written).
+    /// Copies its first operand (read) to its second (written). On the compute stream both are on
+    /// the device, and one of them is packed: it packs or unpacks.
     Copy,
     /// Does nothing; begins and ends the step.
     Barrier,
@@ -122,6 +123,8 @@ pub struct Buffer {
     pub rows: Span,
     /// The head groups of the value that it holds.
     pub groups: Span,
+    /// Whether it holds them packed on the device; on the host a value with packed rows always is.
+    pub packed: bool,
     /// Whether it holds its content from one training step to the next.
     pub persistent: bool,
     /// Positions on the compute stream between which its bytes are taken.
@@ -180,8 +183,8 @@ pub struct ScheduledValue {
     pub category: Category,
     /// Bytes of one row, all head groups together.
     pub row_bytes: u64,
-    /// Bytes of one row in host memory, all head groups together, where what travels is packed:
-    /// its copies pack and unpack.
+    /// Bytes of one row in host memory, or packed on the device, all head groups together, where
+    /// what is saved may be packed: its copies pack and unpack.
     pub packed_row_bytes: Option<u64>,
     /// Bytes that do not depend on rows.
     pub fixed_bytes: Bytes,

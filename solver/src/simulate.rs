@@ -6,6 +6,10 @@
 //! events every rate is
 //! constant, so time advances from event to event; nothing is sampled. No clock, no randomness.
 //!
+//! A copy that packs or unpacks is a kernel on the device beside it: whatever bytes that reads and
+//! writes, at the machine's rate of packing, compute does without. Two copies that want more than
+//! all of the device together share it.
+//!
 //! Work is kept in millionths of a nanosecond of undisturbed time, so rates are exact integers.
 
 use crate::ids::Id;
@@ -27,7 +31,9 @@ pub struct Timeline {
     pub compute: Nanos,
     /// Time in which one ran again.
     pub recompute: Nanos,
-    /// Time by which copies beside it slowed compute.
+    /// Time in which compute packed what stays so, and unpacked it.
+    pub packing: Nanos,
+    /// Time by which copies beside it slowed compute, by what they pack and unpack too.
     pub slowed: Nanos,
     /// Time in which compute waited, before its last operator ended.
     pub stall: Nanos,
@@ -60,8 +66,10 @@ struct Running {
     left: u128,
     /// When it started.
     start: u64,
-    /// Whether it is an operator that memory bounds.
+    /// Whether it is an operator that memory bounds, or packs.
     memory_bound: bool,
+    /// Millionths of the device that packing within a copy takes.
+    takes: u64,
 }
 
 /// Simulates a schedule that is known to end.
@@ -143,15 +151,33 @@ fn start_ready(
                 Action::Run(op) | Action::Recompute(op) => {
                     schedule.ops.get(op).is_some_and(|op| op.memory_bound)
                 }
-                _ => false,
+                action => action == Action::Copy,
             };
             running[stream] = Some(Running {
                 left,
                 start: now,
                 memory_bound,
+                takes: taken(schedule, stream, instruction),
             });
         }
     }
+}
+
+/// Millionths of the device that a copy takes beside compute, because it packs or unpacks.
+fn taken(schedule: &Schedule, stream: usize, copy: &Instruction) -> u64 {
+    if stream == Stream::Compute as usize || copy.action != Action::Copy {
+        return 0;
+    }
+    let bytes = |at: usize| {
+        let buffer = schedule.buffers.get(copy.operands.get(at)?.buffer)?;
+        Some(buffer.bytes)
+    };
+    let (Some(from), Some(to)) = (bytes(0), bytes(1)) else {
+        return 0;
+    };
+    let packing = u128::from(schedule.machine.packing_time(from, to).get());
+    let share = (packing * u128::from(MILLION)).div_ceil(copy.duration.get().max(1).into());
+    u64::try_from(share).unwrap_or(MILLION).min(MILLION)
 }
 
 /// Millionths of undisturbed time that pass in a nanosecond, by stream.
@@ -171,10 +197,13 @@ fn rates(schedule: &Schedule, running: &[Option<Running>; 4]) -> [u64; 4] {
         _ => schedule.machine.matmul_slowdown,
     };
     let stretched = slowdown.stretch(Nanos::new(MILLION), out, back);
-    let compute = MILLION * MILLION / stretched.get();
+    let taken = [Stream::D2h, Stream::H2d].map(|s| running[s as usize].map_or(0, |r| r.takes));
+    let taken: u64 = taken.iter().sum();
+    let compute = (MILLION * MILLION / stretched.get()).saturating_sub(taken);
+    let whole = taken.max(MILLION);
     let share = |alone: BytesPerSec, both: BytesPerSec| {
         if out && back {
-            part(both.get(), alone.get())
+            part(both.get(), alone.get()).min(MILLION * MILLION / whole)
         } else {
             MILLION
         }
@@ -215,6 +244,7 @@ fn shortest(running: &[Option<Running>; 4], rates: &[u64; 4]) -> Option<u64> {
     running
         .iter()
         .zip(rates)
+        .filter(|(_, &rate)| rate > 0)
         .filter_map(|(run, &rate)| Some(run.as_ref()?.left.div_ceil(u128::from(rate))))
         .min()
         .map(|t| u64::try_from(t).unwrap_or(u64::MAX))
@@ -232,6 +262,7 @@ fn summarise(schedule: &Schedule, spans: [Vec<(Instant, Instant)>; 4]) -> Timeli
     };
     let compute = of(|i| matches!(i.action, Action::Run(_)));
     let recompute = of(|i| matches!(i.action, Action::Recompute(_)));
+    let packing = of(|i| i.action == Action::Copy);
     let last_op = compute_stream
         .iter()
         .rposition(|i| i.action != Action::Barrier);
@@ -256,7 +287,8 @@ fn summarise(schedule: &Schedule, spans: [Vec<(Instant, Instant)>; 4]) -> Timeli
         step,
         compute,
         recompute,
-        slowed: busy_before_tail.saturating_sub(compute + recompute),
+        packing,
+        slowed: busy_before_tail.saturating_sub(compute + recompute + packing),
         stall: ops_end.since_start() - busy_before_tail,
         tail: step - ops_end.since_start(),
         busy,

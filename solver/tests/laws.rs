@@ -7,7 +7,7 @@ use std::cell::Cell;
 use ebbtide_solver::build::{build, with_addresses};
 use ebbtide_solver::check::check;
 use ebbtide_solver::ids::{Id, OpId};
-use ebbtide_solver::problem::Problem;
+use ebbtide_solver::problem::{Problem, Value};
 use ebbtide_solver::schedule::{Action, Instruction, Schedule, Stream, GRADIENT_NORM};
 use ebbtide_solver::search::{contexts, solve, Options, Solution, Status, Strategy};
 use ebbtide_solver::simulate::{simulate, Timeline};
@@ -292,7 +292,7 @@ fn building_and_simulating_are_functions() {
 #[test]
 fn random_problems_are_varied() {
     let (mut groups, mut batches, mut ragged, mut host, mut fits) = (0, 0, 0, 0, 0);
-    let mut passes = 0;
+    let (mut passes, mut packs, mut packed) = (0, 0, 0);
     for seed in 0..200 {
         let problem = random_problem(seed, shape(seed, SMALL));
         groups += u32::from(problem.groups > 1);
@@ -300,12 +300,17 @@ fn random_problems_are_varied() {
         passes += u32::from(problem.passes > 1);
         ragged += u32::from(problem.tokens.get() % problem.granule.get() > 0);
         host += u32::from(problem.states[0].host.is_some());
-        fits += u32::from(find(&problem, Strategy::Ilp).is_some());
+        packs += u32::from(problem.values.values().any(Value::packs));
+        let found = find(&problem, Strategy::Ilp);
+        fits += u32::from(found.is_some());
+        let fates = found.map(|solution| solution.found.candidate.plan.fates);
+        packed += u32::from(fates.is_some_and(|fates| fates.values().any(|f| f.pack > 0)));
         assert!(problem.ops.get(OpId::from_index(0)).is_some());
     }
     println!("groups {groups}, micro-batches {batches}, ragged {ragged}, host {host}, fits {fits}");
-    println!("passes {passes}");
-    assert!([groups, batches, passes, ragged, host, fits]
+    println!("passes {passes}, packs {packs}, a plan that packs {packed}");
+    assert!(packed > 0);
+    assert!([groups, batches, passes, ragged, host, fits, packs]
         .iter()
         .all(|&n| n > 20));
 }

@@ -4,9 +4,11 @@ use std::num::NonZeroU64;
 
 use ebbtide_solver::ids::{EventId, Id, OpId, Table};
 use ebbtide_solver::machine::{HostAdam, Link, LinkRates, Links, Machine, Slowdown};
-use ebbtide_solver::problem::{Budget, Domain};
+use ebbtide_solver::problem::{Budget, Category, Domain};
 use ebbtide_solver::schedule::Stream::{self, Compute, D2h, H2d, Host};
-use ebbtide_solver::schedule::{Action, Instruction, Schedule, ScheduledOp};
+use ebbtide_solver::schedule::{
+    Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledOp, Space,
+};
 use ebbtide_solver::simulate::{simulate, try_simulate, Stuck};
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos, Span};
 
@@ -28,6 +30,7 @@ fn machine(beside_percent: u64) -> Machine {
         links: Links::new(link, link, both),
         matmul_slowdown: Slowdown::default(),
         elementwise_slowdown: Slowdown::default(),
+        packing: None,
         host_adam: HostAdam {
             params_per_s: NonZeroU64::new(1_000_000_000).expect("positive"),
             bytes_per_param: Bytes::new(2),
@@ -107,6 +110,30 @@ impl Sketch {
     }
     fn copy(self, stream: Stream, ns: u64, waits: &[usize], signals: usize) -> Self {
         self.add(stream, Action::Copy, ns, waits, signals)
+    }
+    /// A copy that packs 30 bytes into 10.
+    fn packing(mut self, stream: Stream, ns: u64) -> Self {
+        let side = |bytes: u64| Buffer {
+            value: None,
+            category: Category::Activations,
+            space: Space::Device,
+            offset: Bytes::ZERO,
+            bytes: Bytes::new(bytes),
+            rows: Span::new(0, 1),
+            groups: Span::new(0, 1),
+            packed: false,
+            persistent: false,
+            lifetime: Span::new(0, 1),
+        };
+        let sides = [(side(30), Access::Read), (side(10), Access::Write)];
+        let operands = sides.map(|(buffer, access)| Operand {
+            buffer: self.0.buffers.push(buffer),
+            access,
+        });
+        self = self.copy(stream, ns, &[], NONE);
+        let copy = self.0.streams[stream as usize].last_mut();
+        copy.expect("just added").operands = operands.to_vec();
+        self
     }
     fn step(&self) -> u64 {
         simulate(&self.0).step.get()
@@ -201,6 +228,47 @@ fn copies_slow_compute_beside_them() {
     assert_eq!(simulate(&sketch.0).slowed.get(), 25);
     let sketch = Sketch::on(slow).elementwise(100).copy(D2h, 50, &[], NONE);
     assert_eq!(sketch.step(), 100);
+}
+
+/// 1 byte/ns is packed.
+fn packs() -> Machine {
+    let packing = Link {
+        latency: Nanos::ZERO,
+        rate: rate(100),
+    };
+    Machine {
+        packing: Some(packing),
+        ..machine(100)
+    }
+}
+
+#[test]
+fn packing_within_a_copy_is_taken_from_compute() {
+    // Packing 30 bytes into 10 takes 40 ns of the device, here within a copy of 50.
+    // compute |10 of 100 done|90              |
+    // d2h     |50            |
+    //         0              50               140
+    let sketch = || Sketch::on(packs()).run(100, &[], NONE);
+    let one = sketch().packing(D2h, 50);
+    assert_eq!(one.step(), 140);
+    assert_eq!(simulate(&one.0).slowed.get(), 40);
+    // Two of them want 80 ns of 50, so they share the device and compute waits.
+    // compute |                        |100           |
+    // both    |80                      |
+    //         0                        80             180
+    let two = sketch().packing(D2h, 50).packing(H2d, 50);
+    assert_eq!(two.step(), 180);
+}
+
+#[test]
+fn packing_on_the_compute_stream_is_a_part_of_its_own() {
+    // compute |10|pack 40|10|
+    //         0          50 60
+    let sketch = Sketch::on(packs()).run(10, &[], NONE);
+    let timeline = simulate(&sketch.packing(Compute, 40).run(10, &[], NONE).0);
+    assert_eq!(timeline.step.get(), 60);
+    assert_eq!((timeline.compute.get(), timeline.packing.get()), (20, 40));
+    assert_eq!((timeline.slowed.get(), timeline.stall.get()), (0, 0));
 }
 
 fn host_optimizer(machine: Machine) -> Sketch {

@@ -38,8 +38,8 @@ pub struct Args {
     #[arg(value_parser = parse::method_or_auto())]
     pub method: Choice,
     /// What may be used though it changes what is learnt, separated by commas: storages of what
-    /// travels between device and host, products in 8 bits, and methods that --method auto may
-    /// choose besides adamw; qat-fp8 and qat-int8 are used
+    /// is saved for backward, on the device and on the host, products in 8 bits, and methods that
+    /// --method auto may choose besides adamw; qat-fp8 and qat-int8 are used
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse::allowed())]
     pub allow: Vec<Allowed>,
     /// How a low-rank method is run.

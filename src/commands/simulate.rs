@@ -102,6 +102,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         "step_ns": timeline.step.get(),
         "compute_ns": timeline.compute.get(),
         "recompute_ns": timeline.recompute.get(),
+        "packing_ns": timeline.packing.get(),
         "slowed_ns": timeline.slowed.get(),
         "stall_ns": timeline.stall.get(),
         "optimizer_tail_ns": timeline.tail.get(),

@@ -240,8 +240,9 @@ pub trait Device {
     /// Queues a copy between two regions of the same size.
     fn copy(&mut self, stream: Stream, instruction: u32, from: Region, to: Region) -> Result<()>;
 
-    /// Queues a copy that packs what goes to the host, or unpacks what comes from there. A device
-    /// that cannot do this refuses it.
+    /// Queues a copy that packs what goes to the host, or unpacks what comes from there; on
+    /// [`Stream::Compute`] one that packs or unpacks within the arena, as [`Packing::unpacks`]
+    /// says. A device that cannot do this refuses it.
     fn copy_packed(
         &mut self,
         stream: Stream,

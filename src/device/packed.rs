@@ -1,5 +1,5 @@
-//! What travels in 8 bits: how rows are packed on their way to the host and unpacked on their way
-//! back, within the copy.
+//! What is saved in 8 bits: how rows are packed on their way to the host and unpacked on their way
+//! back, within the copy; and likewise between two regions of the device.
 //!
 //! Each [`GROUP`] of elements of a row (the last may be shorter) shares an f32 scale, its largest
 //! magnitude over the format's largest number. A piece `[rows, width]` with f32 `[rows, extras]`
@@ -10,6 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::{Region, Space};
 use crate::error::Error;
 
 /// Elements that share a scale.
@@ -65,4 +66,21 @@ pub struct Packing {
     pub width: u64,
     /// f32 of a row behind the elements.
     pub extras: u64,
+}
+
+impl Packing {
+    /// Bytes of the packed side.
+    pub const fn packed_bytes(&self) -> u64 {
+        self.rows * Storage::row_bytes(self.width, self.extras)
+    }
+
+    /// Whether a copy between these regions unpacks: what comes from the host does, and on the
+    /// device what has the packed size and goes where there is more room.
+    pub fn unpacks(&self, from: Region, to: Region) -> bool {
+        match (from.space, to.space) {
+            (Space::Host, _) => true,
+            (_, Space::Host) => false,
+            _ => from.bytes == self.packed_bytes() && from.bytes < to.bytes,
+        }
+    }
 }

@@ -32,7 +32,7 @@ pub struct Program<'a> {
     pub sequence: u64,
     /// How it is trained.
     pub method: Method,
-    /// How activations are packed where they travel.
+    /// How activations are packed, where they are.
     pub storage: Option<Storage>,
     /// Where in the device's memory the carries of a weight start.
     carries: BTreeMap<ValueId, u64>,

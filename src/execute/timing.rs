@@ -23,6 +23,8 @@ pub struct Timing {
     pub compute: Nanos,
     /// Time in which one ran again.
     pub recompute: Nanos,
+    /// Time in which compute packed what stays packed, and unpacked it.
+    pub packing: Nanos,
     /// Time in which compute waited, before its last operator ended.
     pub stall: Nanos,
     /// Time after the last operator, for copies and the host optimizer.
@@ -72,18 +74,18 @@ pub fn timing(schedule: &Schedule, spans: &Spans) -> Timing {
     let (mut busy, mut last) = (Nanos::ZERO, Nanos::ZERO);
     let compute = schedule.stream(Stream::Compute).iter();
     for (instruction, span) in compute.zip(&spans[Stream::Compute as usize]) {
-        let (Action::Run(id) | Action::Recompute(id), Some(span)) = (instruction.action, span)
-        else {
-            continue;
+        let Some(span) = span else { continue };
+        let (part, op) = match instruction.action {
+            Action::Run(op) => (&mut timing.compute, schedule.ops.get(op)),
+            Action::Recompute(op) => (&mut timing.recompute, schedule.ops.get(op)),
+            Action::Copy => (&mut timing.packing, None),
+            Action::HostUpdate(_) | Action::Barrier => continue,
         };
         let took = length(span);
+        *part += took;
         busy += took;
         last = last.max(Nanos::new(span.1));
-        match instruction.action {
-            Action::Run(_) => timing.compute += took,
-            _ => timing.recompute += took,
-        }
-        if let Some(op) = schedule.ops.get(id) {
+        if let Some(op) = op {
             *timing.blocks.entry(op.block).or_default() += took;
             *timing.operators.entry(op.name.clone()).or_default() += took;
         }

@@ -367,7 +367,7 @@ pub fn words(
     }
     if let Some(storage) = file.storage {
         lines.push(format!(
-            "{name} does not pack what travels in {storage}, as the schedule does"
+            "{name} does not pack what is saved in {storage}, as the schedule does"
         ));
     }
     if file.arithmetic != Arithmetic::Plain {

@@ -43,7 +43,7 @@ pub struct ScheduleFile {
     pub method: String,
     /// What a low-rank method was told, its rank included.
     pub method_options: Option<LowRank>,
-    /// How what travels is packed, if it is.
+    /// How what is stored between forward and backward is packed, if it is.
     pub storage: Option<Storage>,
     /// How linear layers multiply.
     pub arithmetic: Arithmetic,
@@ -119,11 +119,13 @@ pub struct Decision {
     pub tensor: String,
     /// Tokens that stay on the device.
     pub keep_tokens: u64,
+    /// Those of them that stay packed.
+    pub packed_tokens: u64,
     /// Tokens that travel to the host and back.
     pub swap_tokens: u64,
     /// Tokens that are made again.
     pub recompute_tokens: u64,
-    /// The type in which it is stored: `bf16`, `fp8`.
+    /// The type in which what is not kept as it is is stored: `bf16`, `fp8`.
     pub stored_as: String,
 }
 
@@ -171,6 +173,8 @@ pub struct Predicted {
     pub floor: Nanos,
     /// Compute spent on making things again.
     pub recompute: Nanos,
+    /// Compute spent on packing what stays packed, and on unpacking it.
+    pub packing: Nanos,
     /// Time in which the device waits for copies.
     pub stall: Nanos,
     /// Time after the last backward step.

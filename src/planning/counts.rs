@@ -50,14 +50,17 @@ pub(super) fn decisions(
                 all * u64::from(pieces) / u64::from(tensor.pieces.max(1))
             }
         };
-        let (kept, stored) = (tokens_until(fate.keep), tokens_until(fate.keep + fate.swap));
+        let exact = tokens_until(fate.keep);
+        let kept = tokens_until(fate.keep + fate.pack);
+        let stored = tokens_until(fate.retained());
         file::Decision {
             block: value.block,
             tensor: value.name.clone(),
             keep_tokens: kept,
+            packed_tokens: kept - exact,
             swap_tokens: stored - kept,
             recompute_tokens: all - stored,
-            stored_as: match request.storage.filter(|_| fate.swap > 0) {
+            stored_as: match request.storage.filter(|_| fate.keep < fate.retained()) {
                 Some(storage) => storage.to_string(),
                 None => request.workload.dtype.to_string(),
             },
@@ -91,6 +94,7 @@ pub(super) fn predict(
         step: timeline.step,
         floor,
         recompute: timeline.recompute,
+        packing: timeline.packing,
         stall: timeline.stall,
         optimizer_tail: timeline.tail,
         tokens_per_s: tokens as f64 / seconds,

@@ -45,6 +45,8 @@ pub fn build(file: file::ProfileFile) -> Result<Profile> {
             links: Links::new(d2h, h2d, both),
             matmul_slowdown: slowdown(&file.slowdown.matmul),
             elementwise_slowdown: slowdown(&file.slowdown.elementwise),
+            // Of plans that pack; what it costs depends on what they pack.
+            packing: None,
             host_adam: HostAdam {
                 params_per_s: rate(file.host.adam_params_per_s).0,
                 bytes_per_param: Bytes::new(file.host.adam_bytes_per_param.get()),

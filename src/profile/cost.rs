@@ -9,7 +9,8 @@
 //! not fill the last wave. All of it is in the samples, and only there.
 
 use super::{AttentionRate, Dtype, GemmRate, Profile, Rate, Workspace};
-use ebbtide_solver::units::{Bytes, Nanos};
+use ebbtide_solver::machine::Link;
+use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 use std::fmt;
 
 /// A time, and whether it comes from outside what was measured.
@@ -302,6 +303,17 @@ impl Costs<'_> {
     pub fn operator(&self, name: &str, traffic: Bytes) -> Estimate {
         self.timed(name, traffic)
             .unwrap_or_else(|| self.elementwise(traffic))
+    }
+
+    /// What packs and unpacks tensors, at the rate of a kernel that reads and writes `traffic`:
+    /// nothing is measured of it, so it is taken to be one like any other. Nothing where such a
+    /// kernel takes no time.
+    pub fn packing(&self, traffic: Bytes) -> Option<Link> {
+        let latency = self.profile.launch;
+        let work = self.elementwise(traffic).time.saturating_sub(latency);
+        let rate = u128::from(traffic.get()) * 1_000_000_000 / u128::from(work.get()).max(1);
+        let rate = BytesPerSec::new(u64::try_from(rate).unwrap_or(u64::MAX))?;
+        (!work.is_zero()).then_some(Link { latency, rate })
     }
 
     /// An operator by its own samples, if there are any.

@@ -95,7 +95,9 @@ fn of_low_rank(options: &LowRank) -> String {
 
 fn decided(planned: &Planned, sheet: &mut Sheet) {
     let file = &planned.file;
-    let title = ["decided", "keep", "swap", "recompute", "blocks"];
+    // Only a storage that is used has a column.
+    let packed = file.decisions.iter().any(|d| d.packed_tokens > 0);
+    let title = ["decided", "keep", "packed", "swap", "recompute", "blocks"];
     let mut rows = vec![Vec::from(title.map(String::from))];
     let mut order: Vec<&str> = Vec::new();
     let mut kinds: BTreeMap<&str, Vec<&Decision>> = BTreeMap::new();
@@ -114,13 +116,19 @@ fn decided(planned: &Planned, sheet: &mut Sheet) {
         };
         rows.push(vec![
             format!("  {name:<12}"),
-            part(|d| d.keep_tokens),
+            part(|d| d.keep_tokens - d.packed_tokens),
+            part(|d| d.packed_tokens),
             part(|d| d.swap_tokens),
             part(|d| d.recompute_tokens),
             fates(kind),
         ]);
     }
-    for line in columns(&rows, &[false, true, true, true, false]) {
+    let mut right = vec![false, true, true, true, true, false];
+    if !packed {
+        rows.iter_mut().for_each(|row| drop(row.remove(2)));
+        right.remove(2);
+    }
+    for line in columns(&rows, &right) {
         sheet.line(line);
     }
     sheet.row("states", placements(file));
@@ -136,14 +144,15 @@ fn decided(planned: &Planned, sheet: &mut Sheet) {
 
 /// `20 keep, 12 swap and recompute`: how many blocks do what with one tensor.
 fn fates(decisions: &[&Decision]) -> String {
-    let mut counts: BTreeMap<(bool, bool, bool), usize> = BTreeMap::new();
+    let mut counts: BTreeMap<[bool; 4], usize> = BTreeMap::new();
     for d in decisions {
-        let does = (d.recompute_tokens > 0, d.swap_tokens > 0, d.keep_tokens > 0);
-        *counts.entry(does).or_default() += 1;
+        let kept = d.keep_tokens - d.packed_tokens;
+        let does = [d.recompute_tokens, d.swap_tokens, d.packed_tokens, kept];
+        *counts.entry(does.map(|tokens| tokens > 0)).or_default() += 1;
     }
-    let words = counts.into_iter().map(|((recompute, swap, keep), count)| {
-        let verbs = [(keep, "keep"), (swap, "swap"), (recompute, "recompute")];
-        let verbs = verbs.iter().filter(|v| v.0).map(|v| v.1);
+    let words = counts.into_iter().map(|(does, count)| {
+        let verbs = ["recompute", "swap", "pack", "keep"];
+        let verbs = verbs.iter().zip(does).rev().filter(|v| v.1).map(|v| *v.0);
         format!("{count} {}", Vec::from_iter(verbs).join(" and "))
     });
     Vec::from_iter(words).join(", ")
@@ -182,12 +191,17 @@ fn time(planned: &Planned, sheet: &mut Sheet) {
     let parts = [
         ("compute", timeline.compute),
         ("recompute", timeline.recompute),
+        ("packing", timeline.packing),
         ("slowed", timeline.slowed),
         ("stall", timeline.stall),
         ("tail", timeline.tail),
     ];
     for (name, length) in parts {
+        if name == "packing" && length.is_zero() {
+            continue;
+        }
         let words = match name {
+            "packing" => " of what stays in 8 bits",
             "slowed" => " beside copies",
             "stall" => " waiting for copies",
             "tail" => " for copies and optimizer after the last operator",

@@ -2,6 +2,7 @@
 
 use ebbtide_solver::schedule::{Schedule, Stream};
 use ebbtide_solver::simulate::{copied_bytes, Timeline};
+use ebbtide_solver::units::Nanos;
 
 use super::{by_category, columns, grouped, percent};
 use crate::format::schedule::ScheduleFile;
@@ -40,16 +41,19 @@ pub fn table(file: &ScheduleFile, timeline: &Timeline) -> String {
     }
     lines.extend(columns(&rows, &[false, true, true, true, true]));
     lines.push(String::new());
-    let parts = [
+    let mut parts = vec![
         ("step", timeline.step),
         ("compute", timeline.compute),
         ("recompute", timeline.recompute),
+        ("packing", timeline.packing),
         ("slowed", timeline.slowed),
         ("stall", timeline.stall),
         ("tail", timeline.tail),
     ];
-    let rows =
-        parts.map(|(name, length)| vec![name.into(), length.to_string(), share(length.get())]);
+    parts.retain(|&(name, length)| name != "packing" || !length.is_zero());
+    let row =
+        |(name, length): (&str, Nanos)| vec![name.into(), length.to_string(), share(length.get())];
+    let rows: Vec<_> = parts.into_iter().map(row).collect();
     lines.extend(columns(&rows, &[false, true, true]));
     lines.push(String::new());
     lines.extend(peak(schedule));

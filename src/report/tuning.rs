@@ -43,8 +43,8 @@ pub fn table(candidates: &[Candidate]) -> String {
 /// What a storage changes.
 pub fn of_storage(storage: Storage) -> String {
     format!(
-        "what travels is rounded to {storage} with a scale for every {GROUP} elements: losses and \
-         gradients change"
+        "what travels or stays packed is rounded to {storage} with a scale for every {GROUP} \
+         elements: losses and gradients change"
     )
 }
 

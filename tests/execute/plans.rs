@@ -154,6 +154,7 @@ pub fn mixed(problem: &Problem) -> Schedule {
             pieces => Fate {
                 keep: pieces / 3,
                 swap: pieces.div_ceil(3),
+                ..Fate::RECOMPUTED
             },
         };
     }
@@ -197,6 +198,7 @@ pub fn random_plan(problem: &Problem, random: &mut Random) -> Plan {
         *fate = Fate {
             keep: keep as u32,
             swap: swap as u32,
+            ..Fate::RECOMPUTED
         };
     }
     for (placement, group) in plan.placements.iter_mut().zip(&problem.states) {

@@ -1,4 +1,4 @@
-//! What travels in 8 bits, and products of operands in 8 bits.
+//! What is saved in 8 bits, and products of operands in 8 bits.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use ebbtide::device::cpu::{CpuDevice, CpuOptions, Delays};
 use ebbtide::device::packed::Storage;
 use ebbtide::execute::Session;
 use ebbtide::format::schedule::ScheduleFile;
+use ebbtide::memory;
 use ebbtide::methods::Method;
 use ebbtide::model::{ModelConfig, Part};
 use ebbtide::profile::Dtype;
@@ -24,13 +25,18 @@ use super::straight::straight;
 
 const STORAGES: [Storage; 2] = [Storage::Fp8, Storage::Int8];
 
-/// Everything that can travel does.
-fn swapped(problem: &Problem) -> Schedule {
+/// The same becomes of everything that is saved.
+fn all(problem: &Problem, fate: fn(u32) -> Fate) -> Schedule {
     let mut plan = Plan::keep_all(problem);
-    for (tensor, fate) in problem.tensors.values().zip(plan.fates.values_mut()) {
-        *fate = Fate::swapped(tensor.pieces);
+    for (tensor, chosen) in problem.tensors.values().zip(plan.fates.values_mut()) {
+        *chosen = fate(tensor.pieces);
     }
     schedule(problem, &plan)
+}
+
+/// Everything that can travel does.
+fn swapped(problem: &Problem) -> Schedule {
+    all(problem, Fate::swapped)
 }
 
 fn packed_file(
@@ -88,6 +94,71 @@ fn packed_runs_are_near_the_exact_one() {
             }
         }
     }
+}
+
+/// What stays packed on the device has the bits of what travels packed, with fewer of its bytes
+/// alive than of what stays as it is; what forward reads is exact.
+#[test]
+fn what_stays_packed_is_what_travels_packed() {
+    for name in models::names() {
+        let model = model(name);
+        for (dtype, method) in [(Dtype::F32, Method::AdamW), (Dtype::Bf16, Method::Lomo)] {
+            let mut cut = Cut::new(method, 2);
+            cut.workload.dtype = dtype;
+            let problem = packed_problem(&model, &cut);
+            let [stays, travels] = [Fate::packed, Fate::swapped].map(|fate| all(&problem, fate));
+            assert_eq!(check(&stays), [], "{name}");
+            assert_eq!(copied_bytes(&stays, Stream::D2h).get(), 0);
+            let kept = all(&problem, Fate::kept);
+            assert!(stays.arena_bytes < kept.arena_bytes, "{name}");
+            for storage in STORAGES {
+                let file = packed_file(&model, &cut, travels.clone(), storage);
+                let (expected, _) = run(&file, &model, CpuOptions::default(), 5).unwrap();
+                let file = packed_file(&model, &cut, stays.clone(), storage);
+                let (found, used) = run(&file, &model, CpuOptions::default(), 5).unwrap();
+                assert_eq!(found.difference(&expected), None, "{name} {storage}");
+                let arena = file.schedule.arena_bytes.get();
+                assert_eq!(used.high_water_bytes, arena, "{name} {storage}");
+                assert_eq!(used.peak_live_bytes, memory::peak(&stays).bytes.get());
+            }
+        }
+    }
+}
+
+/// Some pieces of everything stay as they are, some packed, some travel and some are made again;
+/// whatever the streams' delays, the bits are the same.
+#[test]
+fn mixed_storage_does_not_depend_on_time() {
+    let model = model("gqa");
+    let mut cut = Cut::new(Method::AdamW, 2);
+    cut.granule = 8;
+    let problem = packed_problem(&model, &cut);
+    let mut plan = Plan::keep_all(&problem);
+    for (nth, (tensor, fate)) in (0..).zip(problem.tensors.values().zip(plan.fates.values_mut())) {
+        *fate = match tensor.pieces {
+            1 | 2 => [Fate::packed, Fate::swapped, Fate::kept][nth % 3](tensor.pieces),
+            pieces => Fate {
+                keep: 1,
+                pack: pieces - 3,
+                swap: 1,
+            },
+        };
+    }
+    let schedule = schedule(&problem, &plan);
+    assert_eq!(check(&schedule), []);
+    let file = packed_file(&model, &cut, schedule, Storage::Fp8);
+    let run = |delays| {
+        let options = CpuOptions {
+            delays,
+            ..CpuOptions::default()
+        };
+        run(&file, &model, options, 5).unwrap().0
+    };
+    let slow = Delays {
+        seed: 4,
+        longest: Duration::from_micros(20),
+    };
+    assert_eq!(run(Some(slow)).difference(&run(None)), None);
 }
 
 /// What stays or is made again is exact: without swaps a storage changes nothing.

@@ -93,6 +93,7 @@ impl Whole<'_> {
             bytes: Bytes::new(all / share),
             rows: Span::new(0, planned.tokens),
             groups,
+            packed: false,
             persistent,
             lifetime: Span::new(0, 0),
         };

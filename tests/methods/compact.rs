@@ -140,6 +140,14 @@ fn p10_coats_baseline() {
     let unfused = here as f64 + 2.0 * f + 2.0 * 4.0 * d;
     let units = unfused / (2.0 * d);
     assert!((units - 22.75).abs() < 0.01, "{units}");
+    // All of it packed: a byte for each of 8 d + 3 f elements, 4 for every 128, and the statistics.
+    let packed = lowered.packed().problem;
+    let saved = packed.tensors.values().map(|t| &packed.values[t.value]);
+    let saved = saved.filter(|v| v.block == Some(7));
+    let bytes: u64 = saved.filter_map(|v| v.packed_row_bytes).sum();
+    let expected = (8.0 * d + 3.0 * f) * (1.0 + 4.0 / 128.0) + 4.0 * model.heads as f64;
+    assert!((bytes as f64 - expected).abs() < 1.0, "{bytes} {expected}");
+    assert!((bytes as f64 / (2.0 * d) - 8.3).abs() < 0.05, "{bytes}");
 }
 
 /// C7: at the turn exactly the projections are there, `2 T r` bytes for each input, and what they

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use crate::ids::{OpId, StepId, ValueId};
 use crate::problem::Category;
-use crate::schedule::Access;
+use crate::schedule::{Access, Action};
 use crate::units::{Bytes, Nanos, Span};
 
 /// The compute stream with its buffers, before copies and addresses.
@@ -29,13 +29,14 @@ pub struct Draft {
     pub host_updates: Vec<DraftHostUpdate>,
 }
 
-/// An operator run on the compute stream.
+/// An instruction on the compute stream.
 #[derive(Debug)]
 pub struct DraftInstruction {
-    /// Which operator.
+    /// Which operator; where this packs or unpacks a tensor, the one that makes it.
     pub op: OpId,
-    /// Whether it runs again because its result was not retained.
-    pub recompute: bool,
+    /// Whether that runs, or runs again because its result was not retained, or is a copy of it
+    /// packed or unpacked.
+    pub action: Action,
     /// The step in which it runs.
     pub step: StepId,
     /// The micro-batch it works for.
@@ -75,6 +76,7 @@ pub struct DraftBuffer {
     pub rows: Span,
     pub groups: Span,
     pub bytes: Bytes,
+    pub packed: bool,
     pub persistent: bool,
     /// Position of the first access.
     pub first: usize,

@@ -16,10 +16,11 @@
 
 use std::collections::BTreeSet;
 
-use super::draft::{Draft, DraftHostUpdate};
+use super::draft::{Draft, DraftBuffer, DraftHostUpdate};
 use super::pieces::all_groups;
 use super::transfer::Transfers;
 use crate::ids::{BufferId, EventId, Id, OpId, Table};
+use crate::machine::Link;
 use crate::problem::{Problem, Split};
 use crate::schedule::{
     Access, Action, Buffer, Instruction, Operand, Schedule, ScheduledGroup, ScheduledOp,
@@ -110,25 +111,18 @@ impl Emitter<'_> {
         BufferId::from_index(self.draft.buffers.len() + host)
     }
 
+    /// A copy of `moved` bytes from or to a buffer on the device.
     fn copy(
         &self,
-        from: BufferId,
-        to: BufferId,
-        rows: Span,
-        groups: Span,
-        bytes: Bytes,
-        out: bool,
+        (from, to): (BufferId, BufferId),
+        buffer: &DraftBuffer,
+        moved: Bytes,
+        link: Link,
     ) -> Instruction {
-        let machine = &self.problem.machine;
-        let link = if out {
-            machine.links.d2h
-        } else {
-            machine.links.h2d
-        };
         Instruction {
             action: Action::Copy,
-            rows,
-            groups,
+            rows: buffer.rows,
+            groups: buffer.groups,
             micro_batch: 0,
             operands: vec![
                 Operand {
@@ -142,7 +136,7 @@ impl Emitter<'_> {
             ],
             waits: Vec::new(),
             signals: None,
-            duration: link.time(bytes),
+            duration: self.problem.machine.copy_time(link, buffer.bytes, moved),
         }
     }
 
@@ -170,11 +164,7 @@ impl Emitter<'_> {
             };
             let operands = self.draft.operands(instruction);
             self.streams[COMPUTE].push(Instruction {
-                action: if instruction.recompute {
-                    Action::Recompute(instruction.op)
-                } else {
-                    Action::Run(instruction.op)
-                },
+                action: instruction.action,
                 rows: instruction.rows,
                 groups: instruction.groups,
                 micro_batch: instruction.micro_batch,
@@ -198,7 +188,8 @@ impl Emitter<'_> {
             let source = BufferId::from_index(departure.buffer);
             let host = self.host(departure.host);
             let bytes = self.draft.departing(&departure);
-            let mut copy = self.copy(source, host, buffer.rows, buffer.groups, bytes, true);
+            let link = self.problem.machine.links.d2h;
+            let mut copy = self.copy((source, host), buffer, bytes, link);
             copy.waits.push(self.before(buffer.last_write + 1));
             let event = self.event();
             copy.signals = Some(event);
@@ -272,14 +263,9 @@ impl Emitter<'_> {
         let buffer = &self.draft.buffers[arrival.buffer];
         let target = BufferId::from_index(arrival.buffer);
         let issued = self.transfers.issued[a];
-        let mut copy = self.copy(
-            self.host(arrival.host),
-            target,
-            buffer.rows,
-            buffer.groups,
-            self.draft.arriving(&arrival),
-            false,
-        );
+        let moved = self.draft.arriving(&arrival);
+        let sides = (self.host(arrival.host), target);
+        let mut copy = self.copy(sides, buffer, moved, self.problem.machine.links.h2d);
         copy.waits.push(self.before(issued));
         copy.waits.extend(retiring[issued]);
         if let Some(d) = arrival.departure {
@@ -352,14 +338,9 @@ impl Emitter<'_> {
             let Some(resident) = resident else { continue };
             let buffer = &self.draft.buffers[resident];
             let target = BufferId::from_index(resident);
-            let mut copy = self.copy(
-                self.host(weight),
-                target,
-                buffer.rows,
-                buffer.groups,
-                buffer.bytes,
-                false,
-            );
+            let sides = (self.host(weight), target);
+            let link = self.problem.machine.links.h2d;
+            let mut copy = self.copy(sides, buffer, buffer.bytes, link);
             copy.waits.push(made.event);
             copy.waits.push(self.before(buffer.last + 1));
             self.streams[H2D].push(copy);
@@ -396,6 +377,7 @@ impl Emitter<'_> {
                 bytes: buffer.bytes,
                 rows: buffer.rows,
                 groups: buffer.groups,
+                packed: buffer.packed,
                 persistent: buffer.persistent,
                 // The opening barrier is the first instruction.
                 lifetime: Span::new(lifetime.start + 1, lifetime.end + 1),
@@ -411,6 +393,7 @@ impl Emitter<'_> {
                 bytes: host.bytes,
                 rows: host.rows,
                 groups: host.groups,
+                packed: false,
                 persistent: host.persistent,
                 lifetime: Span::new(0, self.draft.instructions.len() as u64),
             });
@@ -422,8 +405,8 @@ impl Emitter<'_> {
 
 fn scheduled_ops(problem: &Problem, draft: &Draft) -> Table<crate::ids::OpId, ScheduledOp> {
     let mut required = vec![false; problem.ops.len()];
-    for instruction in draft.instructions.iter().filter(|i| !i.recompute) {
-        required[instruction.op.index()] = true;
+    for instruction in &draft.instructions {
+        required[instruction.op.index()] |= matches!(instruction.action, Action::Run(_));
     }
     problem
         .ops

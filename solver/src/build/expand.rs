@@ -5,13 +5,15 @@
 //! the compute stream but no addresses yet, and whose copies have no place yet.
 //!
 //! The program's loop nest is run as written. In backward an operand that is not there is made
-//! available on demand: a swapped piece gets a landing buffer, everything else is made again by its
-//! producer on the same rows, which first makes its own operands available in the same way. So
-//! the closure of a recomputation, and checkpoint segments longer than one block, follow from the
-//! program and are written nowhere. What has been made again is forgotten at the end of its step,
-//! apart from block inputs and what [`crate::plan::Hold`] names.
+//! available on demand: a swapped piece gets a landing buffer, a packed one is unpacked, everything
+//! else is made again by its producer on the same rows, which first makes its own operands
+//! available in the same way. So the closure of a recomputation, and checkpoint segments longer
+//! than one block, follow from the program and are written nowhere. What has been made again is
+//! forgotten at the end of its step, apart from block inputs and what [`crate::plan::Hold`]
+//! names.
 
 mod operands;
+mod packing;
 
 use std::rc::Rc;
 
@@ -20,8 +22,8 @@ use super::pieces::{all_groups, cover, covers, gaps, pieces_of};
 use crate::ids::{Id, OpId, StepId, Table, TensorId, ValueId};
 use crate::plan::{Placement, Plan};
 use crate::problem::{Category, Domain, Node, Phase, Problem, Split, Tensor};
-use crate::schedule::Access;
-use crate::units::{Bytes, Span};
+use crate::schedule::{Access, Action};
+use crate::units::{Bytes, Nanos, Span};
 
 /// A buffer that holds a part of a value right now.
 #[derive(Clone, Debug)]
@@ -66,6 +68,15 @@ impl Instance {
     }
 }
 
+/// Where backward finds what forward stored.
+#[derive(Clone, Copy, Debug)]
+enum Far {
+    /// On the host, once this departure has ended.
+    Host(usize),
+    /// In this packed buffer.
+    Packed(usize),
+}
+
 struct Expander<'a> {
     problem: &'a Problem,
     plan: &'a Plan,
@@ -75,8 +86,11 @@ struct Expander<'a> {
     host_weight: Table<ValueId, Option<usize>>,
     /// Token tiles of every block, and of what belongs to none.
     grids: Vec<Option<Rc<Vec<Span>>>>,
-    /// Departure of every swapped piece: (tensor, first piece) in order of production.
-    departed: Table<TensorId, Vec<(Span, Span, usize)>>,
+    /// Where every swapped and every packed piece is, in order of production.
+    stored: Table<TensorId, Vec<(Span, Span, Far)>>,
+    /// Pieces of this micro-batch that are packed at the end of forward: value, buffer, packed
+    /// buffer.
+    packed: Vec<(ValueId, usize, usize)>,
     /// Tensors of which something was made again, or landed to make something else, in this step.
     passing: Vec<TensorId>,
     step: StepId,
@@ -96,7 +110,8 @@ pub fn expand(problem: &Problem, plan: &Plan) -> Draft {
         live: problem.values.values().map(|_| Vec::new()).collect(),
         host_weight: problem.values.values().map(|_| None).collect(),
         grids: vec![None; problem.blocks() as usize + 1],
-        departed: problem.tensors.values().map(|_| Vec::new()).collect(),
+        stored: problem.tensors.values().map(|_| Vec::new()).collect(),
+        packed: Vec::new(),
         passing: Vec::new(),
         step: StepId::from_index(0),
         phase: Phase::Forward,
@@ -116,7 +131,7 @@ impl Expander<'_> {
             self.micro_batch = micro_batch;
             self.phase = Phase::Forward;
             self.forget_passed();
-            self.departed.values_mut().for_each(Vec::clear);
+            self.stored.values_mut().for_each(Vec::clear);
             for (id, step) in problem.program.iter() {
                 self.step = id;
                 if step.phase == Phase::Backward && self.phase == Phase::Forward {
@@ -200,8 +215,9 @@ impl Expander<'_> {
         }
     }
 
-    /// Swapped and recomputed pieces are not to be had any more once backward begins.
+    /// Packed, swapped and recomputed pieces are not to be had any more once backward begins.
     fn turn_around(&mut self) {
+        self.pack();
         for (tensor, fate) in self.plan.iter() {
             let value = self.problem.tensors[tensor].value;
             let (kept_rows, kept_groups) = self.problem.pieces_extent(tensor, 0, fate.keep);
@@ -389,6 +405,21 @@ impl Expander<'_> {
             self.draft.buffers[buffer].bytes = Bytes::new(scratch);
             self.stack.push((buffer, Access::Write));
         }
+        let action = match self.recomputing {
+            true => Action::Recompute(op_id),
+            false => Action::Run(op_id),
+        };
+        self.push((action, op_id), (rows, groups), base, op.duration(length));
+    }
+
+    /// Appends an instruction on the operands that lie on the stack from `base` on.
+    fn push(
+        &mut self,
+        (action, op): (Action, OpId),
+        (rows, groups): (Span, Span),
+        base: usize,
+        duration: Nanos,
+    ) {
         let position = self.draft.instructions.len();
         for &(buffer, access) in &self.stack[base..] {
             let buffer = &mut self.draft.buffers[buffer];
@@ -401,18 +432,18 @@ impl Expander<'_> {
         let first = self.draft.operands.len();
         self.draft.operands.extend(self.stack.drain(base..));
         self.draft.instructions.push(DraftInstruction {
-            op: op_id,
-            recompute: self.recomputing,
+            op,
+            action,
             step: self.step,
             micro_batch: self.micro_batch,
             rows,
             groups,
             operands: first..self.draft.operands.len(),
-            duration: op.duration(length),
+            duration,
         });
     }
 
-    /// Token tiles of a block's loops: no tile crosses a boundary between kept, swapped and
+    /// Token tiles of a block's loops: no tile crosses a boundary between kept, packed, swapped and
     /// recomputed pieces, and none is longer than `tile`.
     fn grid(&mut self, block: Option<u32>, tile: u64) -> Rc<Vec<Span>> {
         let slot = block.map_or(self.grids.len() - 1, |b| b as usize);

@@ -17,7 +17,7 @@ use crate::arena;
 use crate::ids::StepId;
 use crate::plan::Plan;
 use crate::problem::{Category, Problem};
-use crate::schedule::Schedule;
+use crate::schedule::{Action, Schedule};
 use crate::simulate::{simulate, Timeline};
 use crate::units::{Bytes, Nanos};
 
@@ -240,7 +240,10 @@ fn explain(problem: &Problem, draft: &Draft, overflow: transfer::Overflow) -> In
         .filter(|b| b.persistent || (b.first <= at && at <= b.last));
     Infeasible {
         step: Some(problem.program[instruction.step].name.clone()),
-        operator: Some(problem.ops[instruction.op].name.clone()),
+        operator: Some(match instruction.action {
+            Action::Copy => "packing".to_owned(),
+            _ => problem.ops[instruction.op].name.clone(),
+        }),
         needed: overflow.needed,
         limit: problem.budget.device,
         by_category: sum_categories(alive.map(|b| (b.category, b.bytes))),

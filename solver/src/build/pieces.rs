@@ -5,23 +5,33 @@ use crate::plan::Fate;
 use crate::problem::{Problem, Split};
 use crate::units::{Bytes, Span};
 
-/// The least bytes of a swapped piece: below this a copy's latency shows.
+/// The least bytes of a swapped or packed piece: below this a copy's latency shows.
 const SWAP_CHUNK: Bytes = Bytes::mib(64);
 
-/// The buffers that a tensor's kept and swapped pieces live in: rows, groups, whether swapped.
+/// How a piece is stored between forward and backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    Kept,
+    Packed,
+    Swapped,
+}
+
+/// The buffers that a tensor's stored pieces live in: rows, groups, and how.
 pub(super) fn pieces_of(
     problem: &Problem,
     tensor: TensorId,
     fate: Fate,
     pieces: u32,
-) -> Vec<(Span, Span, bool)> {
+) -> Vec<(Span, Span, Stored)> {
     let split = problem.values[problem.tensors[tensor].value].split;
     let mut parts = Vec::new();
-    let mut cut = |mut first: u32, last: u32, chunk: u32, swapped: bool| {
+    let mut first = 0;
+    let mut cut = |count: u32, chunk: u32, stored: Stored| {
+        let last = first + count;
         while first < last {
             let end = (first + chunk).min(last);
             let (rows, groups) = problem.pieces_extent(tensor, first, end);
-            parts.push((rows, groups, swapped));
+            parts.push((rows, groups, stored));
             first = end;
         }
     };
@@ -35,8 +45,9 @@ pub(super) fn pieces_of(
             )
         }
     };
-    cut(0, fate.keep, kept_chunk, false);
-    cut(fate.keep, fate.keep + fate.swap, swap_chunk, true);
+    cut(fate.keep, kept_chunk, Stored::Kept);
+    cut(fate.pack, swap_chunk, Stored::Packed);
+    cut(fate.swap, swap_chunk, Stored::Swapped);
     parts
 }
 

@@ -173,7 +173,9 @@ fn retire(
         while next < outward.order.len() && buffer_of(outward.order[next]).last_write < position {
             let departure = outward.order[next];
             let bytes = draft.departing(&draft.departures[departure]);
-            let length = problem.machine.links.d2h.time(bytes).get();
+            let plain = buffer_of(departure).bytes;
+            let machine = &problem.machine;
+            let length = machine.copy_time(machine.links.d2h, plain, bytes).get();
             link_free = link_free.max(now) + length;
             outward.ended[departure] = link_free;
             outward.length[departure] = length;
@@ -282,7 +284,7 @@ fn latest_starts(problem: &Problem, draft: &Draft, outward: &Outward, order: &[u
             let buffer = &draft.buffers[draft.arrivals[arrival].buffer];
             let link = problem.machine.links.h2d;
             let bytes = draft.arriving(&draft.arrivals[arrival]);
-            let alone = link.time(bytes);
+            let alone = problem.machine.copy_time(link, buffer.bytes, bytes);
             let length = if contended {
                 link.latency + bytes / problem.machine.links.both.h2d
             } else {

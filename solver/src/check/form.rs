@@ -213,9 +213,9 @@ fn check_buffer(schedule: &Schedule, id: BufferId, buffer: &Buffer, findings: &m
 /// The bytes of the rows and groups of a value that a buffer holds.
 fn expected_bytes(schedule: &Schedule, value: &ScheduledValue, buffer: &Buffer) -> u128 {
     let fixed = u128::from(value.fixed_bytes.get());
-    let row_bytes = match buffer.space {
-        Space::Device => value.row_bytes,
-        Space::Host => value.packed_row_bytes.unwrap_or(value.row_bytes),
+    let row_bytes = match (buffer.space, buffer.packed) {
+        (Space::Device, false) => value.row_bytes,
+        _ => value.packed_row_bytes.unwrap_or(value.row_bytes),
     };
     let all = u128::from(row_bytes) * u128::from(buffer.rows.len()) + fixed;
     match value.by_groups {
@@ -234,7 +234,7 @@ fn check_action(
     let fits = match instruction.action {
         Action::Run(_) | Action::Recompute(_) => at.stream == Stream::Compute,
         Action::HostUpdate(_) => at.stream == Stream::Host,
-        Action::Copy => matches!(at.stream, Stream::D2h | Stream::H2d),
+        Action::Copy => at.stream != Stream::Host,
         Action::Barrier => true,
     };
     if !fits {
@@ -306,6 +306,7 @@ fn check_copy(schedule: &Schedule, at: Place, copy: &Instruction, findings: &mut
     };
     let spaces = match at.stream {
         Stream::H2d => (Space::Host, Space::Device),
+        Stream::Compute => (Space::Device, Space::Device),
         _ => (Space::Device, Space::Host),
     };
     if (source.space, target.space) != spaces {
@@ -315,6 +316,10 @@ fn check_copy(schedule: &Schedule, at: Place, copy: &Instruction, findings: &mut
     let packed = value.is_some_and(|(_, value)| value.packed_row_bytes.is_some());
     if source.value != target.value || (!packed && source.bytes != target.bytes) {
         refuse("the same value and bytes on both sides");
+    }
+    let within = at.stream == Stream::Compute;
+    if (source.packed != target.packed) != within || (within && !packed) {
+        refuse("a packed side and another on the compute stream, and nowhere else");
     }
     let extents = [source, target].map(|buffer| (buffer.rows, buffer.groups));
     if extents[0] != extents[1] || extents[0] != (copy.rows, copy.groups) {
@@ -339,6 +344,9 @@ fn check_operands(schedule: &Schedule, at: Place, from: &Instruction, findings: 
         };
         if !reachable {
             refuse(Fault::WrongSpace);
+        }
+        if buffer.packed && from.action != Action::Copy {
+            refuse(Fault::PackedOperand);
         }
         let position = at.index as u64;
         let alive = Span::new(position, position + 1);

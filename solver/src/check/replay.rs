@@ -180,8 +180,9 @@ impl<'a> Replay<'a> {
         let place = self.order.place(moment);
         self.schedule.stream(place.stream)[place.index].action
     }
+    /// Whether it is a copy over a link.
     fn is_copy(&self, moment: Moment) -> bool {
-        self.action(moment) == Action::Copy
+        moment.stream != Stream::Compute as u8 && self.action(moment) == Action::Copy
     }
     fn same_step(&self, a: Moment, b: Moment) -> bool {
         self.order.place(a).step == self.order.place(b).step

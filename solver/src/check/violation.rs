@@ -130,6 +130,8 @@ faults! {
     WrongStream => "wrong-stream", "this stream cannot do that";
     /// An operand in a memory that the stream cannot reach.
     WrongSpace => "wrong-space", "operand in a memory that the stream cannot reach";
+    /// An operand that only a copy can read or write.
+    PackedOperand => "packed-operand", "packed on the device, where only a copy can use it";
     /// An operand does not contain what the instruction covers.
     WrongExtent {
         /// The rows that it should contain.

@@ -59,8 +59,12 @@ pub struct Class {
     pub members: Vec<TensorId>,
     /// Their size together.
     pub bytes: u64,
-    /// Their size where they travel.
+    /// Their size where they travel, or where they stay packed.
     pub host_bytes: u64,
+    /// Whether they can stay packed.
+    pub packs: bool,
+    /// Nanoseconds of packing all of them and unpacking them.
+    pub packing_ns: u64,
     /// Nanoseconds of making all of them again.
     pub recompute_ns: u64,
     /// The epoch that makes them.
@@ -195,6 +199,8 @@ fn classes(problem: &Problem, outline: &Outline, epoch_of: &[usize]) -> Vec<Clas
                 members: Vec::new(),
                 bytes: 0,
                 host_bytes: 0,
+                packs: true,
+                packing_ns: 0,
                 recompute_ns: 0,
                 made: at(t.made),
                 forward_until: at(t.forward_until),
@@ -207,6 +213,8 @@ fn classes(problem: &Problem, outline: &Outline, epoch_of: &[usize]) -> Vec<Clas
         classes[class].members.push(id);
         classes[class].bytes += t.bytes;
         classes[class].host_bytes += t.host_bytes;
+        classes[class].packs &= t.packs;
+        classes[class].packing_ns += t.packing_ns;
         classes[class].recompute_ns += t.recompute_ns;
         class_of.push(class);
     }

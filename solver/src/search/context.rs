@@ -105,6 +105,7 @@ impl<'a> Context<'a> {
             let tensor = &self.outline.tensors[id];
             let pieces = u64::from(tensor.pieces.max(1));
             tensor.recompute_ns / pieces * u64::from(fate.recompute(tensor.pieces))
+                + tensor.packing_ns / pieces * u64::from(fate.pack)
         });
         let again = again.sum::<u64>() * u64::from(self.problem.rounds());
         let updates = self.outline.groups.iter().zip(&plan.placements);
@@ -115,9 +116,11 @@ impl<'a> Context<'a> {
     }
     /// Builds and simulates a plan, unless it cannot beat the best one known.
     pub(super) fn candidate(&self, mut plan: Plan) -> Result<Candidate, Infeasible> {
-        // What backward does not read need not travel.
+        // What backward does not read need not travel or be packed.
         let tensors = self.outline.tensors.values().zip(plan.fates.values_mut());
-        for (_, fate) in tensors.filter(|(tensor, fate)| !tensor.read && fate.swap > 0) {
+        for (_, fate) in
+            tensors.filter(|(tensor, fate)| !tensor.read && fate.keep < fate.retained())
+        {
             *fate = Fate::RECOMPUTED;
         }
         if !self.can_win(self.plan_floor(&plan)) {

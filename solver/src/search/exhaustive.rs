@@ -13,8 +13,8 @@ pub fn count(problem: &Problem) -> Option<u64> {
     let mut plans = holds(problem).len() as u64;
     let fates = problem
         .tensors
-        .values()
-        .map(|t| fates(t.pieces).len() as u64);
+        .iter()
+        .map(|(id, t)| fates(t.pieces, problem.packs(id)).len() as u64);
     let places = problem
         .states
         .iter()
@@ -44,8 +44,8 @@ fn nth_plan(problem: &Problem, mut nth: u64) -> Plan {
     let mut plan = Plan::keep_all(problem);
     let holds = holds(problem);
     plan.hold = holds[digit(holds.len())];
-    for (fate, tensor) in plan.fates.values_mut().zip(problem.tensors.values()) {
-        let fates = fates(tensor.pieces);
+    for (fate, (id, tensor)) in plan.fates.values_mut().zip(problem.tensors.iter()) {
+        let fates = fates(tensor.pieces, problem.packs(id));
         *fate = fates[digit(fates.len())];
     }
     for (placement, group) in plan.placements.iter_mut().zip(&problem.states) {
@@ -55,10 +55,17 @@ fn nth_plan(problem: &Problem, mut nth: u64) -> Plan {
     plan
 }
 
-fn fates(pieces: u32) -> Vec<Fate> {
-    let keep = 0..=pieces;
-    keep.flat_map(|keep| (0..=pieces - keep).map(move |swap| Fate { keep, swap }))
-        .collect()
+/// All fates, those that pack last.
+fn fates(pieces: u32, packs: bool) -> Vec<Fate> {
+    let most = if packs { pieces } else { 0 };
+    let mut fates = Vec::new();
+    for pack in 0..=most {
+        for keep in 0..=pieces - pack {
+            let swap = 0..=pieces - pack - keep;
+            fates.extend(swap.map(|swap| Fate { keep, pack, swap }));
+        }
+    }
+    fates
 }
 
 fn placements(on_host: bool) -> Vec<Placement> {

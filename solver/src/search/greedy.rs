@@ -138,7 +138,11 @@ fn fill(context: &Context<'_>, start: &Plan, mut room: u64) -> Plan {
         room -= u64::from(keep) * here;
         host -= u64::from(swap) * there;
         link -= u64::from(swap) * there;
-        plan.fates[id] = Fate { keep, swap };
+        plan.fates[id] = Fate {
+            keep,
+            swap,
+            ..Fate::RECOMPUTED
+        };
     }
     plan
 }

@@ -64,8 +64,13 @@ pub struct Moment {
 pub struct TensorOutline {
     /// Its size.
     pub bytes: u64,
-    /// Its size where it travels.
+    /// Its size where it travels, or where it stays packed.
     pub host_bytes: u64,
+    /// Whether it can stay packed.
+    pub packs: bool,
+    /// Nanoseconds of packing all of it once and unpacking it once, wherever it is meanwhile; 0
+    /// where backward does not read it.
+    pub packing_ns: u64,
     /// Pieces that decisions are made of.
     pub pieces: u32,
     /// Nanoseconds of making all of it again from its producer's operands; 0 where backward does
@@ -158,9 +163,13 @@ fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
                 Split::Rows => false,
                 Split::Whole | Split::Groups => true,
             };
+            let plain = problem.tensor_bytes(id);
+            let packed = problem.pieces_host_bytes(id, 0, tensor.pieces);
             TensorOutline {
-                bytes: problem.tensor_bytes(id).get(),
-                host_bytes: problem.pieces_host_bytes(id, 0, tensor.pieces).get(),
+                bytes: plain.get(),
+                host_bytes: packed.get(),
+                packs: problem.packs(id),
+                packing_ns: 2 * problem.machine.packing_time(plain, packed).get(),
                 pieces: tensor.pieces,
                 recompute_ns: 0,
                 read: false,
@@ -197,7 +206,7 @@ fn tensors(problem: &Problem, keep: &Draft) -> Table<TensorId, TensorOutline> {
         }
     }
     let unread = tensors.values_mut().filter(|tensor| !tensor.read);
-    unread.for_each(|tensor| tensor.recompute_ns = 0);
+    unread.for_each(|tensor| (tensor.recompute_ns, tensor.packing_ns) = (0, 0));
     tensors
 }
 

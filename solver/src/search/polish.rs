@@ -2,9 +2,9 @@
 //!
 //! In: a plan that fits. Out: that one or a faster one. Rounding and the margins of planning leave
 //! a little unused, and a strategy may not know of a freedom that others use. So pieces that are
-//! made again stay on the device instead, or travel, those first that save most time for their
-//! bytes. How much really fits and pays only a build tells: amounts are halved from all that there
-//! could be.
+//! made again stay on the device instead, packed where they can be, or travel, those first that
+//! save most time for their bytes. How much really fits and pays only a build tells: amounts are
+//! halved from all that there could be.
 
 use super::{Candidate, Context};
 use crate::ids::TensorId;
@@ -23,6 +23,14 @@ pub fn polished(context: &Context<'_>, candidate: Candidate, enough: Nanos) -> C
     let device = problem.budget.device.saturating_sub(candidate.built.peak);
     let stays = |fate: &mut Fate, pieces| fate.keep += pieces;
     let candidate = improved(context, candidate, enough, &order, device.get(), stays);
+    let packs: Vec<_> = order
+        .iter()
+        .copied()
+        .filter(|&(id, _)| problem.packs(id))
+        .collect();
+    let device = problem.budget.device.saturating_sub(candidate.built.peak);
+    let packed = |fate: &mut Fate, pieces| fate.pack += pieces;
+    let candidate = improved(context, candidate, enough, &packs, device.get(), packed);
     order.sort_by(|(a, saving_a), (b, saving_b)| saving_b.total_cmp(saving_a).then(a.cmp(b)));
     let host = problem.budget.host;
     let host = host

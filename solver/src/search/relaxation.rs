@@ -8,22 +8,29 @@
 //! What travels may be packed: queues and links count its bytes on the host. On the device it is
 //! no smaller, so that counting no more there is in the plan's favour too.
 //!
-//! For every tensor t (size b, recomputed in c): kept k and swapped s with k + s ≤ 1. For every
-//! step j of length Δ: bytes out and in, with queues over steps:
+//! For every tensor t (size b, recomputed in c): kept k, kept packed p and swapped s with
+//! k + p + s ≤ 1. For every step j of length Δ: bytes out and in, with queues over steps:
 //!
 //! ```text
 //! minimise  Σ Δ_j + tail                 tail ≥ Σ resident_g · update_g
-//! compute   Δ_j ≥ compute_j + Σ_{t needed first in j} c_t (1 − k_t − s_t) + early_j + κ·copy time
+//! compute   Δ_j ≥ compute_j + Σ_{t needed first in j} c_t (1 − k_t − p_t − s_t) + early_j
+//!               + κ·copy time
+//! packing   Σ Δ_j ≥ Σ_j all of that but κ·copy time + Σ_t packing_t (p_t + s_t)
 //! links     out + c·in ≤ β·Δ and its mirror                 the measured polygon
 //! out       left_j = left_{j-1} + made_j − out_j ≥ 0        nothing leaves before it is made
 //! in        ahead_j = ahead_{j-1} + in_j − needed_j ≥ 0     everything is back when needed
-//! memory    fixed + Σ kept + still leaving + already back + states ≤ device      every moment
+//! memory    fixed + Σ kept, packed ones at their packed size + still leaving + already back
+//!               + states ≤ device                                               every moment
 //! host      Σ swapped + states there ≤ host
 //! ```
 //! *Early*: when t is made again in a step before its operands are needed themselves (a block input
 //! from the block before: a checkpoint segment), what is not retained of these operands must be
 //! made for it and, unless it is held, made again later; early_u ≥ r_t + r_u − 1 for such an
 //! operand u.
+//!
+//! *Packing*: what is packed and unpacked on the compute stream takes time of its own, what copies
+//! pack and unpack delays compute by as much. When that is depends on the plan (what an earlier
+//! recomputation unpacks may stay), so one row counts it over all steps.
 //!
 //! Time is in thousandths of the floor, memory in hundredths of what there is to decide about: the
 //! solver's tolerances want numbers near one, whatever the problem's scale.
@@ -40,13 +47,31 @@ use super::lp::{Column, Lp, Optimum, Unsolved};
 pub struct Relaxed {
     /// No plan is faster, in nanoseconds.
     pub bound_ns: u64,
-    /// For every class: the fractions kept and swapped.
-    pub fates: Vec<(f64, f64)>,
+    /// For every class: the fractions that are stored.
+    pub fates: Vec<Fractions>,
     /// For every group of groups: the fractions resident, with the optimizer on the host, and
     /// streamed.
     pub placements: Vec<[f64; 3]>,
     /// So many of the first groups stay, whatever the fractions say.
     pub first: usize,
+}
+
+/// How much of a class is stored, and how; the rest is made again.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Fractions {
+    /// Kept on the device.
+    pub keep: f64,
+    /// Kept there packed.
+    pub pack: f64,
+    /// Swapped.
+    pub swap: f64,
+}
+
+impl Fractions {
+    /// All that is stored.
+    pub fn retained(self) -> f64 {
+        self.keep + self.pack + self.swap
+    }
 }
 
 /// What a plan must leave free beyond what the relaxation knows: for planning, not for the bound.
@@ -100,6 +125,8 @@ struct Model<'a> {
     nudge: f64,
     keep: Vec<Column>,
     swap: Vec<Column>,
+    /// Kept packed, for classes that can be.
+    pack: Vec<Option<Column>>,
     /// Fractions made early for other classes, with the epochs in which that happens.
     early: Vec<Vec<(Column, usize)>>,
     /// Resident, host optimizer (where the method has one), streamed.
@@ -150,6 +177,7 @@ impl<'a> Model<'a> {
             nudge: NUDGE * FLOOR / 200.0,
             keep: Vec::new(),
             swap: Vec::new(),
+            pack: Vec::new(),
             early: vec![Vec::new(); coarse.classes.len()],
             placed: Vec::new(),
             stays: Vec::new(),
@@ -176,18 +204,31 @@ impl<'a> Model<'a> {
     fn tensors(&mut self) {
         for (c, class) in self.coarse.classes.iter().enumerate() {
             let keep = self.lp.column(0.0, 1.0);
-            let swap = self.lp.column(self.nudge * self.mem(class.bytes), 1.0);
-            let retained = vec![(keep, 1.0), (swap, 1.0)];
+            let nudge = self.nudge * self.mem(class.bytes);
+            let swap = self.lp.column(nudge, 1.0);
+            let pack = class.packs.then(|| self.lp.column(nudge, 1.0));
+            self.keep.push(keep);
+            self.swap.push(swap);
+            self.pack.push(pack);
+            let retained = self.retained(c, 1.0).collect();
             match self.margins.retained.get(c).copied().flatten() {
                 Some(fraction) => self.lp.equal(retained, fraction),
                 None => self.lp.at_most(retained, 1.0),
             }
-            self.keep.push(keep);
-            self.swap.push(swap);
         }
         for c in 0..self.coarse.classes.len() {
             self.made_early(c);
         }
+    }
+
+    /// What is stored of a class, each fraction with this factor.
+    fn retained(&self, class: usize, factor: f64) -> impl Iterator<Item = (Column, f64)> {
+        let columns = [
+            Some(self.keep[class]),
+            Some(self.swap[class]),
+            self.pack[class],
+        ];
+        columns.into_iter().flatten().map(move |c| (c, factor))
     }
 
     /// early ≥ (made again of the readers) + (not retained of the class) − 1, in each epoch in
@@ -199,12 +240,12 @@ impl<'a> Model<'a> {
             let epochs = readers.iter().map(|&(r, _)| self.coarse.classes[r].needed);
             let early = self.early_columns(class, &epochs.collect::<Vec<_>>());
             let mut row: Vec<_> = early.iter().map(|&c| (c, -members)).collect();
-            row.extend([(self.keep[class], -members), (self.swap[class], -members)]);
+            row.extend(self.retained(class, -members));
             let mut read = 0.0;
             for &(reader, count) in readers {
                 // Readers of a class are decided together: each reads one member.
                 let count = count as f64;
-                row.extend([(self.keep[reader], -count), (self.swap[reader], -count)]);
+                row.extend(self.retained(reader, -count));
                 read += count;
             }
             self.lp.at_most(row, -read);
@@ -218,7 +259,7 @@ impl<'a> Model<'a> {
             let early = self.early_columns(operand, &epochs);
             let mut row: Vec<_> = early.iter().map(|&c| (c, -1.0)).collect();
             row.extend(made.iter().map(|&c| (c, 1.0)));
-            row.extend([(self.keep[operand], -1.0), (self.swap[operand], -1.0)]);
+            row.extend(self.retained(operand, -1.0));
             self.lp.at_most(row, 0.0);
             self.operands_early(operand, &early);
         }
@@ -273,6 +314,7 @@ impl<'a> Model<'a> {
     fn steps(&mut self) {
         let epochs = self.coarse.epochs.len();
         let (mut left, mut ahead, mut host_left) = (None, None, None);
+        let mut lengths = Vec::new();
         // One epoch more than there are: the tail, in which links and host finish.
         for j in 0..=epochs {
             let tail = j == epochs;
@@ -299,9 +341,31 @@ impl<'a> Model<'a> {
             host_left = self.host_queue(j, length, host_left);
             if !tail {
                 self.memory(j, length, (left, new_left), ahead, &needed);
+                lengths.push(length);
             }
             (left, ahead) = (Some(new_left), Some(new_ahead));
         }
+        self.packing(&lengths);
+    }
+
+    /// All steps together take all of compute, and all packing and unpacking.
+    fn packing(&mut self, lengths: &[Column]) {
+        let classes = &self.coarse.classes;
+        if classes.iter().all(|class| class.packing_ns == 0) {
+            return;
+        }
+        let mut row: Vec<_> = lengths.iter().map(|&length| (length, -1.0)).collect();
+        let once: u64 = self.coarse.epochs.iter().map(|e| e.compute_ns).sum();
+        let again: u64 = classes.iter().map(|class| class.recompute_ns).sum();
+        for (c, class) in classes.iter().enumerate() {
+            let cost = self.time(class.recompute_ns);
+            let packed = self.time(class.packing_ns) - cost;
+            row.push((self.keep[c], -cost));
+            row.push((self.swap[c], packed));
+            row.extend(self.pack[c].map(|pack| (pack, packed)));
+            row.extend(self.early[c].iter().map(|&(column, _)| (column, cost)));
+        }
+        self.lp.at_most(row, -self.time(once + again));
     }
 
     /// What becomes ready to leave in epoch `j`: (column, units of memory).
@@ -397,8 +461,7 @@ impl<'a> Model<'a> {
             let cost = self.time(class.recompute_ns);
             if class.needed == j {
                 constant += cost;
-                terms.push((self.keep[c], -cost));
-                terms.push((self.swap[c], -cost));
+                terms.extend(self.retained(c, -cost));
             }
             let early = self.early[c].iter().filter(|&&(_, at)| at == j);
             terms.extend(early.map(|&(column, _)| (column, cost)));
@@ -471,14 +534,14 @@ impl<'a> Model<'a> {
         let ties = NUDGE * FLOOR;
         let objective = (optimum.objective * (1.0 - 1e-7) - ties).max(0.0);
         let value = |c: Column| optimum.value(c);
+        let fractions = |c: usize| Fractions {
+            keep: value(self.keep[c]),
+            pack: self.pack[c].map_or(0.0, value),
+            swap: value(self.swap[c]),
+        };
         Relaxed {
             bound_ns: (objective * self.units.nanos) as u64,
-            fates: self
-                .keep
-                .iter()
-                .zip(&self.swap)
-                .map(|(&k, &s)| (value(k), value(s)))
-                .collect(),
+            fates: (0..self.keep.len()).map(fractions).collect(),
             placements: self
                 .placed
                 .iter()

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use super::relaxation::Relaxed;
+use super::relaxation::{Fractions, Relaxed};
 use super::segments::{Input, Shape};
 use super::Context;
 use crate::ids::{Table, TensorId};
@@ -17,17 +17,23 @@ use crate::problem::{Problem, Split};
 /// Whole pieces for fractions, interleaved along the blocks.
 pub fn interleaved(context: &Context<'_>, relaxed: &Relaxed, hold: Hold) -> Plan {
     let pieces = |kind: &[Wanted]| {
-        let (mut carried_keep, mut carried_retained) = (0.0, 0.0);
+        // What is retained, of that what stays, and of that what stays as it is.
+        let mut carried = [0.0; 3];
         let fate = kind.iter().map(|wanted| {
-            let pieces = f64::from(wanted.pieces);
-            carried_retained += (wanted.keep + wanted.swap) * pieces;
-            carried_keep += wanted.keep * pieces;
-            let retained = whole(carried_retained).min(wanted.pieces);
-            let keep = whole(carried_keep).min(retained);
-            carried_retained -= f64::from(retained);
-            carried_keep -= f64::from(keep);
-            let swap = retained - keep;
-            Fate { keep, swap }
+            let Fractions { keep, pack, .. } = wanted.stored;
+            let parts = [wanted.stored.retained(), keep + pack, keep];
+            let mut most = wanted.pieces;
+            let [retained, stays, keep] = std::array::from_fn(|i| {
+                carried[i] += parts[i] * f64::from(wanted.pieces);
+                most = whole(carried[i]).min(most);
+                carried[i] -= f64::from(most);
+                most
+            });
+            Fate {
+                keep,
+                pack: stays - keep,
+                swap: retained - stays,
+            }
         });
         fate.collect()
     };
@@ -35,8 +41,8 @@ pub fn interleaved(context: &Context<'_>, relaxed: &Relaxed, hold: Hold) -> Plan
 }
 
 /// As much of every kind, but what is kept is of the last blocks, which need it first and are soon
-/// through with it, and what is made again is first of blocks where `shape` has room for that. Of
-/// block inputs those of `shape` are retained.
+/// through with it, what is kept packed of those before them, and what is made again is first of
+/// blocks where `shape` has room for that. Of block inputs those of `shape` are retained.
 pub fn stacked(context: &Context<'_>, relaxed: &Relaxed, hold: Hold, shape: &Shape) -> Plan {
     let pieces = |kind: &[Wanted]| {
         let sum = |part: fn(&Wanted) -> f64| -> u32 {
@@ -44,6 +50,7 @@ pub fn stacked(context: &Context<'_>, relaxed: &Relaxed, hold: Hold, shape: &Sha
         };
         if kind[0].input {
             let fate = |w: &Wanted| match shape.inputs[w.block as usize] {
+                Input::Kept if w.packs => Fate::packed(w.pieces),
                 Input::Kept => Fate::kept(w.pieces),
                 Input::Swapped => Fate::swapped(w.pieces),
                 Input::Remade => Fate::RECOMPUTED,
@@ -51,13 +58,16 @@ pub fn stacked(context: &Context<'_>, relaxed: &Relaxed, hold: Hold, shape: &Sha
             return kind.iter().map(fate).collect();
         }
         let mut fates: Vec<Fate> = kind.iter().map(|w| Fate::swapped(w.pieces)).collect();
-        let mut keep = sum(|w| w.keep);
+        let mut keep = sum(|w| w.stored.keep);
+        let mut pack = sum(|w| w.stored.pack);
         let mut again = fates.iter().map(|f| f.swap).sum::<u32>();
-        again = again.saturating_sub(sum(|w| w.keep + w.swap));
+        again = again.saturating_sub(sum(|w| w.stored.retained()));
         for fate in fates.iter_mut().rev() {
             fate.keep = keep.min(fate.swap);
-            fate.swap -= fate.keep;
+            fate.pack = pack.min(fate.swap - fate.keep);
+            fate.swap -= fate.keep + fate.pack;
             keep -= fate.keep;
+            pack -= fate.pack;
         }
         let room = |w: &usize| shape.again[kind[*w].block as usize] > 0;
         let (ends, inside): (Vec<usize>, Vec<usize>) = (0..kind.len()).rev().partition(room);
@@ -77,9 +87,9 @@ struct Wanted {
     /// Whether it is a block input.
     input: bool,
     pieces: u32,
-    /// Fractions.
-    keep: f64,
-    swap: f64,
+    /// Whether it can stay packed.
+    packs: bool,
+    stored: Fractions,
 }
 
 /// A plan whose fates are chosen kind by kind: tensors of one name, in the order of blocks.
@@ -94,15 +104,15 @@ fn rounded(
     plan.hold = hold;
     place_states(context, relaxed, &mut plan.placements);
     let mut kinds: BTreeMap<&str, BTreeMap<TensorId, Wanted>> = BTreeMap::new();
-    for (class, &(keep, swap)) in context.coarse.classes.iter().zip(&relaxed.fates) {
+    for (class, &stored) in context.coarse.classes.iter().zip(&relaxed.fates) {
         for &id in &class.members {
             let value = &problem.values[problem.tensors[id].value];
             let wanted = Wanted {
                 block: value.block.unwrap_or(0),
                 input: value.split == Split::Whole,
                 pieces: problem.tensors[id].pieces,
-                keep,
-                swap,
+                packs: class.packs,
+                stored,
             };
             kinds.entry(&value.name).or_default().insert(id, wanted);
         }

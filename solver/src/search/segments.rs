@@ -9,6 +9,7 @@
 
 use std::ops::Range;
 
+use super::outline::TensorOutline;
 use super::relaxation::{relax, Margins, Relaxed};
 use super::rounding::{place_states, stacked};
 use super::{better, Candidate, Context};
@@ -34,7 +35,7 @@ pub fn inputs_recomputed(context: &Context<'_>, relaxed: &Relaxed) -> bool {
     let classes = context.coarse.classes.iter().zip(&relaxed.fates);
     let again = classes.filter(|(class, _)| is_input(context.problem, class.members[0]));
     again
-        .map(|(class, (k, s))| (1.0 - k - s) * class.members.len() as f64)
+        .map(|(class, stored)| (1.0 - stored.retained()) * class.members.len() as f64)
         .sum::<f64>()
         > 1.5
 }
@@ -56,7 +57,7 @@ pub struct Shape {
 /// What becomes of a block input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
-    /// It stays.
+    /// It stays, packed where it can be: where memory is this short, half of it is worth more.
     Kept,
     /// It travels.
     Swapped,
@@ -140,6 +141,8 @@ struct Standing {
     resident: u64,
     /// Bytes of a block input.
     input: u64,
+    /// The same where it is stored.
+    stored: u64,
     /// In blocks below this one, attention outputs made for a later block's input stay.
     ahead: usize,
     /// Bytes of an attention output.
@@ -161,10 +164,10 @@ impl Standing {
         plan.hold = hold;
         place_states(context, relaxed, &mut plan.placements);
         let mut saved = 0.0;
-        for (class, (keep, swap)) in context.coarse.classes.iter().zip(&relaxed.fates) {
+        for (class, stored) in context.coarse.classes.iter().zip(&relaxed.fates) {
             let input = is_input(problem, class.members[0]);
             for &id in &class.members {
-                plan.fates[id] = if input || keep + swap > 0.5 {
+                plan.fates[id] = if input || stored.retained() > 0.5 {
                     Fate::swapped(problem.tensors[id].pieces)
                 } else {
                     Fate::RECOMPUTED
@@ -173,26 +176,27 @@ impl Standing {
             saved += if input {
                 0.0
             } else {
-                (keep + swap) * class.bytes as f64
+                let spared = (class.bytes.saturating_sub(class.host_bytes)) as f64;
+                stored.retained() * class.bytes as f64 - (stored.pack + stored.swap) * spared
             };
         }
-        let largest = |which: &dyn Fn(TensorId) -> bool| {
-            let bytes = problem.tensors.ids().filter(|&id| which(id));
-            let bytes = bytes.map(|id| problem.tensor_bytes(id).get());
-            bytes.max().unwrap_or(0)
+        let largest = |which: &dyn Fn(TensorId) -> bool, size: fn(&TensorOutline) -> u64| {
+            let tensors = context.outline.tensors.iter().filter(|(id, _)| which(*id));
+            tensors.map(|(_, tensor)| size(tensor)).max().unwrap_or(0)
         };
         let of_group =
             |id: TensorId| problem.ops[problem.tensors[id].producer].domain == Domain::Group;
+        let is_input = |id: TensorId| is_input(problem, id);
         let groups = context.outline.groups.iter().zip(&plan.placements);
         let resident = groups.filter(|(_, p)| **p != Placement::Streamed);
         let states = context.states_on_host(&plan);
-        let (input, output) = (largest(&|id| is_input(problem, id)), largest(&of_group));
         Self {
             steps: standing(problem, &plan),
             ahead: hold.ahead as usize,
             resident: resident.map(|(g, _)| g.weight_bytes + g.state_bytes).sum(),
-            input,
-            output,
+            input: largest(&is_input, |tensor| tensor.bytes),
+            stored: largest(&is_input, |tensor| tensor.host_bytes.min(tensor.bytes)),
+            output: largest(&of_group, |tensor| tensor.bytes),
             saved: saved as u64 / u64::from(problem.blocks().max(1)),
             host: problem.budget.host.get().saturating_sub(states),
             learned: vec![problem.budget.device.get() / FRAGMENTATION; context.coarse.epochs.len()],
@@ -203,7 +207,7 @@ impl Standing {
     /// The shapes that leave least to be made again of what the relaxation retains, best first.
     fn shapes(&self, context: &Context<'_>) -> Vec<Shape> {
         let free = self.free(context);
-        let most = free.last().map_or(0, |&f| f + self.input);
+        let most = free.last().map_or(0, |&f| f + self.stored);
         let mut shapes: Vec<(u64, Shape)> = Vec::new();
         for nth in 0..=AMOUNTS {
             let kept = most / AMOUNTS * nth;
@@ -267,23 +271,24 @@ impl Standing {
             }
             // Of what is kept, the part that is there in block `j`.
             let there = |j: usize| left.saturating_sub(self.saved * (end - 1 - j) as u64);
-            let stays = |start: usize| there(start) >= self.saved + self.input;
+            let stays = |start: usize| there(start) >= self.saved + self.stored;
             let fits = |start: usize| {
                 (start..end).all(|j| {
                     // Beside the block's own, the inputs of the segment before it.
                     let before = self.made(start..j);
-                    let own = if stays(start) { self.input } else { 0 };
+                    let as_it_is = stays(start) && self.stored == self.input;
+                    let own = if as_it_is { self.input } else { 0 };
                     there(j) + before + shape.again[j] <= free[j] + own
                 })
             };
             let start = (0..end).rev().take_while(|&s| fits(s)).last()?;
             let consumed = self.saved * (end - start) as u64;
             (shape.inputs[start], left) = if stays(start) {
-                (Input::Kept, left.saturating_sub(consumed + self.input))
+                (Input::Kept, left.saturating_sub(consumed + self.stored))
             } else {
                 (Input::Swapped, left.saturating_sub(consumed))
             };
-            needed += self.input;
+            needed += self.stored;
             end = start;
         }
         Some((needed.saturating_sub(kept - left + self.host), shape))
@@ -320,7 +325,7 @@ impl Standing {
             let kept = u64::from(shape.inputs[start] == Input::Kept);
             (
                 self.made(start..block as usize) + shape.again[block as usize],
-                kept * self.input,
+                kept * self.stored,
             )
         };
         let device = context.coarse.epochs.iter().zip(&self.learned);

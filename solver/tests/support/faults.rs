@@ -96,6 +96,9 @@ pub const CHANGES: &[(&str, Change)] = &[
     ("wrong-space", |s| {
         at(s, Host, 0).operands[0].buffer = buffer_id(s, "dw", Space::Device, 0);
     }),
+    ("packed-operand", |s| {
+        buffer(s, "x", Space::Device, 0).packed = true
+    }),
     ("wrong-extent", |s| {
         run(s, EMBED, 1).operands[2].buffer = buffer_id(s, "x", Space::Device, 0);
     }),

@@ -98,6 +98,7 @@ impl Builder {
             bytes: Bytes::new(bytes),
             rows,
             groups,
+            packed: false,
             persistent: false,
             lifetime: Span::new(0, 1000),
         })
@@ -167,6 +168,7 @@ pub fn unit_machine() -> Machine {
         },
         matmul_slowdown: Slowdown::default(),
         elementwise_slowdown: Slowdown::default(),
+        packing: None,
         host_adam: HostAdam {
             params_per_s: NonZeroU64::MIN,
             bytes_per_param: Bytes::new(28),

@@ -152,13 +152,15 @@ fn execute(s: &Schedule, memory: &mut Memory, instruction: &Instruction) -> Opti
             return None;
         };
         let (from, to) = (from[0], to[0]);
+        // Packed rows are shorter, and as many.
+        let there = |at: u64| at * (to.end - to.start) / (from.end - from.start).max(1);
         for (start, end, content, offset) in memory.pieces(from) {
             let target = Bytes {
-                start: to.start + start,
-                end: to.start + end,
+                start: to.start + there(start),
+                end: to.start + there(end),
                 ..to
             };
-            memory.put(target, content, offset);
+            memory.put(target, content, there(offset));
         }
         return Some(());
     }

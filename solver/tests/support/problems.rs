@@ -7,7 +7,7 @@
 //! A block has attention, an MLP or both; what a block lacks, its neighbours read past. Backward
 //! changes one residual gradient in place, block by block. Sizes, times, tiles, links, budgets,
 //! head groups, micro-batches and methods (fused, clipped, with or without states, on the host) are
-//! random.
+//! random. In half of the problems what is saved may be packed.
 
 use super::random::Random;
 use ebbtide_solver::build::build;
@@ -35,9 +35,10 @@ pub struct Shape {
 
 /// The problem of a seed; draws again until it has few enough plans.
 pub fn random_problem(seed: u64, shape: Shape) -> Problem {
-    let mut random = Random::new(seed);
+    let (mut random, mut packing) = (Random::new(seed), Random::new(!seed));
     loop {
-        let problem = draw(&mut random, shape);
+        let mut problem = draw(&mut random, shape);
+        pack(&mut problem, &mut packing);
         let few = |most| exhaustive::count(&problem).is_some_and(|plans| plans <= most);
         if shape.most_plans.is_none_or(few) {
             return with_budget(problem, &mut random);
@@ -49,7 +50,7 @@ pub fn random_problem(seed: u64, shape: Shape) -> Problem {
 pub fn random_plan(problem: &Problem, random: &mut Random) -> Plan {
     let mut plan = Plan::keep_all(problem);
     let bias = random.below(4);
-    for (fate, tensor) in plan.fates.values_mut().zip(problem.tensors.values()) {
+    for (fate, (id, tensor)) in plan.fates.values_mut().zip(problem.tensors.iter()) {
         let pieces = tensor.pieces as usize;
         let (a, b) = (random.below(pieces + 1), random.below(pieces + 1));
         let (low, high) = (a.min(b) as u32, a.max(b) as u32);
@@ -57,11 +58,16 @@ pub fn random_plan(problem: &Problem, random: &mut Random) -> Plan {
             (0, _) | (_, 0) => Fate {
                 keep: low,
                 swap: high - low,
+                ..Fate::RECOMPUTED
             },
             (1, _) => Fate::RECOMPUTED,
             (2, _) => Fate::swapped(tensor.pieces),
             _ => Fate::kept(tensor.pieces),
         };
+        if problem.packs(id) {
+            fate.pack = random.below(fate.keep as usize + 1) as u32;
+            fate.keep -= fate.pack;
+        }
     }
     let alike = random.below(2) == 0;
     let first = random.below(3);
@@ -85,6 +91,24 @@ pub fn random_plan(problem: &Problem, random: &mut Random) -> Plan {
 fn log_uniform(random: &mut Random, low: u64, high: u64) -> u64 {
     let share = random.below(1 << 20) as f64 / f64::from(1 << 20);
     (low as f64 * (high as f64 / low as f64).powf(share)) as u64
+}
+
+/// Lets most saved values be packed, some to more than they are, at some rate or in no time.
+fn pack(problem: &mut Problem, random: &mut Random) {
+    if random.below(2) == 0 {
+        return;
+    }
+    let share = 20 + random.below(60) as u64;
+    for tensor in problem.tensors.values() {
+        let value = &mut problem.values[tensor.value];
+        let share = random.pick(&[None, Some(share), Some(share), Some(share), Some(110)]);
+        // Head groups are of equal sizes.
+        value.packed_row_bytes = share.map(|share| value.row_bytes * share / 100 / 2 * 2);
+    }
+    problem.machine.packing = random.pick(&[true, true, false]).then(|| Link {
+        latency: Nanos::new(random.pick(&[0, 3_000])),
+        rate: BytesPerSec::new(log_uniform(random, 1 << 29, 1 << 38)).expect("positive"),
+    });
 }
 
 fn draw(random: &mut Random, shape: Shape) -> Problem {
@@ -179,6 +203,7 @@ fn machine(random: &mut Random, unit: bool) -> Machine {
         links: Links::new(d2h, h2d, both),
         matmul_slowdown: slowdown(),
         elementwise_slowdown: slowdown(),
+        packing: None,
         host_adam: HostAdam {
             params_per_s: NonZeroU64::new(1_000_000_000).expect("positive"),
             bytes_per_param: Bytes::new(28),

@@ -110,6 +110,7 @@ impl Training<'_> {
                 step: measured.step,
                 floor: measured.compute,
                 recompute: measured.recompute,
+                packing: measured.packing,
                 stall: measured.stall,
                 optimizer_tail: measured.tail,
                 tokens_per_s: self.tokens_per_s(measured.step),
@@ -136,8 +137,26 @@ fn parts(expected: &Timing, measured: &Timing) -> Vec<Part> {
         predicted,
         measured,
     };
-    let totals = |t: &Timing| [t.step, t.compute, t.recompute, t.stall, t.tail];
-    let names = ["step", "compute", "recompute", "stall", "optimizer tail"];
+    let totals = |t: &Timing| {
+        let Timing {
+            step,
+            compute,
+            recompute,
+            packing,
+            stall,
+            tail,
+            ..
+        } = *t;
+        [step, compute, recompute, packing, stall, tail]
+    };
+    let names = [
+        "step",
+        "compute",
+        "recompute",
+        "packing",
+        "stall",
+        "optimizer tail",
+    ];
     let both = totals(expected).into_iter().zip(totals(measured));
     let mut parts: Vec<Part> = (names.into_iter().zip(both))
         .map(|(name, (predicted, measured))| part(Kind::Total, name, predicted, measured))

@@ -34,10 +34,10 @@ use worker::{serve, Command, Signal};
 
 use super::arithmetic::Arithmetic;
 use super::held::{in_arena, same_size, Held};
-use super::packed::{Packing, Storage};
+use super::packed::Packing;
 use super::{
-    ArenaUse, Cause, Device, Event, Failure, Operator, Region, Reservation, Result, Space,
-    StepParameters, StepResult, Stream, TraceEntry,
+    ArenaUse, Cause, Device, Event, Failure, Operator, Region, Reservation, Result, StepParameters,
+    StepResult, Stream, TraceEntry,
 };
 use crate::profile::Dtype;
 
@@ -221,19 +221,13 @@ impl Device for CpuDevice {
         packing: Packing,
     ) -> Result<()> {
         let state = self.state()?;
-        let (here, there) = match from.space {
-            Space::Device => (from, to),
-            Space::Host => (to, from),
+        let (here, there) = match packing.unpacks(from, to) {
+            true => (to, from),
+            false => (from, to),
         };
-        let Packing {
-            rows,
-            width,
-            extras,
-            ..
-        } = packing;
-        let row = width * state.reservation.dtype.bytes() + 4 * extras;
-        same_size(here.bytes, rows * row)?;
-        same_size(there.bytes, rows * Storage::row_bytes(width, extras))?;
+        let row = packing.width * state.reservation.dtype.bytes() + 4 * packing.extras;
+        same_size(here.bytes, packing.rows * row)?;
+        same_size(there.bytes, packing.packed_bytes())?;
         state.check(from)?;
         state.check(to)?;
         self.send(stream, Command::Packed(instruction, from, to, packing))

@@ -104,6 +104,12 @@ fn check_tokens(file: &File) -> Result<()> {
     for (i, d) in file.decisions.iter().enumerate() {
         let parts = [d.keep_tokens, d.swap_tokens, d.recompute_tokens];
         let sum: u128 = parts.into_iter().map(u128::from).sum();
+        if d.packed_tokens > d.keep_tokens {
+            return Err(Error::bad_input(format!(
+                "decisions[{i}] keeps {} tokens packed, but {} in all",
+                d.packed_tokens, d.keep_tokens
+            )));
+        }
         if sum != tokens.into() {
             return Err(Error::bad_input(format!(
                 "decisions[{i}] is of {sum} tokens, must be of {tokens}"
@@ -159,6 +165,9 @@ fn machine(hardware: &WireHardware) -> Result<Machine> {
         },
         matmul_slowdown: slowdown(&hardware.matmul_slowdown),
         elementwise_slowdown: slowdown(&hardware.elementwise_slowdown),
+        packing: (hardware.packing.as_ref())
+            .map(|packing| link("packing", packing))
+            .transpose()?,
         host_adam: HostAdam {
             params_per_s: NonZeroU64::new(adam.params_per_s).ok_or_else(no_adam)?,
             bytes_per_param: Bytes::new(adam.bytes_per_param),
@@ -197,6 +206,7 @@ fn decision(decision: WireDecision) -> Decision {
         block: decision.block,
         tensor: decision.tensor,
         keep_tokens: decision.keep_tokens,
+        packed_tokens: decision.packed_tokens,
         swap_tokens: decision.swap_tokens,
         recompute_tokens: decision.recompute_tokens,
         stored_as: decision.stored_as,
@@ -248,6 +258,7 @@ fn buffer(buffer: WireBuffer) -> Buffer {
         bytes: Bytes::new(buffer.bytes),
         rows: span(buffer.rows),
         groups: span(buffer.groups),
+        packed: buffer.packed,
         persistent: buffer.persistent,
         lifetime: span(buffer.lifetime),
     }
@@ -295,6 +306,7 @@ fn predicted(wire: &WirePredicted) -> Result<Predicted> {
         step: Nanos::new(wire.step_ns),
         floor: Nanos::new(wire.floor_ns),
         recompute: Nanos::new(wire.recompute_ns),
+        packing: Nanos::new(wire.packing_ns),
         stall: Nanos::new(wire.stall_ns),
         optimizer_tail: Nanos::new(wire.optimizer_tail_ns),
         tokens_per_s: not_negative("predicted.tokens_per_s", wire.tokens_per_s)?,

@@ -177,6 +177,7 @@ fn hardware(file: &ScheduleFile) -> WireHardware {
         },
         matmul_slowdown: slowdown(machine.matmul_slowdown),
         elementwise_slowdown: slowdown(machine.elementwise_slowdown),
+        packing: machine.packing.map(link),
         host_adam: WireHostAdam {
             params_per_s: machine.host_adam.params_per_s.get(),
             bytes_per_param: machine.host_adam.bytes_per_param.get(),
@@ -201,6 +202,7 @@ fn decision(decision: &Decision) -> WireDecision {
         block: decision.block,
         tensor: decision.tensor.clone(),
         keep_tokens: decision.keep_tokens,
+        packed_tokens: decision.packed_tokens,
         swap_tokens: decision.swap_tokens,
         recompute_tokens: decision.recompute_tokens,
         stored_as: decision.stored_as.clone(),
@@ -254,6 +256,7 @@ fn buffer(buffer: &Buffer) -> WireBuffer {
         bytes: buffer.bytes.get(),
         rows: pair(buffer.rows),
         groups: pair(buffer.groups),
+        packed: buffer.packed,
         persistent: buffer.persistent,
         lifetime: pair(buffer.lifetime),
     }
@@ -305,6 +308,7 @@ fn predicted(predicted: &Predicted) -> WirePredicted {
         step_ns: predicted.step.get(),
         floor_ns: predicted.floor.get(),
         recompute_ns: predicted.recompute.get(),
+        packing_ns: predicted.packing.get(),
         stall_ns: predicted.stall.get(),
         optimizer_tail_ns: predicted.optimizer_tail.get(),
         tokens_per_s: finite(predicted.tokens_per_s),

@@ -154,6 +154,8 @@ wire!(
         both: WireRates,
         matmul_slowdown: WireSlowdown,
         elementwise_slowdown: WireSlowdown,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        packing: Option<WireLink>,
         host_adam: WireHostAdam,
         host_memory_bytes_per_s: Option<u64>,
         overhead_bytes: u64,
@@ -197,6 +199,8 @@ wire!(
         block: Option<u32>,
         tensor: String,
         keep_tokens: u64,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        packed_tokens: u64,
         swap_tokens: u64,
         recompute_tokens: u64,
         stored_as: String,
@@ -247,6 +251,8 @@ wire!(
         bytes: u64,
         rows: [u64; 2],
         groups: [u64; 2],
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        packed: bool,
         persistent: bool,
         lifetime: [u64; 2],
     }
@@ -291,6 +297,8 @@ wire!(
         step_ns: u64,
         floor_ns: u64,
         recompute_ns: u64,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        packing_ns: u64,
         stall_ns: u64,
         optimizer_tail_ns: u64,
         tokens_per_s: f64,
@@ -311,6 +319,11 @@ const fn one() -> u32 {
 }
 const fn is_one(passes: &u32) -> bool {
     *passes == 1
+}
+/// What is left out where it is nothing.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What an instruction does; `run` and `recompute` need `op`, `host_update` needs `state`.

@@ -1,11 +1,12 @@
 //! Operands: which buffer holds a part of a value now, and what is done where none does.
 //!
-//! A swapped piece lands in a buffer of its own, a streamed weight is fetched, everything else is
-//! made again by its producer, whose operands are made available in the same way.
+//! A swapped piece lands in a buffer of its own, a packed one is unpacked into one, a streamed
+//! weight is fetched, everything else is made again by its producer, whose operands are made
+//! available in the same way.
 
 use super::super::draft::{Arrival, Departure, DraftBuffer, HostBuffer};
-use super::super::pieces::{all_groups, intersect, pieces_of};
-use super::{Expander, Instance};
+use super::super::pieces::{all_groups, intersect, pieces_of, Stored};
+use super::{Expander, Far, Instance};
 use crate::ids::{Id, TensorId, ValueId};
 use crate::problem::{Category, Domain, Phase, Split, Value};
 use crate::schedule::Access;
@@ -65,12 +66,12 @@ impl Expander<'_> {
             return;
         };
         if self.phase == Phase::Backward {
-            let landed = self.departed[tensor]
+            let stored = self.stored[tensor]
                 .iter()
                 .find(|(r, g, _)| r.contains(rows) && g.contains(groups))
                 .copied();
-            if let Some((rows, groups, departure)) = landed {
-                self.land(value, rows, groups, departure);
+            if let Some((rows, groups, far)) = stored {
+                self.land(value, rows, groups, far);
                 self.pass(tensor);
                 return;
             }
@@ -130,14 +131,16 @@ impl Expander<'_> {
         }
     }
 
-    fn land(&mut self, value: ValueId, rows: Span, groups: Span, departure: usize) {
+    fn land(&mut self, value: ValueId, rows: Span, groups: Span, far: Far) {
         let buffer = self.buffer(Some(value), rows, groups, false);
-        let host = self.draft.departures[departure].host;
-        self.draft.arrivals.push(Arrival {
-            buffer,
-            host,
-            departure: Some(departure),
-        });
+        match far {
+            Far::Host(departure) => self.draft.arrivals.push(Arrival {
+                buffer,
+                host: self.draft.departures[departure].host,
+                departure: Some(departure),
+            }),
+            Far::Packed(packed) => self.packing(value, packed, buffer),
+        }
         let landed = Instance::full(buffer, rows, groups, self.step);
         self.live[value].push(Instance {
             landed: self.recomputing,
@@ -191,7 +194,7 @@ impl Expander<'_> {
             };
             return (instance.buffer, access);
         }
-        let (extent, all, swapped) = self.extent(value, rows, groups);
+        let (extent, all, stored) = self.extent(value, rows, groups);
         let buffer = self.buffer(Some(value), extent, all, false);
         let instance = Instance {
             written: if rows == extent {
@@ -203,20 +206,25 @@ impl Expander<'_> {
             ..Instance::full(buffer, extent, all, self.step)
         };
         let tensor = self.problem.values[value].tensor;
-        if swapped {
-            let departure = self.depart(value, &instance);
-            let tensor = tensor.expect("only tensors are swapped");
-            self.departed[tensor].push((extent, all, departure));
-        }
+        let far = match stored {
+            Stored::Kept => None,
+            Stored::Packed => Some(Far::Packed(self.packed_buffer(
+                value,
+                (extent, all),
+                buffer,
+            ))),
+            Stored::Swapped => Some(Far::Host(self.depart(value, &instance))),
+        };
         if let Some(tensor) = tensor {
+            self.stored[tensor].extend(far.map(|far| (extent, all, far)));
             self.pass(tensor);
         }
         self.live[value].push(instance);
         (buffer, Access::Write)
     }
 
-    /// How much a new buffer holds, and whether it leaves for the host.
-    fn extent(&self, value: ValueId, rows: Span, groups: Span) -> (Span, Span, bool) {
+    /// How much a new buffer holds, and how that is stored until backward.
+    fn extent(&self, value: ValueId, rows: Span, groups: Span) -> (Span, Span, Stored) {
         let v = &self.problem.values[value];
         let planned = match v.tensor {
             Some(tensor) if self.phase == Phase::Forward => {
@@ -229,8 +237,8 @@ impl Expander<'_> {
         };
         match (planned, v.split) {
             (Some(piece), _) => piece,
-            (None, Split::Whole | Split::Groups) => (self.problem.all_rows(), groups, false),
-            (None, Split::Rows) => (rows, groups, false),
+            (None, Split::Whole | Split::Groups) => (self.problem.all_rows(), groups, Stored::Kept),
+            (None, Split::Rows) => (rows, groups, Stored::Kept),
         }
     }
 
@@ -253,8 +261,7 @@ impl Expander<'_> {
         groups: Span,
         persistent: bool,
     ) -> usize {
-        let of_groups = u64::from(self.problem.groups);
-        let bytes = self.problem.values[value].host_bytes(rows.len(), groups.len(), of_groups);
+        let bytes = self.packed_bytes(value, rows, groups);
         self.draft.host_buffers.push(HostBuffer {
             value,
             rows,
@@ -263,6 +270,11 @@ impl Expander<'_> {
             persistent,
         });
         self.draft.host_buffers.len() - 1
+    }
+
+    pub(super) fn packed_bytes(&self, value: ValueId, rows: Span, groups: Span) -> Bytes {
+        let of_groups = u64::from(self.problem.groups);
+        self.problem.values[value].host_bytes(rows.len(), groups.len(), of_groups)
     }
 
     fn bytes(&self, value: ValueId, rows: Span, groups: Span) -> Bytes {
@@ -283,6 +295,7 @@ impl Expander<'_> {
             rows,
             groups,
             bytes: value.map_or(Bytes::ZERO, |v| self.bytes(v, rows, groups)),
+            packed: false,
             persistent,
             first: usize::MAX,
             last: 0,

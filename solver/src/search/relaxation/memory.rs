@@ -108,7 +108,9 @@ impl Model<'_> {
         mut row: Vec<(Column, f64)>,
     ) -> Vec<(Column, f64)> {
         for &class in &moment.kept {
-            row.push((self.keep[class], self.mem(self.coarse.classes[class].bytes)));
+            let sizes = &self.coarse.classes[class];
+            row.push((self.keep[class], self.mem(sizes.bytes)));
+            row.extend(self.pack[class].map(|pack| (pack, self.mem(sizes.host_bytes))));
         }
         for (g, group) in self.coarse.groups.iter().enumerate() {
             let (resident, host, _) = self.placed[g];

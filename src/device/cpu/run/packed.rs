@@ -1,13 +1,13 @@
-//! Copies that pack what goes to the host and unpack what comes back.
+//! Copies that pack what goes to the host, unpack what comes back, or do so within the arena.
 
 use super::super::ops::packed::{pack, unpack};
 use super::{Outcome, Runner};
 use crate::device::packed::{Packing, GROUP};
-use crate::device::{Region, Space};
+use crate::device::Region;
 use crate::profile::Dtype;
 
 impl Runner<'_> {
-    /// Copies a piece from device to host or back; sizes were checked when it was queued.
+    /// Copies a piece to its packed side or back; sizes were checked when it was queued.
     pub fn pack(&self, from: Region, to: Region, packing: Packing) -> Outcome {
         let Packing {
             storage,
@@ -16,25 +16,23 @@ impl Runner<'_> {
             extras,
         } = packing;
         let elements = rows * width;
-        let (here, there) = match from.space {
-            Space::Device => (from, to),
-            Space::Host => (to, from),
-        };
+        let unpacks = packing.unpacks(from, to);
+        let (here, there) = if unpacks { (to, from) } else { (from, to) };
         let plain = elements * self.dtype().bytes();
         let values = here.part(0, plain);
         let scales = there.part(elements, 4 * rows * width.div_ceil(GROUP));
         let codes = there.part(0, elements);
-        let memory = self.state.memory(Space::Host);
+        let memory = self.state.memory(there.space);
         let mut bytes = vec![0; elements as usize];
-        match from.space {
-            Space::Device => {
+        match unpacks {
+            false => {
                 let values = self.load(values, elements)?;
                 let mut groups = self.scratch.take((scales.bytes / 4) as usize);
                 pack(storage, &values, width as usize, &mut bytes, &mut groups);
                 memory.write(codes.offset_bytes, &bytes);
                 self.store_as(scales, &groups, Dtype::F32)?;
             }
-            Space::Host => {
+            true => {
                 memory.read(codes.offset_bytes, &mut bytes);
                 let groups = self.words(scales)?;
                 let mut unpacked = self.scratch.take(elements as usize);
@@ -50,9 +48,10 @@ impl Runner<'_> {
             here.part(plain, behind),
             there.part(elements + scales.bytes, behind),
         );
-        let (from, to) = match from.space {
-            Space::Device => (here, there),
-            Space::Host => (there, here),
+        let (from, to) = if unpacks {
+            (there, here)
+        } else {
+            (here, there)
         };
         let (source, target) = (self.state.memory(from.space), self.state.memory(to.space));
         target.copy_from(to.offset_bytes, source, from.offset_bytes, behind);
