@@ -117,14 +117,13 @@ impl Place {
         let numbers = [O, LSE, D_QKV].map(|result| {
             let mut bytes = vec![0; self.regions[result].bytes as usize];
             device.read(self.regions[result], &mut bytes).unwrap();
-            match result {
-                LSE => bytemuck::pod_collect_to_vec::<u8, f32>(&bytes),
-                _ => {
-                    let bits = bytemuck::pod_collect_to_vec::<u8, u16>(&bytes).into_iter();
-                    bits.map(|bits| half::bf16::from_bits(bits).to_f32())
-                        .collect()
-                }
-            }
+            let number = |bytes: &[u8]| match *bytes {
+                [a, b] => half::bf16::from_le_bytes([a, b]).to_f32(),
+                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                _ => unreachable!("elements have 2 or 4 bytes"),
+            };
+            let size = if result == LSE { 4 } else { 2 };
+            bytes.chunks_exact(size).map(number).collect()
         });
         (numbers.into(), device.notes())
     }
@@ -171,10 +170,9 @@ fn attention_by_cudnn_and_by_ours() {
         return;
     }
     for shape in [
-        shape(4, 4, 8, 2, 37),
-        shape(6, 2, 16, 1, 64),
+        shape(2, 2, 8, 2, 37),
+        shape(4, 2, 16, 1, 33),
         shape(3, 1, 24, 2, 1),
-        shape(8, 4, 64, 1, 130),
     ] {
         let heads = shape.heads;
         let processor = Box::new(CpuDevice::new(CpuOptions::default()));

@@ -2,11 +2,10 @@
 // function that it looks for is there and says that all is well. Nothing that it loads can be run.
 #define FINE(name) \
     int name(void) { return 0; }
-
 // What gives a handle gives one of nothing.
+static long nothing[64];
 #define MADE(name) \
     int name(void **made) { return *made = &nothing, 0; }
-static long nothing[64];
 
 FINE(cuCtxGetDevice)
 FINE(cuCtxGetLimit)
@@ -40,15 +39,16 @@ FINE(cuOccupancyMaxPotentialClusterSize)
 FINE(cuStreamGetCtx)
 FINE(cuStreamSynchronize)
 FINE(cuTensorMapEncodeTiled)
+
+MADE(cuCtxGetCurrent)
+MADE(cuDevicePrimaryCtxRetain)
+MADE(cuLibraryGetKernel)
+MADE(cuLibraryLoadData)
+MADE(cuLibraryLoadFromFile)
+MADE(cuModuleGetFunction)
 MADE(cuModuleLoadData)
 MADE(cuModuleLoadDataEx)
 MADE(cuModuleLoadFatBinary)
-MADE(cuModuleGetFunction)
-MADE(cuLibraryLoadData)
-MADE(cuLibraryLoadFromFile)
-MADE(cuLibraryGetKernel)
-MADE(cuCtxGetCurrent)
-MADE(cuDevicePrimaryCtxRetain)
 
 // NVRTC asks for a table of its own and does without.
 int cuGetExportTable(const void **table) {

@@ -1,6 +1,6 @@
-//! The graphs of attention by the real cuDNN 9.19, without a GPU: it is told of an H100 that is not
-//! there (`h100.json`) and finds a driver that does nothing (`driver.c`). It proposes engines, makes
-//! plans and says what memory they need. That such a plan computes attention is not seen here:
+//! The graphs of attention by the real cuDNN 9.19, without a GPU: it is told of an H100 that is
+//! not there (`h100.json`) and finds a driver that does nothing (`driver.c`). It proposes engines,
+//! makes plans and says what memory they need. That such a plan computes attention is not seen:
 //! `tests/cuda_on_cpu` computes the graphs, operation by operation. `kernels/cudnn.sh` installs
 //! cuDNN; without it this skips aloud, with `EBBTIDE_CUDNN` set that is a failure.
 

@@ -3,18 +3,18 @@
 //! In: commands. Out: numbers, and a trace by the card's own clock. Matrix products are cuBLASLt's
 //! ([`products`], `multiply`), attention is cuDNN's where that is there and serves it ([`cudnn`]),
 //! everything else are the kernels of `kernels/`, which NVRTC compiles for the card that is there
-//! ([`launch`], `compile`). Nothing is linked: `library` finds driver
-//! and libraries at run time, and says what is missing.
+//! ([`launch`], `compile`). Nothing is linked: `library` finds driver and libraries at run time,
+//! and says what is missing.
 //!
 //! ```text
 //! reserve   arena, own buffers ─ one allocation each · slab ─ pinned · kernels · events
-//! launch ─► products, launches, fused attention ─► compute stream      host operator ─► host stream ─► threads
+//! launch ─► products, launches, cuDNN ─► compute stream   host operator ─► host stream ─► threads
 //! copy   ─► its stream                                record, wait  ─► events of the driver
 //! finish    waits, reads losses and the trace
 //! ```
 //! Nothing is allocated and nothing is waited for between `begin_step` and `finish`, but for timed
-//! events, algorithms and cuDNN's plans, which the first step makes. All four streams are the driver's; on the
-//! host's, the driver calls the optimizer ([`host`]).
+//! events, algorithms and cuDNN's plans, which the first step makes. All four streams are the
+//! driver's; on the host's, the driver calls the optimizer ([`host`]).
 //!
 //! All `unsafe` of the program is in this folder. A region is compared with its memory before its
 //! address is taken; that regions of commands which run at the same time are apart is what the

@@ -3,9 +3,10 @@
 //!
 //! Built as a shared library that tests put where the CUDA device looks for those four. Then the
 //! real device runs: real threads are its streams, real memory its card, and a kernel is the same
-//! source compiled by the host's compiler; graphs of cuDNN's are computed operation by operation. It is strict where a card is lenient or slow to tell:
-//! every copy, product and pointer of a kernel is compared with the allocations there are, every
-//! launch with what the kernel's source says of its parameters and threads.
+//! source compiled by the host's compiler; graphs of cuDNN's are computed operation by operation.
+//! It is strict where a card is lenient or slow to tell: every copy, product, tensor and pointer of
+//! a kernel is compared with the allocations there are, every launch with what the kernel's source
+//! says of its parameters and threads.
 //!
 //! | variable | what |
 //! |---|---|
