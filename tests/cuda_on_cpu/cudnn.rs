@@ -129,26 +129,3 @@ fn a_call_that_fails_ends_the_run() {
         );
     }
 }
-
-#[test]
-fn a_profile_books_what_its_attention_takes() {
-    if !is_there() {
-        return;
-    }
-    let path = folder("cudnn").join("profile.json");
-    let path = path.to_str().unwrap();
-    let what = "profile --model tiny --device cuda:0 --seq 64 --dtype bf16 -o";
-    let args: Vec<&str> = what.split(' ').chain([path]).collect();
-    let out = ebbtide(&args, &[("EBBTIDE_STANDIN_CLOCK", "virtual")]);
-    assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
-    let profile: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    let attention = &profile["operators"]["attention"];
-    assert_eq!(attention["workspace"], "cudnn");
-    let source = attention["source"].as_str().unwrap();
-    let by = "; attention by cuDNN 9.19.0; attention_backward by cuDNN 9.19.0";
-    assert!(source.ends_with(by), "{source}");
-    // A plan by it gives the backward what it asks for.
-    let planned = schedule(path);
-    let notes = notes(&planned, &[], &[]);
-    assert_eq!(notes[1], "attention_backward by cuDNN 9.19.0");
-}
