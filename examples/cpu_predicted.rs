@@ -131,6 +131,7 @@ fn profile(model: &ModelConfig, target: Target) -> Profile {
         tokens,
         memory: facts.usable,
         link: BytesPerSec::new(LINK),
+        deterministic: false,
     };
     let mut file = request.begin("cpu");
     for stage in request.stages().expect("tokens that the model takes") {

@@ -42,6 +42,10 @@ pub struct Args {
     /// [default: that of memory]
     #[arg(long, value_name = "RATE", value_parser = parse::rate)]
     pub link: Option<BytesPerSec>,
+    /// Measure what gives the same bits in every run: without cuDNN's attention, as run with the
+    /// same
+    #[arg(long)]
+    pub deterministic: bool,
     /// Write the profile to this file
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
@@ -53,12 +57,12 @@ pub struct Args {
 /// `NoDevice` for a device that is not there or fails, `BadInput` for everything that cannot be
 /// read, measured or written, and for an interruption.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let target = Target::named(&args.device, args.link)?;
+    let target = Target::named(&args.device, args.link, args.deterministic)?;
     let model = model::load(&args.model)?;
     let facts = target.facts()?;
     let (lengths, dtype): (&[u64], _) = match target {
         Target::Cpu(_) => (&[128, 256, 512, 1024], Dtype::F32),
-        Target::Cuda(_) => (&[4 << 10, 16 << 10, 64 << 10], Dtype::Bf16),
+        Target::Cuda { .. } => (&[4 << 10, 16 << 10, 64 << 10], Dtype::Bf16),
     };
     let mut tokens = match args.seq.is_empty() {
         true => lengths.to_vec(),
@@ -74,6 +78,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         tokens,
         memory: facts.usable,
         link: args.link,
+        deterministic: args.deterministic,
     };
     // What cannot be done or written is better known now than after minutes.
     let stages = request.stages().map_err(|error| error.within("--seq"))?;

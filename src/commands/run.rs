@@ -109,7 +109,8 @@ pub struct Args {
     /// Speed of copies in each direction on the cpu device, such as 2GB/s [default: that of memory]
     #[arg(long, value_name = "RATE", value_parser = parse::rate, allow_hyphen_values = true)]
     pub link: Option<BytesPerSec>,
-    /// The same bits in every run, whatever it costs (all devices of this version do that anyway)
+    /// The same bits in every run, whatever it costs: a GPU's attention is not cuDNN's then (the
+    /// cpu device's are the same anyway)
     #[arg(long)]
     pub deterministic: bool,
     /// Write the weights as HF loads them, and what a resumed run needs, to this new directory
@@ -148,7 +149,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let resumed = args.resume.as_deref().map(resume::read).transpose()?;
     let progress = begin(args, &schedule, resumed.as_ref())?;
     let tokens = read_tokens(args, &schedule, &model, progress.seed)?;
-    let device = Target::named(&args.device, args.link)?.open()?;
+    let device = Target::named(&args.device, args.link, args.deterministic)?.open()?;
     let mut session =
         Session::begin(&schedule, &model, device, args.clip.is_some()).map_err(named)?;
     let mut remarks = load(
@@ -180,6 +181,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         remarks.push(format!("weights and states in {}", directory.display()));
     }
     let file = trained.file(&session)?;
+    remarks.extend(file.device_notes.iter().cloned());
     if let Some(path) = &args.output {
         write_atomically(path, file::write(&file))?;
         remarks.push(format!("predicted and measured in {}", path.display()));

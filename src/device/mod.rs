@@ -282,6 +282,11 @@ pub trait Device {
     /// The trace of the last finished step, by stream and in order.
     fn trace(&self) -> &[TraceEntry];
 
+    /// What a person should know of how operators were computed so far, a line each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// What the arena was asked to hold so far.
     fn arena_use(&self) -> ArenaUse;
 }

@@ -14,8 +14,13 @@ use crate::profile::Workspace;
 pub enum Target {
     /// This machine's processor, with the speed that copies are held to in each direction.
     Cpu(Option<BytesPerSec>),
-    /// A GPU of NVIDIA's by its number.
-    Cuda(u32),
+    /// A GPU of NVIDIA's.
+    Cuda {
+        /// Its number.
+        number: u32,
+        /// Whether every run is to give the same bits, whatever it costs. The processor's does.
+        deterministic: bool,
+    },
 }
 
 /// What a device says of its machine.
@@ -36,12 +41,13 @@ pub struct Facts {
 }
 
 impl Target {
-    /// The device of a name, which may not be there; `link` holds copies to a speed.
+    /// The device of a name, which may not be there; `link` holds copies to a speed,
+    /// `deterministic` asks for the same bits in every run.
     ///
     /// # Errors
     /// Bad input for what names no device, and for a link slower than any that a profile has, or
     /// of a GPU.
-    pub fn named(name: &str, link: Option<BytesPerSec>) -> Result<Self> {
+    pub fn named(name: &str, link: Option<BytesPerSec>, deterministic: bool) -> Result<Self> {
         if link.is_some_and(|rate| LinkRate::new(rate.get()).is_none()) {
             return Err(Error::bad_input("--link: less than 1MB/s"));
         }
@@ -52,7 +58,10 @@ impl Target {
                 "--link: copies to and from {name} are as fast as they are"
             ))
             .hint("only the cpu device is held to a speed")),
-            (_, Some(number)) => Ok(Self::Cuda(number)),
+            (_, Some(number)) => Ok(Self::Cuda {
+                number,
+                deterministic,
+            }),
             _ => Err(
                 Error::bad_input(format!("`{name}` is the name of no device"))
                     .within("--device")
@@ -69,8 +78,15 @@ impl Target {
     pub fn open(self) -> Result<Box<dyn Device>> {
         let link = match self {
             Self::Cpu(link) => link,
-            Self::Cuda(number) => {
-                let device = CudaDevice::open(number, CudaOptions::default());
+            Self::Cuda {
+                number,
+                deterministic,
+            } => {
+                let options = CudaOptions {
+                    deterministic,
+                    ..CudaOptions::default()
+                };
+                let device = CudaDevice::open(number, options);
                 return device.map(|device| Box::new(device) as Box<dyn Device>);
             }
         };
@@ -97,28 +113,33 @@ impl Target {
     pub fn facts(self) -> Result<Facts> {
         let host = machine::memory()?;
         let half = |bytes: Bytes| bytes.scaled(1, 2);
-        let (name, memory, usable, host_memory) = match self {
-            Self::Cpu(_) => {
-                let name = machine::processor();
-                (
-                    name,
-                    half(host.total),
-                    half(host.available),
-                    half(host.total),
-                )
-            }
-            Self::Cuda(number) => {
+        let cores = machine::cores();
+        Ok(match self {
+            Self::Cpu(_) => Facts {
+                name: machine::processor(),
+                memory: half(host.total),
+                usable: half(host.available),
+                host_memory: half(host.total),
+                cores,
+                workspace: Workspace::None,
+            },
+            Self::Cuda {
+                number,
+                deterministic,
+            } => {
                 let card = cuda::facts(number)?;
-                (card.name, card.memory, card.free, host.total)
+                Facts {
+                    name: card.name,
+                    memory: card.memory,
+                    usable: card.free,
+                    host_memory: host.total,
+                    cores,
+                    workspace: match !deterministic && card.has_cudnn {
+                        true => Workspace::Cudnn,
+                        false => Workspace::None,
+                    },
+                }
             }
-        };
-        Ok(Facts {
-            name,
-            memory,
-            usable,
-            host_memory,
-            cores: machine::cores(),
-            workspace: Workspace::None,
         })
     }
 
@@ -130,7 +151,7 @@ impl Target {
     pub fn overhead(self, usable: Bytes, device: Bytes, host: Bytes) -> Result<Bytes> {
         Ok(match self {
             Self::Cpu(_) => machine::used()?.saturating_sub(device + host),
-            Self::Cuda(number) => {
+            Self::Cuda { number, .. } => {
                 let taken = usable.saturating_sub(cuda::facts(number)?.free);
                 taken.saturating_sub(device)
             }

@@ -387,6 +387,11 @@ impl<'a> Session<'a> {
     pub fn device_name(&self) -> String {
         self.device.name()
     }
+
+    /// What the device says of how it computed ([`Device::notes`]).
+    pub fn device_notes(&self) -> Vec<String> {
+        self.device.notes()
+    }
 }
 
 /// A failure of no instruction.

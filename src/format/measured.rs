@@ -61,6 +61,8 @@ section! {
         dtype: DtypeName,
         /// The speed that copies are held to.
         link_bytes_per_s: Option<LinkRate>,
+        /// Whether every run gives the same bits.
+        deterministic: bool,
         /// Tokens of the steps.
         tokens: Vec<Dimension>,
     }
@@ -101,5 +103,7 @@ section! {
         block: BlockSample,
         /// Device memory in use beside what the schedule places.
         overhead_bytes: Natural,
+        /// What the device says of how it computed.
+        device_notes: Vec<String>,
     }
 }

@@ -25,6 +25,8 @@ pub struct RunFile {
     pub hardware: String,
     /// The device that ran it.
     pub device: String,
+    /// What it says of how it computed.
+    pub device_notes: Vec<String>,
     /// Optimizer steps that are done, those before a resumed run included.
     pub steps: u64,
     /// What the simulator said of a step.
@@ -155,7 +157,7 @@ pub fn write(file: &RunFile) -> String {
             .all(|n| n.is_finite()),
         "losses and norms are finite"
     );
-    let fields: [(&str, Value); 14] = [
+    let fields: [(&str, Value); 15] = [
         ("schema", SCHEMA.into()),
         ("ebbtide_version", file.ebbtide_version.as_str().into()),
         ("model", file.model.as_str().into()),
@@ -163,6 +165,7 @@ pub fn write(file: &RunFile) -> String {
         ("strategy", file.strategy.as_str().into()),
         ("hardware", file.hardware.as_str().into()),
         ("device", file.device.as_str().into()),
+        ("device_notes", json!(file.device_notes)),
         ("steps", file.steps.into()),
         ("loss", file.losses.last().copied().into()),
         ("losses", json!(file.losses)),

@@ -8,6 +8,7 @@
 //! Not known: what a kernel loses to cold caches, to a hot device's lower clock, to tiles that do
 //! not fill the last wave. All of it is in the samples, and only there.
 
+use super::{fused_refuses, FusedShape};
 use super::{AttentionRate, Dtype, GemmRate, Profile, Rate, Workspace};
 use ebbtide_solver::machine::Link;
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
@@ -134,7 +135,7 @@ impl Gemm {
 }
 
 /// Which pass of attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AttentionDirection {
     /// The forward pass.
     Forward,
@@ -258,28 +259,27 @@ impl Costs<'_> {
     /// Device memory that attention needs beside its operands, results and log-sum-exp.
     ///
     /// Measured where the nearest samples say, in proportion to tokens × heads × head_dim. Else by
-    /// rule; cuDNN's fused backward keeps an f32 accumulator of dQ, an f32 row sum, and with fewer
-    /// key/value heads than heads dK and dV for every head.
+    /// rule: what cuDNN's fused attention takes of what it is asked to serve.
     pub fn attention_workspace(&self, attention: &Attention) -> Bytes {
-        const ALIGNMENT: u128 = 256;
-        let query = attention.query();
         let nearest = self.profile.attention.nearest(attention);
         let measured = nearest.and_then(|family| family.workspace);
-        let bytes = match (measured, self.profile.workspace) {
-            (Some(per), _) => query
+        let window = Some(attention.reach()).filter(|&reach| reach < attention.tokens);
+        let refused = fused_refuses(self.dtype, attention.head_dim, window);
+        let shape = FusedShape {
+            rows: attention.batch.saturating_mul(attention.tokens),
+            heads: attention.heads,
+            kv_heads: attention.kv_heads,
+            head_dim: attention.head_dim,
+        };
+        let bytes = match (measured, self.profile.workspace, attention.direction) {
+            (Some(per), ..) => attention
+                .query()
                 .saturating_mul(per.bytes.get().into())
                 .div_ceil(per.elements.max(1)),
-            (None, Workspace::None) => 0,
-            (None, Workspace::Cudnn) => match attention.direction {
-                AttentionDirection::Forward => ALIGNMENT,
-                AttentionDirection::Backward => {
-                    let rows = product(&[attention.batch, attention.tokens, attention.heads]);
-                    let grouped = attention.kv_heads < attention.heads;
-                    let full_dkv = if grouped { 2 * self.dtype.bytes() } else { 0 };
-                    let dq_dkv = query.saturating_mul(4 + u128::from(full_dkv));
-                    sum(&[dq_dkv, rows.saturating_mul(4), ALIGNMENT])
-                }
-            },
+            (None, Workspace::None, _) => 0,
+            (None, Workspace::Cudnn, _) if refused.is_some() => 0,
+            (None, Workspace::Cudnn, AttentionDirection::Forward) => shape.forward_bytes(),
+            (None, Workspace::Cudnn, AttentionDirection::Backward) => shape.backward_bytes(),
         };
         Bytes::new(u64::try_from(bytes.min(LONGEST)).expect("bounded"))
     }

@@ -10,11 +10,13 @@ mod attention;
 mod build;
 pub mod cost;
 mod fit;
+mod fused;
 pub mod measure;
 
 pub use attention::{AttentionRate, Family, PerElement};
 pub use build::build;
 pub use fit::{Curve, Grid};
+pub use fused::{fused_refuses, FusedShape};
 
 use crate::error::{Error, Result};
 use crate::files::read_text;

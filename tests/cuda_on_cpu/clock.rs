@@ -38,6 +38,12 @@ fn what_is_measured_is_what_was_set() {
             assert_eq!(sample["spread_ns"], 0);
         }
     }
+    // cuDNN is there, and not asked for f32: plans book for what it is asked for.
+    let attention = &measured["operators"]["attention"];
+    assert_eq!(attention["workspace"], "cudnn");
+    let source = attention["source"].as_str().unwrap();
+    let by = "; attention_backward by ebbtide's kernels (cuDNN is not asked for f32)";
+    assert!(source.ends_with(by), "{source}");
     let overhead = measured["device"]["overhead_bytes"].as_u64().unwrap();
     assert!((96 << 20..97 << 20).contains(&overhead), "{overhead}");
     let what = "plan --model tiny --seq 64 --method lomo --device-memory 700KiB --profile";

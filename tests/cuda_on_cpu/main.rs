@@ -19,7 +19,9 @@ mod runs;
 #[path = "../execute/straight.rs"]
 mod straight;
 
+mod attention;
 mod clock;
+mod cudnn;
 mod faults;
 mod place;
 mod steps;
@@ -27,12 +29,13 @@ mod steps;
 use ebbtide::device::cuda::{CudaDevice, CudaOptions};
 use ebbtide::device::Device;
 
-/// What steps run on: it fills what is released with NaNs.
-fn card() -> Box<dyn Device> {
+/// What steps run on: it fills what is released with NaNs. `deterministic`: without cuDNN.
+fn card(deterministic: bool) -> Box<dyn Device> {
     place::stand_in();
     let options = CudaOptions {
         host_threads: 2,
         poison: true,
+        deterministic,
     };
     Box::new(CudaDevice::open(0, options).unwrap_or_else(|error| panic!("{error}")))
 }
@@ -42,7 +45,12 @@ fn is_there() -> bool {
     place::kernels().is_some()
 }
 
+/// The stand-in is cuDNN too.
+fn has_cudnn() -> bool {
+    true
+}
+
 /// What HF's fixtures run on.
 fn device() -> Box<dyn Device> {
-    card()
+    card(false)
 }

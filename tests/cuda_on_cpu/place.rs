@@ -7,8 +7,10 @@ use std::sync::OnceLock;
 
 use super::library;
 
-/// The names that are looked for.
+/// The names that are looked for and have to be there.
 pub const LIBRARIES: [&str; 3] = ["cuda", "cublasLt", "nvrtc"];
+/// cuDNN, and by which names it finds others itself.
+pub const CUDNN: [&str; 3] = ["libcudnn.so", "libcublasLt.so.13", "libnvrtc.so.13"];
 
 const EBBTIDE: &str = env!("CARGO_BIN_EXE_ebbtide");
 
@@ -57,7 +59,7 @@ pub fn alias(folder: &Path, library: &str, standin: Option<&Path>) {
     compile(&args);
 }
 
-/// The folder with the stand-in by all three names.
+/// The folder with the stand-in by all names.
 pub fn libraries() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
@@ -65,6 +67,11 @@ pub fn libraries() -> &'static Path {
         LIBRARIES
             .iter()
             .for_each(|library| alias(&folder, library, Some(&standin())));
+        let [cudnn, others @ ..] = CUDNN;
+        alias(&folder, "cudnn", Some(&standin()));
+        for name in others {
+            std::fs::copy(folder.join(cudnn), folder.join(name)).unwrap();
+        }
         folder
     })
 }

@@ -9,7 +9,7 @@ use ebbtide::format::schedule::ScheduleFile;
 use ebbtide::lower::{lower, Lowered, Tiling, Workload};
 use ebbtide::methods::Method;
 use ebbtide::model::{compressed_step_graph, ModelConfig};
-use ebbtide::profile::{self, Dtype};
+use ebbtide::profile::{self, Dtype, Workspace};
 use ebbtide_solver::build::{build, with_addresses};
 use ebbtide_solver::plan::{Fate, Hold, Placement, Plan};
 use ebbtide_solver::problem::{Budget, Problem, Split};
@@ -72,7 +72,8 @@ fn lowered(model: &ModelConfig, cut: &Cut) -> Lowered {
         head_tile: cut.head_tile,
         groups: cut.groups,
     };
-    let profile = profile::load("unit").expect("shipped");
+    let mut profile = profile::load("unit").expect("shipped");
+    profile.workspace = Workspace::Cudnn;
     let method = cut.method.resolved(model).expect("suits the model");
     let lowered = lower(
         &compressed_step_graph(model, method.compressed(model)),

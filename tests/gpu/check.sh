@@ -51,7 +51,9 @@ hf() {
 case ${1:-} in
 parity)
     memory
-    EBBTIDE_REQUIRE_GPU=1 timeout 450 "$tests" --test-threads 1 | tee "$out/parity.txt"
+    # With both attentions: cuDNN has to be there.
+    EBBTIDE_REQUIRE_GPU=1 EBBTIDE_REQUIRE_CUDNN=1 timeout 450 "$tests" --test-threads 1 |
+        tee "$out/parity.txt"
     ;;
 profile)
     # Goes on where it was interrupted.
@@ -60,6 +62,9 @@ profile)
     ;;
 64k)
     step 7b-64k llama-2-7b "$profile" 64k 3 --method lomo
+    # The same with our own attention: what cuDNN's is worth.
+    "$ebbtide" run "$out/7b-64k.schedule.json" --device cuda:0 --steps 1 --lr 1e-6 \
+        --deterministic -o "$out/7b-64k-own.run.json" | tee "$out/7b-64k-own.run.txt"
     hf 7b-64k llama-2-7b 65536
     ;;
 128k)

@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../cuda_on_cpu/attention.rs"]
+mod attention;
 #[path = "../execute/hf.rs"]
 mod hf;
 #[path = "../execute/models.rs"]
@@ -23,11 +25,12 @@ use std::sync::OnceLock;
 use ebbtide::device::cuda::{self, CudaDevice, CudaOptions};
 use ebbtide::device::Device;
 
-/// What steps run on: it fills what is released with NaNs.
-fn card() -> Box<dyn Device> {
+/// What steps run on: it fills what is released with NaNs. `deterministic`: without cuDNN.
+fn card(deterministic: bool) -> Box<dyn Device> {
     let options = CudaOptions {
         host_threads: 2,
         poison: true,
+        deterministic,
     };
     Box::new(CudaDevice::open(0, options).unwrap_or_else(|error| panic!("{error}")))
 }
@@ -53,7 +56,25 @@ fn is_there() -> bool {
     there
 }
 
+/// Whether cuDNN is there; with `EBBTIDE_REQUIRE_CUDNN` set it has to be. Says so if not.
+fn has_cudnn() -> bool {
+    let there = cuda::facts(0).is_ok_and(|facts| facts.has_cudnn);
+    let required = std::env::var_os("EBBTIDE_REQUIRE_CUDNN").is_some();
+    assert!(
+        there || !required,
+        "EBBTIDE_REQUIRE_CUDNN is set: {:?}",
+        cuda::cudnn::version()
+    );
+    if !there {
+        let _ = writeln!(
+            std::io::stderr(),
+            "cuDNN's attention is left out: it is not there"
+        );
+    }
+    there
+}
+
 /// What HF's fixtures run on.
 fn device() -> Box<dyn Device> {
-    card()
+    card(false)
 }

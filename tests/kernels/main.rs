@@ -4,6 +4,7 @@
 
 mod attention;
 mod case;
+mod fused;
 mod heads;
 mod host;
 mod library;

@@ -104,6 +104,7 @@ impl Training<'_> {
             strategy: self.schedule.strategy.clone(),
             hardware: self.schedule.hardware.name.clone(),
             device: session.device_name(),
+            device_notes: session.device_notes(),
             steps: self.progress.step,
             predicted: plan.clone(),
             measured: Predicted {

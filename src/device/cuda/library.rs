@@ -8,7 +8,8 @@
 //! Where is looked, in this order: the folders of `EBBTIDE_CUDA_PATH`; where the dynamic linker
 //! looks; `CUDA_HOME` and `CUDA_PATH`; `/usr/local/cuda`; NVIDIA's wheels in the environments that
 //! `VIRTUAL_ENV` and `CONDA_PREFIX` name. What is found outside the linker's own folders is opened
-//! by its path for the whole process, and cudarc then gets it by its name.
+//! by its path for the whole process, and cudarc then gets it by its name. cuDNN, which need not be
+//! there, is found the same way ([`first_of`]) and called without cudarc (`cudnn`).
 
 use std::env;
 use std::ffi::OsStr;
@@ -248,8 +249,26 @@ fn paths(variable: &str) -> Vec<PathBuf> {
     paths.filter(|path| !path.as_os_str().is_empty()).collect()
 }
 
+/// Opens the first library that is there by one of these names, in the same order of folders.
+pub(super) fn first_of(names: &[&str]) -> Option<Opened> {
+    let open = |path: PathBuf| {
+        // SAFETY: as above.
+        unsafe { Opened::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.ok()
+    };
+    let within = |folders: Vec<PathBuf>| {
+        let paths = folders
+            .iter()
+            .flat_map(|folder| names.iter().map(|name| folder.join(name)));
+        paths.filter(|path| path.exists()).find_map(open)
+    };
+    let by_name = || names.iter().find_map(|name| open(PathBuf::from(name)));
+    within(paths(FIRST))
+        .or_else(by_name)
+        .or_else(|| within(further()))
+}
+
 /// Where was looked, for a person.
-fn looked() -> String {
+pub(super) fn looked() -> String {
     let said = |variable: &str| match env::var(variable) {
         Ok(value) => format!("{variable}={value}"),
         Err(_) => format!("{variable} (not set)"),

@@ -1,19 +1,20 @@
 //! A GPU of NVIDIA's as a device.
 //!
 //! In: commands. Out: numbers, and a trace by the card's own clock. Matrix products are cuBLASLt's
-//! ([`products`], `multiply`), everything else are the kernels of `kernels/`, which NVRTC compiles
-//! for the card that is there ([`launch`], `compile`). Nothing is linked: `library` finds driver
-//! and libraries at run time, and says what is missing.
+//! ([`products`], `multiply`), attention is cuDNN's where that is there and serves it ([`cudnn`]),
+//! everything else are the kernels of `kernels/`, which NVRTC compiles for the card that is there
+//! ([`launch`], `compile`). Nothing is linked: `library` finds driver and libraries at run time,
+//! and says what is missing.
 //!
 //! ```text
 //! reserve   arena, own buffers ─ one allocation each · slab ─ pinned · kernels · events
-//! launch ─► products, launches ─► compute stream      host operator ─► host stream ─► threads
+//! launch ─► products, launches, cuDNN ─► compute stream   host operator ─► host stream ─► threads
 //! copy   ─► its stream                                record, wait  ─► events of the driver
 //! finish    waits, reads losses and the trace
 //! ```
 //! Nothing is allocated and nothing is waited for between `begin_step` and `finish`, but for timed
-//! events and algorithms, which the first step makes. All four streams are the driver's; on the
-//! host's, the driver calls the optimizer ([`host`]).
+//! events, algorithms and cuDNN's plans, which the first step makes. All four streams are the
+//! driver's; on the host's, the driver calls the optimizer ([`host`]).
 //!
 //! All `unsafe` of the program is in this folder. A region is compared with its memory before its
 //! address is taken; that regions of commands which run at the same time are apart is what the
@@ -21,6 +22,7 @@
 
 mod clock;
 mod compile;
+pub mod cudnn;
 mod driver;
 mod host;
 pub mod launch;
@@ -51,6 +53,9 @@ pub struct CudaOptions {
     pub host_threads: usize,
     /// Whether released buffers are filled with NaNs; for tests, it takes the card's time.
     pub poison: bool,
+    /// Whether every run gives the same bits: attention is not cuDNN's then, whose backward sums
+    /// dQ in no fixed order.
+    pub deterministic: bool,
 }
 
 /// A card as a device.
@@ -73,6 +78,8 @@ pub struct CardFacts {
     pub memory: Bytes,
     /// What nobody uses now.
     pub free: Bytes,
+    /// Whether cuDNN is there for its attention.
+    pub has_cudnn: bool,
 }
 
 /// What a card says of itself; also whether there is one, and all that is needed to use it.
@@ -88,6 +95,7 @@ pub fn facts(number: u32) -> crate::error::Result<CardFacts> {
         name: context.name().map_err(told)?,
         memory: Bytes::new(memory.total),
         free: Bytes::new(memory.free),
+        has_cudnn: cudnn::version().is_ok(),
     })
 }
 
@@ -264,6 +272,11 @@ impl Device for CudaDevice {
 
     fn trace(&self) -> &[TraceEntry] {
         &self.trace
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let reserved = self.reserved.as_ref();
+        reserved.map_or_else(Vec::new, Reserved::notes)
     }
 
     fn arena_use(&self) -> ArenaUse {

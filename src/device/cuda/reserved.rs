@@ -1,5 +1,7 @@
 //! What a device has from its reservation on, and how commands are queued on it.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
@@ -7,9 +9,10 @@ use ebbtide_solver::units::Bytes;
 
 use super::clock::Clock;
 use super::compile::Kernels;
+use super::cudnn::Cudnn;
 use super::driver::{Allocation, Context, Mark, Queue};
 use super::host::{self, lock, Host, Work};
-use super::launch::{self, Argument, BatchFacts, Buffer, Launch};
+use super::launch::{self, Argument, BatchFacts, Buffer, FusedCall, Launch};
 use super::multiply::{Multiplier, WORKSPACE_BYTES};
 use super::own::Own;
 use super::products::products;
@@ -20,6 +23,7 @@ use crate::device::{
     Cause, Event, Failure, Operator, Place, Region, Reservation, Result, RotaryTable, Space,
     StepParameters, StepResult, Stream, TraceEntry,
 };
+use crate::profile::Dtype;
 
 /// What unwritten memory is full of: a NaN in every type.
 const POISON: u8 = 0xFF;
@@ -33,10 +37,14 @@ pub(super) struct Reserved {
     pub batches: Vec<BatchFacts>,
     own: Own,
     workspace: Allocation,
+    /// Attention by cuDNN, or why not. It is dropped before its stream.
+    cudnn: std::result::Result<Cudnn, String>,
     queues: Vec<Queue>,
     events: Vec<Signal>,
     kernels: Kernels,
     multiplier: Multiplier,
+    /// What attention was computed by.
+    notes: RefCell<BTreeSet<String>>,
     clock: Clock,
     parameters: Option<StepParameters>,
     /// Work on the host that the driver may still call.
@@ -58,6 +66,13 @@ impl Reserved {
         mut reservation: Reservation,
         options: CudaOptions,
     ) -> Result<Reserved> {
+        let queues = Stream::ALL.map(|_| Queue::new());
+        let queues: Vec<Queue> = queues.into_iter().collect::<Result<_>>()?;
+        let cudnn = match (options.deterministic, reservation.dtype) {
+            (true, _) => Err("--deterministic".into()),
+            (_, Dtype::Bf16) => Cudnn::new(&queues[Stream::Compute as usize]),
+            (_, dtype) => Err(format!("cuDNN is not asked for {dtype}")),
+        };
         let kernels = Kernels::new(context, reservation.dtype)?;
         let multiplier = Multiplier::new(reservation.dtype)?;
         let beside = Own::bytes(&reservation) + WORKSPACE_BYTES;
@@ -85,7 +100,6 @@ impl Reserved {
             ..table
         });
         let threads = host_threads(options.host_threads)?;
-        let queues = Stream::ALL.map(|_| Queue::new());
         let events = (0..reservation.events).map(|_| {
             Ok(Signal {
                 mark: Mark::new(false)?,
@@ -104,7 +118,9 @@ impl Reserved {
                 failure: Mutex::default(),
             }),
             batches: vec![BatchFacts::default(); reservation.micro_batches as usize],
-            queues: queues.into_iter().collect::<Result<_>>()?,
+            cudnn,
+            queues,
+            notes: RefCell::default(),
             events: events.collect::<Result<_>>()?,
             clock: Clock::default(),
             parameters: None,
@@ -195,6 +211,9 @@ impl Reserved {
                 self.address(region)?;
             }
         }
+        if let Some(calls) = self.fused(operator)? {
+            return self.attend(place, &calls);
+        }
         let launches = launch::launches(operator, &self.reservation, &self.batches)?;
         let ready = launches.iter().map(|launch| self.arguments(launch));
         let ready: Vec<Vec<Value>> = ready.collect::<Result<_>>()?;
@@ -209,30 +228,89 @@ impl Reserved {
                 unsafe { multiplier.multiply(queue, product, address, workspace) }?;
             }
             for (launch, values) in launches.iter().zip(ready) {
-                let mut pointers: Vec<*mut c_void> =
-                    values.iter().map(|value| value.pointer()).collect();
-                // SAFETY: values have the types that the table of kernels gives; addresses are
-                // of regions within the arena or of own buffers, which live until the streams are
-                // through, and launches are functions of their sizes.
-                unsafe { reserved.kernels.launch(queue, launch, &mut pointers) }?;
+                reserved.run(queue, launch, values)?;
             }
             Ok(())
         })
     }
 
+    /// The calls of an attention that cuDNN serves, with their plans made; which it does is noted.
+    fn fused(&self, operator: &Operator) -> Result<Option<Vec<FusedCall>>> {
+        use Operator::{Attention, AttentionBackward};
+        if !matches!(operator, Attention { .. } | AttentionBackward { .. }) {
+            return Ok(None);
+        }
+        let served = match &self.cudnn {
+            Err(why) => Err(why.clone()),
+            Ok(cudnn) => launch::fused_calls(operator, &self.reservation)?.and_then(|calls| {
+                let prepared = calls.iter().try_for_each(|call| {
+                    cudnn.prepare((call.direction, call.shape), call.workspace.1)
+                });
+                prepared.map(|()| (cudnn.name(), calls))
+            }),
+        };
+        let by = match &served {
+            Ok((cudnn, _)) => cudnn.clone(),
+            Err(why) => format!("ebbtide's kernels ({why})"),
+        };
+        let mut notes = self.notes.borrow_mut();
+        notes.insert(format!("{} by {by}", operator.name()));
+        Ok(served.ok().map(|(_, calls)| calls))
+    }
+
+    /// Queues an attention that cuDNN serves.
+    fn attend(&mut self, place: Place, calls: &[FusedCall]) -> Result<()> {
+        self.timed(place, |reserved| {
+            let cudnn = reserved.cudnn.as_ref();
+            let cudnn = cudnn.map_err(|why| Failure::refused(why.clone()))?;
+            let address = |argument: &Argument| match reserved.value(argument)? {
+                Value::Long(address) => Ok(address),
+                Value::Short(_) => Err(Failure::refused("a tensor without an address")),
+            };
+            for call in calls {
+                let tensors = call.tensors.iter().map(|(id, at)| Ok((*id, address(at)?)));
+                let tensors: Vec<(i64, u64)> = tensors.collect::<Result<_>>()?;
+                let workspace = address(&call.workspace.0)?;
+                let queue = reserved.queue(place.stream);
+                let run = |launch: &Option<Launch>| {
+                    launch
+                        .iter()
+                        .try_for_each(|l| reserved.run(queue, l, reserved.arguments(l)?))
+                };
+                run(&call.before)?;
+                // SAFETY: regions were compared with the shape that they are tensors of, and with
+                // the arena; that and own buffers live until the streams are through.
+                unsafe { cudnn.attend((call.direction, call.shape), tensors, workspace) }?;
+                run(&call.after)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Queues a launch with its arguments.
+    fn run(&self, queue: &Queue, launch: &Launch, values: Vec<Value>) -> Result<()> {
+        let mut pointers: Vec<*mut c_void> = values.iter().map(Value::pointer).collect();
+        // SAFETY: values have the types that the table of kernels gives; addresses are of regions
+        // within the arena or of own buffers, which live until the streams are through, and
+        // launches are functions of their sizes.
+        unsafe { self.kernels.launch(queue, launch, &mut pointers) }
+    }
+
     /// The arguments of a launch as kernels take them.
     fn arguments(&self, launch: &Launch) -> Result<Vec<Value>> {
-        let value = |argument: &Argument| {
-            Ok(match *argument {
-                Argument::Region(region) => Value::Long(self.address(region)?),
-                Argument::Own(buffer, offset) => Value::Long(self.own.address(buffer, offset)?),
-                Argument::Null => Value::Long(0),
-                Argument::U32(number) => Value::Short(number),
-                Argument::U64(number) => Value::Long(number),
-                Argument::F32(number) => Value::Short(number.to_bits()),
-            })
-        };
-        launch.arguments.iter().map(value).collect()
+        let values = launch.arguments.iter();
+        values.map(|argument| self.value(argument)).collect()
+    }
+
+    fn value(&self, argument: &Argument) -> Result<Value> {
+        Ok(match *argument {
+            Argument::Region(region) => Value::Long(self.address(region)?),
+            Argument::Own(buffer, offset) => Value::Long(self.own.address(buffer, offset)?),
+            Argument::Null => Value::Long(0),
+            Argument::U32(number) => Value::Short(number),
+            Argument::U64(number) => Value::Long(number),
+            Argument::F32(number) => Value::Short(number.to_bits()),
+        })
     }
 
     /// Queues an operator on the host's threads.
@@ -406,6 +484,11 @@ impl Reserved {
             loss: loss * parameters.loss_scale,
             gradient_norm: norm.map(f64::sqrt),
         })
+    }
+
+    /// What attention was computed by, for a person.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.borrow().iter().cloned().collect()
     }
 
     /// The trace of the step that has ended.

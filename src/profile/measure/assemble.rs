@@ -108,6 +108,16 @@ fn operators(
         steps.iter().flat_map(|step| &step.attention),
         |a: &AttentionSample| (a.tokens, a.heads, a.kv_heads, a.direction),
     );
+    // Which kernels computed it.
+    let notes: BTreeSet<&str> = steps
+        .iter()
+        .flat_map(|s| &s.device_notes)
+        .map(String::as_str)
+        .collect();
+    let noted = std::iter::once(where_.as_str())
+        .chain(notes)
+        .collect::<Vec<_>>()
+        .join("; ");
     let norms = kernels.iter().filter(|kernel| kernel.operator == "norm");
     let sizes = norms.map(|kernel| file::SizeSample {
         bytes: kernel.bytes,
@@ -131,7 +141,7 @@ fn operators(
             samples: Some(gemm),
         },
         attention: file::AttentionSection {
-            source: where_,
+            source: noted,
             flops_per_s: None,
             samples: Some(attention),
             workspace: match request.workspace {

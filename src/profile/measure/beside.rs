@@ -27,7 +27,7 @@ const ROUNDS: usize = 5;
 /// Measures both.
 pub(super) fn slowdown(request: &Request<'_>) -> Result<SlowdownSection> {
     let model = request.model;
-    let copy = COPY[usize::from(matches!(request.target, Target::Cuda(_)))];
+    let copy = COPY[usize::from(matches!(request.target, Target::Cuda { .. }))];
     let width = request.dtype.bytes();
     let rows = request.tokens.iter().copied().max().unwrap_or(1);
     let up = if model.gated { 2 } else { 1 } * model.intermediate;

@@ -56,6 +56,8 @@ pub struct Request<'a> {
     pub memory: Bytes,
     /// The speed that copies are held to; none: what the link gives.
     pub link: Option<BytesPerSec>,
+    /// Whether the device is asked for the same bits in every run.
+    pub deterministic: bool,
 }
 
 /// A part of the measurement.
@@ -168,6 +170,7 @@ impl Request<'_> {
                 device: device.to_owned(),
                 dtype: dtype_name(self.dtype),
                 link_bytes_per_s: self.link.and_then(|rate| LinkRate::new(rate.get())),
+                deterministic: self.deterministic,
                 tokens: tokens.flatten().collect(),
             },
             calibration: None,

@@ -93,6 +93,7 @@ pub(super) fn step(
         kernels: Vec::new(),
         block: seen.block(tokens, tiling),
         overhead_bytes: Natural::new(overhead.get()).expect("less than an exabyte"),
+        device_notes: session.device_notes(),
     };
     seen.samples(&mut measured);
     Ok(measured)
@@ -403,6 +404,7 @@ mod tests {
             tokens: vec![64],
             memory: Bytes::gib(1),
             link: None,
+            deterministic: false,
         };
         let known = Calibration {
             launch_ns: Natural::new(100).unwrap(),
@@ -448,6 +450,7 @@ mod tests {
             kernels: Vec::new(),
             block: seen.block(64, tiling),
             overhead_bytes: Natural::new(0).unwrap(),
+            device_notes: Vec::new(),
         };
         seen.samples(&mut measured);
         measured

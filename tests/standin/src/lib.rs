@@ -1,11 +1,12 @@
-//! A driver for tests: what the CUDA device calls of NVIDIA's driver, cuBLASLt and NVRTC, on this
-//! machine's processor.
+//! A driver for tests: what the CUDA device calls of NVIDIA's driver, cuBLASLt, NVRTC and cuDNN, on
+//! this machine's processor.
 //!
-//! Built as a shared library that tests put where the CUDA device looks for those three. Then the
+//! Built as a shared library that tests put where the CUDA device looks for those four. Then the
 //! real device runs: real threads are its streams, real memory its card, and a kernel is the same
-//! source compiled by the host's compiler. It is strict where a card is lenient or slow to tell:
-//! every copy, product and pointer of a kernel is compared with the allocations there are, every
-//! launch with what the kernel's source says of its parameters and threads.
+//! source compiled by the host's compiler; graphs of cuDNN's are computed operation by operation.
+//! It is strict where a card is lenient or slow to tell: every copy, product, tensor and pointer of
+//! a kernel is compared with the allocations there are, every launch with what the kernel's source
+//! says of its parameters and threads.
 //!
 //! | variable | what |
 //! |---|---|
@@ -16,6 +17,7 @@
 //! | `EBBTIDE_STANDIN_MEMORY` | bytes of the card |
 //! | `EBBTIDE_STANDIN_CAPABILITY` | compute capability, such as `7.5` |
 //! | `EBBTIDE_STANDIN_VERSION` | the driver's version, such as `12020` |
+//! | `EBBTIDE_STANDIN_CUDNN` | cuDNN's version, such as `91900` |
 //!
 //! It knows nothing of training, and it is not fast.
 #![allow(
@@ -26,8 +28,10 @@
 )]
 
 mod compiler;
+mod cudnn;
 mod driver;
 mod faults;
+mod graph;
 mod kernels;
 mod memory;
 mod products;

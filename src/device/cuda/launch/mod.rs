@@ -4,10 +4,11 @@
 //! queued in order on one stream. Everything here is pure; `kernels/README.md` has the table of
 //! kernels, their arguments and the buffers beside the arena. Matrix products are not here: of an
 //! operator that is one, [`launches`] gives what follows it (a product's own bias and residual
-//! belong to its epilogue).
+//! belong to its epilogue). Attention that cuDNN serves is not here either, but [`fused_calls`].
 
 mod attention;
 pub mod batch;
+mod fused;
 mod heads;
 mod operand;
 mod rows;
@@ -16,6 +17,7 @@ mod update;
 
 use super::super::{Operator, Region, Reservation, Result};
 pub use batch::BatchFacts;
+pub use fused::{fused_calls, FusedCall};
 use operand::Operands;
 pub use update::{constants, CONSTANTS_BYTES};
 

@@ -1,0 +1,255 @@
+//! Attention and its backward as single operators: by cuDNN with scratch memory for all heads, for
+//! some and for none, and by our own kernels, against the CPU device.
+
+use ebbtide::device::cpu::{CpuDevice, CpuOptions};
+use ebbtide::device::{
+    AttentionShape, Device, HeadShape, Operator, Region, Reservation, Space, StepParameters, Stream,
+};
+use ebbtide::profile::{Dtype, FusedShape};
+
+use super::support::tiny::random::Random;
+use super::{card, has_cudnn, is_there};
+
+/// Operands and results, one behind the other in an arena.
+struct Place {
+    shape: AttentionShape,
+    used: u64,
+    regions: Vec<Region>,
+}
+
+const QKV: usize = 0;
+const D_O: usize = 1;
+const O: usize = 2;
+const LSE: usize = 3;
+const D_QKV: usize = 4;
+
+impl Place {
+    fn new(shape: AttentionShape) -> Place {
+        let mut place = Place {
+            shape,
+            used: 0,
+            regions: Vec::new(),
+        };
+        let (rows, heads) = (shape.sequences * shape.sequence, shape.heads);
+        let (qkv, o) = (2 * rows * heads.qkv_width(), 2 * rows * heads.query_width());
+        for bytes in [qkv, o, o, 4 * rows * heads.heads, qkv] {
+            let region = place.take(bytes);
+            place.regions.push(region);
+        }
+        place
+    }
+
+    fn take(&mut self, bytes: u64) -> Region {
+        let offset_bytes = self.used;
+        self.used += bytes.next_multiple_of(512);
+        Region {
+            space: Space::Device,
+            offset_bytes,
+            bytes,
+        }
+    }
+
+    /// o, lse and dqkv as numbers, and what the device says of how it computed them.
+    fn run(
+        mut self,
+        mut device: Box<dyn Device>,
+        scratch: Option<u64>,
+    ) -> (Vec<Vec<f32>>, Vec<String>) {
+        let shape = self.shape;
+        let workspace = scratch.map(|bytes| self.take(bytes));
+        let reservation = Reservation {
+            dtype: Dtype::Bf16,
+            arena_bytes: self.used,
+            slab_bytes: 0,
+            events: 0,
+            rows: shape.sequences * shape.sequence,
+            micro_batches: 1,
+            loss_slots: 0,
+            norm_slots: 0,
+            carry_elements: 0,
+            rotary: None,
+        };
+        device.reserve(reservation).unwrap();
+        let mut random = Random::new(7);
+        for operand in [QKV, D_O] {
+            let region = self.regions[operand];
+            let number = |_| {
+                let part = random.below(4001) as f32 / 1000.0 - 2.0;
+                half::bf16::from_f32(part).to_le_bytes()
+            };
+            let bytes: Vec<u8> = (0..region.bytes / 2).flat_map(number).collect();
+            device.write(region, &bytes).unwrap();
+        }
+        let step = StepParameters {
+            step: 1,
+            learning_rate: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            weight_decay: 0.0,
+            loss_scale: 1.0,
+            clip: None,
+            clip_value: None,
+        };
+        device.begin_step(&step).unwrap();
+        let [qkv, d_o, o, lse, d_qkv] = self.regions[..] else {
+            unreachable!("five regions")
+        };
+        let forward = Operator::Attention {
+            shape,
+            qkv,
+            o,
+            lse,
+            workspace: None,
+        };
+        let backward = Operator::AttentionBackward {
+            shape,
+            qkv,
+            o,
+            lse,
+            d_o,
+            d_qkv,
+            workspace,
+        };
+        device.launch(Stream::Compute, 0, &forward).unwrap();
+        device.launch(Stream::Compute, 1, &backward).unwrap();
+        device.finish().unwrap();
+        let numbers = [O, LSE, D_QKV].map(|result| {
+            let mut bytes = vec![0; self.regions[result].bytes as usize];
+            device.read(self.regions[result], &mut bytes).unwrap();
+            let number = |bytes: &[u8]| match *bytes {
+                [a, b] => half::bf16::from_le_bytes([a, b]).to_f32(),
+                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                _ => unreachable!("elements have 2 or 4 bytes"),
+            };
+            let size = if result == LSE { 4 } else { 2 };
+            bytes.chunks_exact(size).map(number).collect()
+        });
+        (numbers.into(), device.notes())
+    }
+}
+
+/// Holds results to the CPU device's, relative to the largest: probabilities and their gradients
+/// are rounded to bf16 on the way.
+fn assert_near(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
+    for (name, found, expected, tolerance) in [
+        ("o", &found[0], &expected[0], 2e-2),
+        ("lse", &found[1], &expected[1], 1e-5),
+        ("dqkv", &found[2], &expected[2], 2e-2),
+    ] {
+        let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (at, (a, b)) in found.iter().zip(expected).enumerate() {
+            let near = (a - b).abs() <= tolerance * largest;
+            assert!(near, "{what}: {name}[{at}] is {a}, expected {b}");
+        }
+    }
+}
+
+fn shape(
+    heads: u64,
+    kv_heads: u64,
+    head_dim: u64,
+    sequences: u64,
+    sequence: u64,
+) -> AttentionShape {
+    AttentionShape {
+        heads: HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        },
+        sequences,
+        sequence,
+        window: None,
+    }
+}
+
+#[test]
+fn attention_by_cudnn_and_by_ours() {
+    if !is_there() {
+        return;
+    }
+    for shape in [
+        shape(2, 2, 8, 2, 37),
+        shape(4, 2, 16, 1, 33),
+        shape(3, 1, 24, 2, 1),
+    ] {
+        let heads = shape.heads;
+        let processor = Box::new(CpuDevice::new(CpuOptions::default()));
+        let (expected, _) = Place::new(shape).run(processor, None);
+        let (own, notes) = Place::new(shape).run(card(true), None);
+        let what = format!("{shape:?}");
+        assert_near(&format!("{what} by our kernels"), &own, &expected);
+        let ours = ["attention", "attention_backward"]
+            .map(|name| format!("{name} by ebbtide's kernels (--deterministic)"));
+        assert_eq!(notes, ours);
+        if !has_cudnn() {
+            continue;
+        }
+        let sizes = FusedShape {
+            rows: shape.sequences * shape.sequence,
+            heads: heads.heads,
+            kv_heads: heads.kv_heads,
+            head_dim: heads.head_dim,
+        };
+        // All heads at once, all but one, and one after the other.
+        for at_once in [heads.kv_heads, heads.kv_heads - 1, 1] {
+            let bytes = sizes.part(at_once).backward_bytes() as u64;
+            if at_once == 0 {
+                continue;
+            }
+            let (found, notes) = Place::new(shape).run(card(false), Some(bytes));
+            let what = format!("{what} with {at_once} heads at once");
+            assert_near(&what, &found, &expected);
+            let cudnn = |note: &String| note.contains(" by cuDNN 9");
+            assert!(notes.len() == 2 && notes.iter().all(cudnn), "{notes:?}");
+        }
+        // Too little for one head, and nothing: the backward is ours, and says so.
+        let little = sizes.part(1).backward_bytes() as u64 - 1;
+        for (scratch, words) in [
+            (Some(little), "too short"),
+            (None, "plans no scratch memory"),
+        ] {
+            let (found, notes) = Place::new(shape).run(card(false), scratch);
+            assert_near(&what, &found, &expected);
+            assert!(notes[0].contains("attention by cuDNN 9"), "{notes:?}");
+            let ours = "attention_backward by ebbtide's kernels";
+            assert!(
+                notes[1].contains(ours) && notes[1].contains(words),
+                "{notes:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_cudnn_is_not_asked_for_is_ours() {
+    if !is_there() || !has_cudnn() {
+        return;
+    }
+    let window = AttentionShape {
+        window: Some(5),
+        ..shape(2, 2, 16, 1, 20)
+    };
+    for (shape, words) in [
+        (shape(2, 1, 20, 1, 20), "heads of 20"),
+        (shape(1, 1, 136, 1, 20), "heads of 136"),
+        (window, "a window of 5 tokens"),
+    ] {
+        let processor = Box::new(CpuDevice::new(CpuOptions::default()));
+        let (expected, _) = Place::new(shape).run(processor, None);
+        let (found, notes) = Place::new(shape).run(card(false), Some(1 << 20));
+        assert_near(words, &found, &expected);
+        assert!(notes.iter().all(|note| note.contains(words)), "{notes:?}");
+    }
+    // A window that hides nothing is none.
+    let whole = AttentionShape {
+        window: Some(20),
+        ..window
+    };
+    let (_, notes) = Place::new(whole).run(card(false), Some(1 << 20));
+    assert!(
+        notes.iter().all(|note| note.contains("by cuDNN")),
+        "{notes:?}"
+    );
+}
