@@ -92,6 +92,8 @@ T __shfl_xor_sync(unsigned, T mine, int mask) {
     return other;
 }
 
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 inline float __uint_as_float(unsigned bits) {
     float x;
     std::memcpy(&x, &bits, sizeof x);

@@ -21,6 +21,7 @@ mod straight;
 
 mod clock;
 mod faults;
+mod methods;
 mod place;
 mod steps;
 

@@ -188,9 +188,6 @@ impl Device for CudaDevice {
     }
 
     fn begin_step(&mut self, parameters: &StepParameters) -> Result<()> {
-        if parameters.clip_value.is_some() {
-            return Err(Failure::refused("gradients clipped element by element"));
-        }
         self.quiet()?.begin(parameters)
     }
 
@@ -201,12 +198,8 @@ impl Device for CudaDevice {
             operator: operator.name(),
         };
         let reserved = self.reserved()?;
-        let launched = match (stream, operator) {
-            (_, Operator::TensorUpdate { .. } | Operator::Project { .. }) => Err(Failure::refused(
-                "the method changes whole tensors, for which a GPU has no kernels yet; those of \
-                 adamw, sgd and lomo are there",
-            )),
-            (Stream::Host, _) => reserved.launch_on_host(place, operator),
+        let launched = match stream {
+            Stream::Host => reserved.launch_on_host(place, operator),
             _ => reserved.launch(place, operator),
         };
         launched.map_err(|failure| failure.at(place))

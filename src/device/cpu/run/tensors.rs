@@ -9,7 +9,7 @@ use crate::device::cpu::ops::update::{adamw, Constants};
 use crate::device::cpu::ops::{linear, vectorised};
 use crate::device::cpu::scratch::Loan;
 use crate::device::tensors::{Moments, TensorRule, TensorUpdate};
-use crate::device::{Cause, Region};
+use crate::device::{Cause, Failure, Region};
 use crate::profile::Dtype;
 
 impl<'a> Runner<'a> {
@@ -71,18 +71,10 @@ impl<'a> Runner<'a> {
     }
 
     fn check_tensor(&self, tensor: &TensorUpdate) -> Outcome {
-        let expected = tensor.rule.states(tensor.shape, self.dtype());
-        let found = tensor.states.iter().map(|s| s.bytes);
-        if !expected.iter().copied().eq(found) {
-            return Err(Cause::Refused(format!(
-                "a tensor of {} × {} whose states have other sizes",
-                tensor.shape.rows, tensor.shape.columns
-            )));
-        }
-        for &region in &tensor.states {
-            self.state.check(region).map_err(|failure| failure.cause)?;
-        }
-        Ok(())
+        let check = |checked: Result<(), Failure>| checked.map_err(|failure| failure.cause);
+        check(tensor.check(self.dtype()))?;
+        let mut states = tensor.states.iter();
+        states.try_for_each(|&region| check(self.state.check(region)))
     }
 
     /// The whole gradient in f32: its blocks added up, in order, clipped to the step's largest
@@ -92,11 +84,6 @@ impl<'a> Runner<'a> {
         let width = shape.columns as usize;
         let mut g = self.scratch.zeros(shape.elements() as usize);
         for block in &tensor.gradient {
-            let fits = block.row + block.rows <= shape.rows
-                && block.column + block.columns <= shape.columns;
-            if !fits {
-                return Err(Cause::Refused("a gradient outside its tensor".into()));
-            }
             let part = self.load(block.region, block.rows * block.columns)?;
             let columns = block.columns as usize;
             for (row, values) in (block.row as usize..).zip(part.chunks_exact(columns)) {
@@ -131,7 +118,7 @@ impl<'a> Runner<'a> {
                 epoch: self.state.step().parameters.step as u32,
                 purpose,
             };
-            round_all(draws, values);
+            round_all(draws, 0, values);
         }
         self.store(region, values)
     }
