@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a real card, in parts that each stay under 8 minutes:
 #
-#   tests/gpu/check.sh parity | profile | runs | long | llama | table
+#   tests/gpu/check.sh parity | profile | runs | long | llama | methods | table
 #
 # Binaries are carried, nothing is compiled here. Before, on the machine that builds:
 #   cargo build --release && cargo test --release --test gpu --no-run
@@ -74,8 +74,30 @@ llama)
     timeout 300 "$ebbtide" profile --model llama-3.1-8b --device cuda:0 --seq 4k,32k -o "$profile"
     step 8b-32k llama-3.1-8b "$profile" 32k 3 --method adamw
     ;;
+methods)
+    # A step of llama-2-7b at 16k by every method, with the measured profile if there is one. What
+    # does not run is named and left out.
+    profile=$out/llama-2-7b.profile.json
+    [ -e "$profile" ] || profile=h100-sxm5-80gb
+    end=$(($(date +%s) + 450))
+    for method in lomo adalomo sgd adamw-bf16-sr adamw8bit flora apollo-mini apollo galore compact; do
+        more=()
+        case $method in flora | apollo* | galore | compact) more=(--per-layer) ;; esac
+        left=$((end - $(date +%s)))
+        [ "$left" -gt 0 ] || left=1
+        timeout $((left < 90 ? left : 90)) tests/gpu/check.sh step "methods-$method" \
+            llama-2-7b "$profile" 16k 2 --method "$method" "${more[@]}" ||
+            echo "$method did not run, or not in time" >&2
+    done
+    tests/gpu/check.sh table
+    ;;
+step)
+    shift
+    step "$@"
+    ;;
 table)
-    printf '%-12s %14s %14s %9s %14s\n' run predicted_s measured_s ratio hf_s
+    printf '%-22s %11s %11s %6s %9s %12s %12s\n' \
+        run predicted_s measured_s ratio hf_s planned_gib measured_gib
     for file in "$out"/*.run.json; do
         name=$(basename "$file" .run.json)
         python3 - "$file" "$out/$name.hf.json" "$name" <<'PY'
@@ -83,7 +105,11 @@ import json, os, sys
 run = json.load(open(sys.argv[1]))
 hf = json.load(open(sys.argv[2]))["step_s"] if os.path.exists(sys.argv[2]) else float("nan")
 predicted, measured = (run[key]["step_ns"] / 1e9 for key in ("predicted", "measured"))
-print(f"{sys.argv[3]:12} {predicted:14.3f} {measured:14.3f} {measured / predicted:9.3f} {hf:14.3f}")
+planned, held = (run[key]["arena_bytes"] / 2**30 for key in ("predicted", "measured"))
+print(
+    f"{sys.argv[3]:22} {predicted:11.3f} {measured:11.3f} {measured / predicted:6.3f} {hf:9.3f}"
+    f" {planned:12.3f} {held:12.3f}"
+)
 PY
     done | tee "$out/table.txt"
     ;;

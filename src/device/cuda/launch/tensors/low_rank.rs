@@ -1,4 +1,4 @@
-//! Updates in a space of low rank: CompAct, GaLore, APOLLO; and what CompAct saves of inputs.
+//! What updates in a space of low rank share; CompAct's, and what it saves of inputs.
 //!
 //! Projections are products of elements with f32 sums and results. A random projection is drawn into
 //! memory as whole numbers ([`Basis::factor`] goes with the product), which bf16 holds exactly; what
@@ -10,9 +10,9 @@
 //! `M` rows and `μ` columns, in memory the other way round where `wide`.
 
 use super::super::super::super::{Failure, Operator, Region, Result};
-use super::super::operand::{blocks, kernel, number};
+use super::super::operand::{blocks, kernel};
 use super::super::{Argument, Buffer};
-use super::sequence::{Area, Factor, Gradient, Sequence, MOST_PARTIALS};
+use super::sequence::{Area, Factor, Gradient, Sequence};
 use super::{by_gradient, Kept};
 use crate::device::tensors::{Moments, Projection, TensorShape, TensorUpdate};
 use crate::profile::Dtype;
@@ -213,7 +213,7 @@ impl Sequence<'_> {
     }
 
     /// `R = g Pᵀ` in f32, without the factor of all gradients.
-    fn project(
+    pub(super) fn project(
         &mut self,
         tensor: &TensorUpdate,
         space: Space,
@@ -256,7 +256,7 @@ impl Sequence<'_> {
     }
 
     /// `w ← w − η α N P`, `w ← w − ηλ w`. `direct` gives the rows of `N` from the first on, in f32.
-    fn back(
+    pub(super) fn back(
         &mut self,
         tensor: &TensorUpdate,
         (space, basis): (Space, Basis),
@@ -311,7 +311,7 @@ impl Sequence<'_> {
     }
 
     /// What an update is multiplied with, and the decay.
-    fn descent(&self, factor: f64) -> [Argument; 2] {
+    pub(super) fn descent(&self, factor: f64) -> [Argument; 2] {
         let (rate, decay) = (self.step.learning_rate, self.step.weight_decay);
         [factor, rate * decay].map(|number| Argument::F32(number as f32))
     }
@@ -328,10 +328,7 @@ impl Sequence<'_> {
         let shape = tensor.rule.gradient_shape(tensor.shape);
         let kept = self.moments(kept, shape.elements(), &tensor.states)?;
         let factor = self.step.learning_rate * scale;
-        let most = self
-            .step
-            .clip_value
-            .map_or(f32::INFINITY, |most| most as f32);
+        let most = self.step.clip_value.unwrap_or(f64::INFINITY) as f32;
         let directed = |all: &mut Self, first: u64, rows: u64| {
             let out = all.take(4 * rows * shape.columns)?;
             let area = Area {
@@ -339,7 +336,6 @@ impl Sequence<'_> {
                 rows,
                 ..Area::of(shape)
             };
-            // A gathered gradient becomes its own direction.
             let gradient = all.gradient(tensor, area)?;
             let elements = (first * shape.columns, rows * shape.columns);
             all.direct((out, gradient), &kept, elements, (tensor.key, most))?;
@@ -364,138 +360,14 @@ impl Sequence<'_> {
         self.back(tensor, (space, basis), factor, directed)
     }
 
-    pub(super) fn apollo(
-        &mut self,
-        tensor: &TensorUpdate,
-        projection: Projection,
-        (scale, channels, kept): (f64, bool, Moments),
-        workspace: Option<Region>,
-    ) -> Result<()> {
-        let space = Space::of(tensor.shape, projection);
-        let elements = space.long * space.rank;
-        let (norm, states) = tensor.states.split_last().expect("checked before");
-        let kept = self.moments(kept, elements, states)?;
-        let mut workspace = Workspace::of(tensor, workspace)?;
-        let at = workspace.take(space.rank * space.short * self.operands.size());
-        let small = workspace.take(4 * elements);
-        let epoch = epoch(self.step.step, projection);
-        let basis = self.draw(at, tensor.key, epoch, space)?;
-        self.project(tensor, space, basis, small)?;
-        let of_gradient = self.row_squares(small, space)?;
-        self.directed(small, &kept, elements, tensor.key)?;
-        let of_direction = self.row_squares(small, space)?;
-        let (of_gradient, of_direction, count, by) = match channels {
-            true => (
-                of_gradient,
-                of_direction,
-                space.long,
-                1 + u32::from(space.wide),
-            ),
-            false => {
-                let all = self.sum(of_gradient, space.long)?;
-                (all, self.sum(of_direction, space.long)?, 1, 0)
-            }
-        };
-        let factors = workspace.take(4 * count);
-        let arguments = vec![
-            of_gradient,
-            of_direction,
-            number(count)?,
-            Argument::Own(Buffer::Constants, 0),
-            factors,
-        ];
-        let name = kernel!(self.operands, "channel_factors");
-        let grid = blocks(count, 256, i32::MAX as u64);
-        self.launch(name, [grid, 1, 1], 256, arguments)?;
-        let norm = self.operands.floats(*norm, 1)?;
-        self.scaled(
-            tensor,
-            (factors, by),
-            norm,
-            self.step.learning_rate * scale.sqrt(),
-        )
-    }
-
-    /// Updates by a gradient whose rows, columns or all of it have factors, and that grows slowly.
-    fn scaled(
-        &mut self,
-        tensor: &TensorUpdate,
-        (factors, by): (Argument, u32),
-        norm: Argument,
-        factor: f64,
-    ) -> Result<()> {
-        let shape = tensor.shape;
-        let at_once = match Gradient::is_whole(tensor) {
-            true => shape.rows,
-            // Partial sums are beside it.
-            false => {
-                let sides = (shape.rows, shape.columns);
-                self.at_once(self.left() / 8 * 7, sides, 4 * shape.columns)?
-            }
-        };
-        let of_area = |area: Area| match by {
-            1 => factors.behind(4 * area.row),
-            _ => factors,
-        };
-        let areas: Vec<Area> = Area::of(shape).by_rows(at_once).collect();
-        let across = blocks(shape.columns.div_ceil(4), 256, MOST_PARTIALS);
-        let down = (MOST_PARTIALS / across).min(at_once);
-        let parts = across * down * areas.len() as u64;
-        let partials = self.take(8 * parts)?;
-        for (nth, &area) in (0..).zip(&areas) {
-            let mark = self.mark();
-            let gradient = self.gradient(tensor, area)?;
-            let arguments = vec![
-                gradient.at,
-                Argument::U64(shape.columns),
-                of_area(area),
-                Argument::U32(by),
-                Argument::Own(Buffer::Constants, 0),
-                number(area.rows)?,
-                number(shape.columns)?,
-                partials.behind(8 * across * down * nth),
-            ];
-            let name = by_gradient!(self.operands, gradient, "scaled_squares");
-            self.launch(name, [across, down, 1], 256, arguments)?;
-            self.release(mark);
-        }
-        let squares = self.sum(partials, parts)?;
-        let growth = self.take(4)?;
-        let name = kernel!(self.operands, "limited_growth");
-        self.launch(name, [1; 3], 32, vec![squares, norm, growth])?;
-        for area in areas {
-            let mark = self.mark();
-            let gradient = self.gradient(tensor, area)?;
-            let mut arguments = self.part(tensor, area)?;
-            arguments.extend([
-                gradient.at,
-                Argument::U64(shape.columns),
-                of_area(area),
-                Argument::U32(by),
-                growth,
-                Argument::Own(Buffer::Constants, 0),
-            ]);
-            arguments.extend(self.descent(factor));
-            arguments.extend(self.sizes_and_draws(tensor, area)?);
-            let name = by_gradient!(self.operands, gradient, "scaled_update");
-            self.over(name, (area.rows, area.columns), arguments)?;
-            self.release(mark);
-        }
-        Ok(())
-    }
-
-    /// The sum of squares of every row of what is projected: f64.
-    fn row_squares(&mut self, small: Argument, space: Space) -> Result<Argument> {
-        let sums = self.take(8 * space.long)?;
-        let arguments = vec![small, number(space.long)?, number(space.rank)?, sums];
-        let name = kernel!(self.operands, "row_squares");
-        let grid = blocks(space.long, 8, i32::MAX as u64);
-        self.launch(name, [grid, 1, 1], 256, arguments)?;
-        Ok(sums)
-    }
-
     /// Makes Adam's direction of what is projected, in place.
-    fn directed(&mut self, small: Argument, kept: &Kept, elements: u64, key: u64) -> Result<()> {
+    pub(super) fn directed(
+        &mut self,
+        small: Argument,
+        kept: &Kept,
+        elements: u64,
+        key: u64,
+    ) -> Result<()> {
         let projected = Gradient {
             at: small,
             stride: 0,
@@ -524,127 +396,5 @@ impl Sequence<'_> {
         };
         let more = [Argument::F32(most)];
         self.by_moments(name, (out, gradient.at), kept, elements, key, &more)
-    }
-
-    pub(super) fn galore(
-        &mut self,
-        tensor: &TensorUpdate,
-        projection: Projection,
-        (scale, svd, kept): (f64, bool, Moments),
-        workspace: Option<Region>,
-    ) -> Result<()> {
-        if svd {
-            return Err(Failure::refused(
-                "GaLore's projections by a singular value decomposition (--svd) are not made on a \
-                 GPU; plan without --svd, which iterates subspaces, or run on the cpu device",
-            ));
-        }
-        let space = Space::of(tensor.shape, projection);
-        let elements = space.long * space.rank;
-        let kept = self.moments(kept, elements, &tensor.states[1..])?;
-        let mut workspace = Workspace::of(tensor, workspace)?;
-        let small = workspace.take(4 * elements);
-        let size = self.operands.size();
-        let place = tensor.states[0].part(0, space.rank * space.short * size);
-        let at = self.operands.elements(place, space.rank * space.short)?;
-        if (self.step.step - 1) % u64::from(projection.refresh) == 0 {
-            if self.step.step == 1 {
-                self.draw(at, tensor.key, 0, space)?;
-            }
-            let wide = workspace.take(4 * space.rank * space.short);
-            self.renew(tensor, space, at, (small, wide))?;
-        }
-        let basis = Basis { at, factor: 1.0 };
-        self.project(tensor, space, basis, small)?;
-        self.directed(small, &kept, elements, tensor.key)?;
-        let factor = self.step.learning_rate * scale;
-        self.back(tensor, (space, basis), factor, |_, first, _| {
-            Ok(small.behind(4 * first * space.rank))
-        })
-    }
-
-    /// Two subspace iterations from the basis at `at`: `Q ← orth(gᵀ g Q)`; `y` and `q` are f32 for
-    /// `[M × r]` and `[r × μ]`.
-    fn renew(
-        &mut self,
-        tensor: &TensorUpdate,
-        space: Space,
-        at: Argument,
-        (y, q): (Argument, Argument),
-    ) -> Result<()> {
-        const ITERATIONS: usize = 2;
-        // What keeps a basis of full rank where a gradient is zero.
-        const SHIFT: f32 = 1e-30;
-        let Space {
-            short, rank, wide, ..
-        } = space;
-        self.widen(at, q, rank * short)?;
-        let basis = Factor {
-            at: q,
-            stride: short,
-            turned: true,
-        };
-        let f32 = Dtype::F32;
-        for _ in 0..ITERATIONS {
-            let at_once = self.at_once(self.left(), (space.long, rank), 4 * short)?;
-            for forward in [true, false] {
-                for (area, first, some) in space.along(at_once) {
-                    let mark = self.mark();
-                    let g = Factor {
-                        at: self.dense(tensor, area)?,
-                        stride: area.columns,
-                        turned: wide,
-                    };
-                    let rows = Factor {
-                        at: y.behind(4 * first * rank),
-                        stride: rank,
-                        turned: true,
-                    };
-                    if forward {
-                        self.multiply([some, rank, short], (g, basis), f32)
-                            .to(rows.at, rank, f32);
-                    } else {
-                        let kept = if first == 0 { SHIFT } else { 1.0 };
-                        self.multiply([rank, short, some], (rows, g), f32)
-                            .added_to(q, kept)
-                            .to(q, short, f32);
-                    }
-                    self.release(mark);
-                }
-            }
-            self.orthonormal(q, rank, short)?;
-        }
-        self.narrow(q, short, at, (rank, short))
-    }
-
-    /// Makes `count` vectors orthonormal, in their order: 32 at a time, of which what those before
-    /// span is taken off, twice (Barlow and Smoktunowicz 2013). Costs 8 r² μ operations.
-    fn orthonormal(&mut self, vectors: Argument, count: u64, width: u64) -> Result<()> {
-        const PANEL: u64 = 32;
-        let name = kernel!(self.operands, "orthonormal");
-        let f32 = Dtype::F32;
-        let mark = self.mark();
-        let shares = self.take(4 * PANEL * count)?;
-        let of = |at, stride, turned| Factor { at, stride, turned };
-        for first in (0..count).step_by(PANEL as usize) {
-            let some = PANEL.min(count - first);
-            let panel = vectors.behind(4 * first * width);
-            for _ in 0..if first == 0 { 1 } else { 2 } {
-                if first > 0 {
-                    let (z, before) = (of(panel, width, false), of(vectors, width, true));
-                    self.multiply([some, first, width], (z, before), f32)
-                        .to(shares, first, f32);
-                    let (s, before) = (of(shares, first, false), of(vectors, width, false));
-                    self.multiply([some, width, first], (s, before), f32)
-                        .factor(-1.0)
-                        .added_to(panel, 1.0)
-                        .to(panel, width, f32);
-                }
-                let arguments = vec![panel, number(some)?, number(width)?];
-                self.launch(name, [1; 3], 1024, arguments)?;
-            }
-        }
-        self.release(mark);
-        Ok(())
     }
 }

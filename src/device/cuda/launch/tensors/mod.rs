@@ -4,8 +4,10 @@
 //! much at once depends on shapes alone, so that plans do not change a bit. Scratch memory is given
 //! out anew for every tensor ([`Sequence`]).
 
+mod apollo;
 mod factored;
 mod flora;
+mod galore;
 mod low_rank;
 mod sequence;
 
