@@ -111,7 +111,9 @@ fn states(case: &mut Case, rule: TensorRule, shape: TensorShape) -> Vec<Region> 
             moments: kept,
             ..
         } => {
-            let count = (projection.rank * short).next_multiple_of(2);
+            // A state is a whole number of words.
+            let of_word = 4 / case.setting.dtype.bytes();
+            let count = (projection.rank * short).next_multiple_of(of_word);
             let basis = case.random(count);
             [vec![basis], moments(case, kept, long * projection.rank)].concat()
         }
