@@ -155,9 +155,10 @@ struct Constants {
     float learning_rate;
     float weight_decay;
     float loss_scale;
-    float unused;
+    float most;           // the largest magnitude of a gradient's element; infinite: not clipped
     double limit;         // the largest norm of all gradients; infinite: not clipped
-    double unused_too;
+    float first_old;      // beta1
+    float direction;      // sqrt(1 - beta2^t) / (1 - beta1^t)
 };
 
 // Kinds of norms.

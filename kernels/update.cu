@@ -1,6 +1,6 @@
 // Updates of parameters and the norm of all gradients. Compiled without fused products: an update
 // gives the same bits here and on the host.
-#include "device.cuh"
+#include "update.cuh"
 
 // Adds copies of a gradient up, in order: to what `out` holds, or from the first copy on.
 KERNEL(256, gradient_sum, float* out, u64 count, u32 from_zero, u32 copies, const E* c0,
@@ -75,13 +75,7 @@ __device__ __forceinline__ void adamw_at(E* weight, const G* gradient, float* ma
     load<N>(gradient, g);
     load<N>(m, first);
     load<N>(v, second);
-    for (int i = 0; i < N; i++) {
-        const float clipped = g[i] * c.clip;
-        first[i] = first[i] + c.first * (clipped - first[i]);
-        second[i] = second[i] * c.second + c.second_new * clipped * clipped;
-        const float deviation = sqrtf(second[i]) * c.correction + c.epsilon;
-        w[i] = w[i] * c.keep - c.step_size * first[i] / deviation;
-    }
+    for (int i = 0; i < N; i++) adamw_element(w[i], first[i], second[i], clipped(g[i], c), c);
     if (master) store<N>(master, w);
     store<N>(weight, w);
     store<N>(m, first);
@@ -94,7 +88,7 @@ __device__ __forceinline__ void sgd_at(E* weight, const G* gradient, const Const
     load<N>(weight, w);
     load<N>(gradient, g);
     for (int i = 0; i < N; i++)
-        w[i] = w[i] - c.learning_rate * (g[i] * c.clip + c.weight_decay * w[i]);
+        w[i] = w[i] - c.learning_rate * (clipped(g[i], c) + c.weight_decay * w[i]);
     store<N>(weight, w);
 }
 

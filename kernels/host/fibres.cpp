@@ -265,7 +265,8 @@ static const Kernel* find(const char* name) {
     return nullptr;
 }
 
-// How many parameters a kernel has and how many bytes each; -1: there is no such kernel.
+// How many parameters a kernel has and how many bytes each, 0 for addresses; -1: there is no such
+// kernel.
 extern "C" int ebbtide_host_parameters(const char* kernel, const size_t** bytes) {
     const Kernel* found = find(kernel);
     if (!found) return -1;

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "../attention.cuh"
+#include "../update.cuh"
 
 namespace memory {
 #include "../memory.cu"
@@ -26,6 +27,18 @@ namespace cross_entropy {
 }
 namespace update {
 #include "../update.cu"
+}
+namespace tensors {
+#include "../tensors.cu"
+}
+namespace factored {
+#include "../factored.cu"
+}
+namespace low_rank {
+#include "../low_rank.cu"
+}
+namespace product {
+#include "product.cu"
 }
 namespace attention {
 #include "../attention.cu"

@@ -94,7 +94,8 @@ static void run(const Launch& launch, const std::vector<char*>& starts) {
     std::vector<u64> values;
     for (const Argument& argument : launch.arguments) {
         const u64 start = argument.kind ? 0 : reinterpret_cast<u64>(starts.at(argument.buffer));
-        check(sizes[values.size()] == (argument.kind == 2 ? 4 : 8),
+        const size_t bytes = argument.kind < 2 ? 0 : argument.kind == 2 ? 4 : 8;
+        check(sizes[values.size()] == bytes,
               name + ": parameter " + std::to_string(values.size()) + " has another size");
         values.push_back(start + argument.value);
     }

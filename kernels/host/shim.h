@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #define __device__
@@ -52,7 +53,8 @@ struct Kernel {
 
 template <auto F, class... P, std::size_t... I>
 Kernel described(void (*)(P...), std::index_sequence<I...>) {
-    static const std::size_t sizes[] = {sizeof(P)...};
+    // 0: an address.
+    static const std::size_t sizes[] = {(std::is_pointer<P>::value ? 0 : sizeof(P))...};
     return {[](void** a) { F(*static_cast<P*>(a[I])...); }, sizes, sizeof...(P)};
 }
 template <auto F, class... P>
@@ -91,6 +93,8 @@ T __shfl_xor_sync(unsigned, T mine, int mask) {
     std::memcpy(&other, host::exchange(&mine, sizeof mine)[threadIdx.x % 32 ^ mask], sizeof other);
     return other;
 }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 inline float __uint_as_float(unsigned bits) {
     float x;

@@ -4,7 +4,7 @@
 //! [`TensorUpdate`] where weight, gradient and states lie. Every device runs the same rules; the
 //! planner reads their bytes here too, so that what is planned is what is held.
 
-use super::Region;
+use super::{Failure, Region};
 use crate::profile::Dtype;
 
 /// Elements of a tensor from which on its moments are kept in 8 bits; smaller ones stay f32
@@ -468,4 +468,26 @@ pub struct TensorUpdate {
     pub key: u64,
     /// Which random numbers it shares with what reads the same input.
     pub projection_key: u64,
+}
+
+impl TensorUpdate {
+    /// Refuses operands that have not the sizes which rule and shape give them.
+    pub(super) fn check(&self, dtype: Dtype) -> Result<(), Failure> {
+        let TensorShape { rows, columns } = self.shape;
+        let gradient = self.rule.gradient_shape(self.shape);
+        let states = self.rule.states(self.shape, dtype);
+        let block_fits = |block: &GradientBlock| {
+            block.row + block.rows <= gradient.rows
+                && block.column + block.columns <= gradient.columns
+                && block.region.bytes == block.rows * block.columns * dtype.bytes()
+        };
+        let wrong = match () {
+            () if !states.into_iter().eq(self.states.iter().map(|s| s.bytes)) => "states",
+            () if self.weight.bytes != self.shape.elements() * dtype.bytes() => "weights",
+            () if !self.gradient.iter().all(block_fits) => "gradients",
+            () => return Ok(()),
+        };
+        let what = format!("a tensor of {rows} × {columns} whose {wrong} have other sizes");
+        Err(Failure::refused(what))
+    }
 }

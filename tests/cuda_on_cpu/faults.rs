@@ -131,15 +131,15 @@ fn cards_that_do_not_serve_are_refused() {
 }
 
 #[test]
-fn methods_without_kernels_are_refused() {
+fn decompositions_are_refused() {
     if !is_there() {
         return;
     }
-    let galore = plan("galore.json", &["--method", "galore"]);
+    let galore = plan("galore.json", &["--method", "galore", "--svd"]);
     fails_with(
         &galore,
         &[],
-        &["no kernels yet", "adamw, sgd and lomo", "instruction"],
+        &["--svd", "plan without", "cpu device", "instruction"],
     );
 }
 

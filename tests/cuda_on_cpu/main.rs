@@ -23,6 +23,7 @@ mod attention;
 mod clock;
 mod cudnn;
 mod faults;
+mod methods;
 mod place;
 mod steps;
 

@@ -19,15 +19,16 @@ use super::straight::straight;
 use super::support::tiny::random::Random;
 use super::{card, has_cudnn, is_there};
 
-/// What the card's kernels update by.
+/// Methods that change weights element by element.
 const METHODS: [Method; 3] = [Method::AdamW, Method::Sgd, Method::Lomo];
 
-fn processor() -> Box<dyn Device> {
+/// What steps are held to.
+pub fn processor() -> Box<dyn Device> {
     Box::new(CpuDevice::new(CpuOptions::default()))
 }
 
 /// Some steps from a seed, and what they leave.
-fn run(
+pub fn run(
     device: Box<dyn Device>,
     what: (&ModelConfig, &Cut, &Schedule),
     how: (u64, &Optimizer),
@@ -81,7 +82,7 @@ fn telling(method: Method) -> (u64, Optimizer) {
 }
 
 /// How far apart two lists of floats are, relative to the second's norm.
-fn apart(found: &[u32], expected: &[u32]) -> f64 {
+pub fn apart(found: &[u32], expected: &[u32]) -> f64 {
     let value = |bits: &u32| f64::from(f32::from_bits(*bits));
     let norm: f64 = expected.iter().map(|bits| value(bits).powi(2)).sum();
     let pairs = found.iter().zip(expected);

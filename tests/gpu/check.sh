@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a real card, in parts that each stay under 8 minutes:
 #
-#   tests/gpu/check.sh parity | profile | 64k | 128k | 256k | 1m | llama | table
+#   tests/gpu/check.sh parity | profile | 64k | 128k | 256k | 1m | llama | methods | table
 #
 # Binaries are carried, nothing is compiled here. Before, on the machine that builds:
 #   cargo build --release && cargo test --release --test gpu --no-run
@@ -86,6 +86,26 @@ llama)
     profile=$out/llama-3.1-8b.profile.json
     timeout 300 "$ebbtide" profile --model llama-3.1-8b --device cuda:0 --seq 4k,32k -o "$profile"
     step 8b-32k llama-3.1-8b "$profile" 32k 3 --method adamw
+    ;;
+methods)
+    # A step of llama-2-7b at 16k by every method, with the measured profile if there is one. What
+    # does not run is named and left out.
+    [ -e "$profile" ] || profile=h100-sxm5-80gb
+    end=$(($(date +%s) + 450))
+    for method in lomo adalomo sgd adamw-bf16-sr adamw8bit flora apollo-mini apollo galore compact; do
+        more=()
+        case $method in flora | apollo* | galore | compact) more=(--per-layer) ;; esac
+        left=$((end - $(date +%s)))
+        [ "$left" -gt 0 ] || left=1
+        timeout $((left < 90 ? left : 90)) tests/gpu/check.sh step "methods-$method" \
+            llama-2-7b "$profile" 16k 2 --method "$method" "${more[@]}" ||
+            echo "$method did not run, or not in time" >&2
+    done
+    tests/gpu/check.sh table
+    ;;
+step)
+    shift
+    step "$@"
     ;;
 table)
     python3 tests/gpu/table.py "$out" | tee "$out/table.txt"

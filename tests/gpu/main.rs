@@ -8,6 +8,8 @@ mod support;
 mod attention;
 #[path = "../execute/hf.rs"]
 mod hf;
+#[path = "../cuda_on_cpu/methods.rs"]
+mod methods;
 #[path = "../execute/models.rs"]
 mod models;
 #[path = "../execute/plans.rs"]

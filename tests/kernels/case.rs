@@ -8,7 +8,8 @@ use std::sync::Mutex;
 
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::device::cuda::launch::{
-    batch, constants, launches, Argument, BatchFacts, Buffer, Launch,
+    batch, constants, launches, maps, tasks, Argument, BatchFacts, Buffer, Known, Launch, Product,
+    Task,
 };
 use ebbtide::device::{
     Device, Operator, Region, Reservation, RotaryTable, Space, StepParameters, StepResult, Stream,
@@ -65,6 +66,8 @@ struct Held {
     product: Option<Vec<u8>>,
     /// Whether only a product writes it, which is not among the kernels.
     by_product: bool,
+    /// Whether it is scratch memory, which is not compared.
+    scratch: bool,
 }
 
 /// Operands, operators and what they are to be.
@@ -152,6 +155,7 @@ impl Case {
             before,
             product: None,
             by_product: false,
+            scratch: false,
         });
         region
     }
@@ -180,6 +184,12 @@ impl Case {
         self.hold(Dtype::F32, encode(&values, Dtype::F32))
     }
 
+    /// Random bytes.
+    pub fn bytes(&mut self, count: u64) -> Region {
+        let bytes = (0..count).map(|_| self.below(256) as u8).collect();
+        self.hold(Dtype::Fp8, bytes)
+    }
+
     /// f32 that are NaNs.
     pub fn poisoned_floats(&mut self, count: u64) -> Region {
         self.hold(Dtype::F32, vec![0xFF; 4 * count as usize])
@@ -190,6 +200,13 @@ impl Case {
         let product = self.of(other).before.clone();
         let place = self.held.iter_mut().find(|held| held.region == region);
         place.unwrap().product = Some(product);
+    }
+
+    /// Planned scratch memory, full of NaNs.
+    pub fn workspace(&mut self, bytes: u64) -> Option<Region> {
+        let region = (bytes > 0).then(|| self.hold(Dtype::F32, vec![0xFF; bytes as usize]))?;
+        self.held.last_mut().unwrap().scratch = true;
+        Some(region)
     }
 
     /// Says that a product writes `region`, and no kernel does.
@@ -267,12 +284,62 @@ impl Case {
         (self.held.iter().map(read).collect(), result)
     }
 
+    /// Kernels and, of updates of tensors, the products between them.
     fn launches(&self) -> Vec<Launch> {
         let facts = [BatchFacts::new(&self.batch.0, &self.batch.1)];
-        let operators = self.operators.iter();
-        operators
-            .flat_map(|operator| launches(operator, &self.reservation, &facts).unwrap())
-            .collect()
+        let known = Known {
+            reservation: &self.reservation,
+            batches: &facts,
+            step: &self.step,
+            scratch_bytes: self.scratch,
+        };
+        let all = |operator: &Operator| match operator {
+            Operator::TensorUpdate { .. } | Operator::Project { .. } => {
+                let tasks = tasks(operator, known).unwrap().into_iter();
+                tasks.map(|task| self.launch(task)).collect()
+            }
+            _ => launches(operator, &self.reservation, &facts).unwrap(),
+        };
+        self.operators.iter().flat_map(all).collect()
+    }
+
+    /// A task as the host's kernels do it.
+    fn launch(&self, task: Task) -> Launch {
+        let product = match task {
+            Task::Launch(launch) => return launch,
+            Task::Multiply(product) => product,
+        };
+        let Product {
+            sizes: [m, n, k],
+            a,
+            b,
+            added,
+            out,
+            stride,
+            dtypes: [of, to],
+            factors: [factor, kept],
+            bias: None,
+        } = product
+        else {
+            panic!("no update adds a bias");
+        };
+        let numbers = [m, n, k, a.stride, b.stride, stride].map(Argument::U64);
+        let wide = |dtype| dtype == Dtype::F32;
+        let flags = [a.turned, b.turned, wide(of), wide(to)];
+        let flags = flags.map(|flag| Argument::U32(flag.into()));
+        let mut arguments = vec![a.at, b.at, added.unwrap_or(Argument::Null), out];
+        arguments.extend(numbers.into_iter().chain(flags));
+        arguments.extend([factor, kept].map(Argument::F32));
+        Launch {
+            kernel: match self.setting.dtype {
+                Dtype::F32 => "host_product_f32",
+                _ => "host_product_bf16",
+            },
+            grid: [(m * n).div_ceil(256) as u32, 1, 1],
+            block: [256, 1, 1],
+            shared_bytes: 0,
+            arguments,
+        }
     }
 
     /// The device's own buffers: bytes and what is in them, NaNs behind that.
@@ -285,7 +352,7 @@ impl Case {
             None => Vec::new(),
         };
         let labels: Vec<u32> = labels.iter().map(|&label| label as u32).collect();
-        let given: [(Buffer, Vec<u8>); 7] = [
+        let given: [(Buffer, Vec<u8>); 8] = [
             (Buffer::Tokens(0), words(tokens)),
             (Buffer::Labels(0), words(&labels)),
             (Buffer::Order(0), words(&order)),
@@ -293,6 +360,7 @@ impl Case {
             (Buffer::Cos, table(|table| &table.cos)),
             (Buffer::Sin, table(|table| &table.sin)),
             (Buffer::Constants, constants(&self.step).to_vec()),
+            (Buffer::Maps, encode(&maps(), Dtype::F32)),
         ];
         let given = given.map(|(buffer, bytes)| (buffer, (bytes.len() as u64, bytes)));
         let slots = |slots: u32| vec![0; 8 * slots as usize];
@@ -346,6 +414,7 @@ impl Case {
                 Argument::U32(value) => (2, 0, value.into()),
                 Argument::U64(value) => (3, 0, value),
                 Argument::F32(value) => (2, 0, value.to_bits().into()),
+                Argument::F64(value) => (3, 0, value.to_bits()),
             });
         }
         let result = request
@@ -375,6 +444,9 @@ impl Case {
 
     fn compare(&self, what: &str, expected: &[Vec<u8>], found: &[Vec<u8>]) {
         for (number, held) in self.held.iter().enumerate() {
+            if held.scratch {
+                continue;
+            }
             if expected[number] == held.before || held.by_product {
                 let given = held.product.as_ref().unwrap_or(&held.before);
                 assert!(found[number] == *given, "{what}: operand {number} changed");
@@ -386,6 +458,8 @@ impl Case {
             for (i, (&a, &b)) in a.iter().zip(&b).enumerate() {
                 let rounding = match held.dtype {
                     Dtype::Bf16 => b.abs() / 128.0,
+                    // The next code.
+                    Dtype::Fp8 if self.tolerance > 0.0 => 1.0,
                     _ => 0.0,
                 };
                 let off = (a - b).abs();
@@ -438,7 +512,8 @@ fn decode(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
     let decoded = |b: &[u8]| match *b {
         [a, b] => half::bf16::from_le_bytes([a, b]).to_f32(),
         [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-        _ => unreachable!("elements have 2 or 4 bytes"),
+        [code] => code.into(),
+        _ => unreachable!("elements have 1, 2 or 4 bytes"),
     };
     bytes.chunks_exact(size).map(decoded).collect()
 }

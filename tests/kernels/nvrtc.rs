@@ -77,7 +77,7 @@ impl Nvrtc {
         let mut program = std::ptr::null_mut();
         // SAFETY: all strings outlive the calls, and their numbers are right.
         let code = unsafe {
-            let pointers = |texts: &[CString; 2]| [texts[0].as_ptr(), texts[1].as_ptr()];
+            let pointers = |texts: &[CString; 3]| texts.each_ref().map(|text| text.as_ptr());
             let (names, headers) = (pointers(&names), pointers(&headers));
             let made = create(
                 &mut program,

@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 
 use ebbtide::device::cuda::launch::sources::SOURCES;
 use ebbtide::device::cuda::launch::{
-    launches, Argument, BatchFacts, Buffer, MOST_SHARED_BYTES, SCRATCH_BYTES,
+    launches, tasks, Argument, BatchFacts, Buffer, Known, Task, MOST_SHARED_BYTES, SCRATCH_BYTES,
+};
+use ebbtide::device::tensors::{
+    GradientBlock, Moments, Projection, TensorRule, TensorShape, TensorUpdate,
 };
 use ebbtide::device::{
     AttentionShape, HeadShape, NormShape, Operator, Region, Reservation, Rows, Space,
+    StepParameters,
 };
 use ebbtide::model::NormKind;
 use ebbtide::profile::Dtype;
@@ -208,5 +212,124 @@ fn every_file_of_kernels_is_among_the_sources() {
     for source in SOURCES {
         let includes = source.text.matches("#include").count();
         assert_eq!(includes, 1, "{} includes more than the header", source.file);
+    }
+}
+
+/// An update of a tensor whose gradient lies in columns or rows of so many head groups.
+fn update(rule: TensorRule, (rows, columns): (u64, u64), groups: u64, beside: bool) -> Operator {
+    let shape = TensorShape { rows, columns };
+    let all = rule.gradient_shape(shape);
+    let block = |group| {
+        let (rows, columns) = match beside {
+            true => (all.rows, all.columns / groups),
+            false => (all.rows / groups, all.columns),
+        };
+        GradientBlock {
+            region: region(0, 2 * rows * columns),
+            row: if beside { 0 } else { group * rows },
+            rows,
+            column: if beside { group * columns } else { 0 },
+            columns,
+        }
+    };
+    let states = rule.states(shape, Dtype::Bf16).into_iter();
+    let tensor = TensorUpdate {
+        rule,
+        shape,
+        weight: region(0, 2 * rows * columns),
+        gradient: (0..groups).map(block).collect(),
+        states: states.map(|bytes| region(0, bytes)).collect(),
+        key: 1,
+        projection_key: 2,
+    };
+    Operator::TensorUpdate {
+        tensors: vec![tensor],
+        workspace: Some(region(0, rule.workspace_bytes(shape))),
+    }
+}
+
+/// Matrices of models of 7 to 70 G parameters, in one piece and by head groups, at the ranks that
+/// methods default to: what is handed on stays inside scratch memory.
+#[test]
+fn updates_of_large_tensors_stay_inside_scratch_memory() {
+    let bf16 = reservation(Dtype::Bf16);
+    let step = StepParameters {
+        step: 1,
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        loss_scale: 1.0,
+        clip: None,
+        clip_value: Some(1.0),
+    };
+    let known = Known {
+        reservation: &bf16,
+        batches: &[],
+        step: &step,
+        scratch_bytes: SCRATCH_BYTES,
+    };
+    let matrices = [
+        (4096, 4096),
+        (11_008, 4096),
+        (4096, 11_008),
+        (8192, 28_672),
+        (28_672, 8192),
+    ];
+    let moments = Moments::EightBit;
+    for (rows, columns) in matrices {
+        let projection = |rank| Projection { rank, refresh: 200 };
+        let rules = [
+            TensorRule::Adam(moments),
+            TensorRule::AdaLomo,
+            TensorRule::Flora {
+                projection: projection(128),
+                accumulated: false,
+            },
+            TensorRule::Galore {
+                projection: projection(1024),
+                scale: 0.25,
+                svd: false,
+                moments,
+            },
+            TensorRule::Apollo {
+                projection: projection(256),
+                scale: 1.0,
+                channels: true,
+                moments,
+            },
+            TensorRule::Compact {
+                projection: Some(projection(columns / 4)),
+                scale: 0.25,
+                moments,
+            },
+            TensorRule::Compact {
+                projection: None,
+                scale: 0.25,
+                moments,
+            },
+        ];
+        for (rule, (groups, beside)) in rules
+            .into_iter()
+            .flat_map(|rule| [(1, false), (4, false), (4, true)].map(|how| (rule, how)))
+        {
+            let operator = update(rule, (rows, columns), groups, beside);
+            let all = tasks(&operator, known).unwrap_or_else(|f| panic!("{rule:?}: {f}"));
+            for task in all {
+                let Task::Multiply(product) = task else {
+                    continue;
+                };
+                let [m, n, _] = product.sizes;
+                if let Argument::Own(buffer, at) = product.out {
+                    let end = at + 4 * ((n - 1) * product.stride + m);
+                    assert_eq!(buffer, Buffer::Scratch);
+                    assert!(
+                        end <= SCRATCH_BYTES,
+                        "{rule:?} of {rows} × {columns}: {end}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -138,3 +138,16 @@ fn a_norm_that_is_no_number_clips_nothing() {
         case.check("a norm that is no number");
     }
 }
+
+#[test]
+fn gradients_are_clipped_by_value() {
+    for (setting, rule) in SETTINGS.into_iter().flat_map(|s| RULES.map(|r| (s, r))) {
+        let mut case = exact(setting, 1);
+        case.step.clip_value = Some(0.25);
+        let sizes = [((3, 16, 24), 1), ((1, 37, 37), 3)];
+        let slices = sizes.map(|(sizes, copies)| slice(&mut case, rule, sizes, copies));
+        let slices = slices.to_vec();
+        case.operators.push(Operator::Update { rule, slices });
+        case.check(&format!("{rule:?} with gradients clipped by value"));
+    }
+}

@@ -7,6 +7,8 @@
 //! The arithmetic and its cuts are the CPU device's ([`crate::device::cpu::update`]), element by
 //! element; neither threads nor cuts change a bit.
 
+mod tensors;
+
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::slice;
@@ -65,6 +67,11 @@ impl Work {
                     .iter()
                     .try_for_each(|slice| host.check_slice(*rule, slice))?;
             }
+            Operator::TensorUpdate { tensors, .. } => {
+                tensors
+                    .iter()
+                    .try_for_each(|tensor| host.check_tensor(tensor))?;
+            }
             other => {
                 let name = other.name();
                 return Err(Failure::refused(format!("{name} does not run on the host")));
@@ -92,6 +99,10 @@ impl Work {
                 for slice in slices {
                     self.update(*rule, slice, &constants);
                 }
+            }
+            Operator::TensorUpdate { tensors, .. } => {
+                let clip = self.clip();
+                tensors.iter().for_each(|tensor| self.tensor(tensor, clip));
             }
             _ => unreachable!("refused before"),
         }

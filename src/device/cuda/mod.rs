@@ -196,9 +196,6 @@ impl Device for CudaDevice {
     }
 
     fn begin_step(&mut self, parameters: &StepParameters) -> Result<()> {
-        if parameters.clip_value.is_some() {
-            return Err(Failure::refused("gradients clipped element by element"));
-        }
         self.quiet()?.begin(parameters)
     }
 
@@ -210,14 +207,9 @@ impl Device for CudaDevice {
         };
         let reserved = self.reserved()?;
         let launched = match (stream, operator) {
-            (
-                _,
-                Operator::TensorUpdate { .. }
-                | Operator::Project { .. }
-                | Operator::CompressGradient { .. },
-            ) => Err(Failure::refused(
-                "the method changes whole tensors, for which a GPU has no kernels yet; those of \
-                 adamw, sgd and lomo are there",
+            (_, Operator::CompressGradient { .. }) => Err(Failure::refused(
+                "gradients are accumulated in a space of low rank, for which a GPU has no kernel \
+                 yet; without --accumulate none are",
             )),
             (Stream::Host, _) => reserved.launch_on_host(place, operator),
             _ => reserved.launch(place, operator),

@@ -13,8 +13,9 @@ use std::ptr;
 use cudarc::cublaslt::sys::{self, cublasStatus_t};
 
 use super::driver::{Allocation, Queue};
+use super::launch::Argument;
 use super::products::{Matrix, Product};
-use crate::device::{Cause, Failure, Region, Result};
+use crate::device::{Cause, Failure, Result};
 use crate::profile::Dtype;
 
 /// What the library may use beside the operands: what it asks for on large cards.
@@ -23,7 +24,6 @@ pub(super) const WORKSPACE_BYTES: u64 = 32 << 20;
 /// cuBLASLt with its memory.
 pub(super) struct Multiplier {
     handle: sys::cublasLtHandle_t,
-    dtype: sys::cudaDataType,
     plans: RefCell<HashMap<Shape, Plan>>,
 }
 
@@ -34,6 +34,7 @@ struct Shape {
     turned: [bool; 2],
     /// Of `a`, `b` and `out`.
     strides: [u64; 3],
+    dtypes: [Dtype; 2],
     adds: bool,
     bias: bool,
     /// Bytes to which `a`, `b`, what is added and `out` are aligned.
@@ -50,11 +51,11 @@ struct Plan {
 }
 
 impl Multiplier {
-    /// Opens the library for elements of a type.
+    /// Opens the library.
     ///
     /// # Errors
     /// What the library says.
-    pub fn new(dtype: Dtype) -> Result<Multiplier> {
+    pub fn new() -> Result<Multiplier> {
         let mut handle = ptr::null_mut();
         // SAFETY: the pointer is to a local; a context is current.
         check("cublasLtCreate", unsafe {
@@ -62,32 +63,30 @@ impl Multiplier {
         })?;
         Ok(Multiplier {
             handle,
-            dtype: match dtype {
-                Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
-                _ => sys::cudaDataType::CUDA_R_16BF,
-            },
             plans: RefCell::default(),
         })
     }
 
-    /// Queues a product. `address` gives the address of a region.
+    /// Queues a product. `address` gives the address of an operand.
     ///
     /// # Safety
-    /// Regions lie, at their addresses, within allocations that outlive the queued work, and so
+    /// Operands lie, at their addresses, within allocations that outlive the queued work, and so
     /// does the workspace, which nothing else uses at that place of the stream.
     pub unsafe fn multiply(
         &self,
         queue: &Queue,
         product: &Product,
-        address: impl Fn(Region) -> u64,
+        address: impl Fn(Argument) -> Result<u64>,
         workspace: &Allocation,
     ) -> Result<()> {
-        let [a, b, out] = [product.a.region, product.b.region, product.out].map(&address);
-        let added = product.added.map_or(out, &address);
+        let [a, b, out] = [product.a.at, product.b.at, product.out].map(&address);
+        let (a, b, out) = (a?, b?, out?);
+        let added = product.added.map_or(Ok(out), &address)?;
         let shape = Shape {
             sizes: product.sizes,
             turned: [product.a.turned, product.b.turned],
             strides: [product.a.stride, product.b.stride, product.stride],
+            dtypes: product.dtypes,
             adds: product.added.is_some(),
             bias: product.bias.is_some(),
             aligned: [a, b, added, out].map(alignment),
@@ -99,16 +98,17 @@ impl Multiplier {
                 place.insert(self.plan(&shape, product)?)
             }
         };
-        if let Some(bias) = product.bias.map(&address) {
+        if let Some(bias) = product.bias.map(&address).transpose()? {
             let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
             plan.product.set(attribute, &bias)?;
         }
-        let (one, beta) = (1f32, if shape.adds { 1f32 } else { 0f32 });
+        let [factor, kept] = product.factors;
+        let beta = if shape.adds { kept } else { 0.0 };
         let pointer = |address: u64| address as *const c_void;
         let status = sys::cublasLtMatmul(
             self.handle,
             plan.product.0,
-            (&raw const one).cast(),
+            (&raw const factor).cast(),
             pointer(a),
             plan.a.0,
             pointer(b),
@@ -146,16 +146,20 @@ impl Multiplier {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             described.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
         }
+        let [of_a, of_out] = product.dtypes.map(|dtype| match dtype {
+            Dtype::F32 => sys::cudaDataType::CUDA_R_32F,
+            _ => sys::cudaDataType::CUDA_R_16BF,
+        });
         // What is in memory, before it is turned.
         let layout = |matrix: &Matrix, rows: u64, columns: u64| {
             let (rows, columns) = match matrix.turned {
                 true => (columns, rows),
                 false => (rows, columns),
             };
-            Layout::new(self.dtype, rows, columns, matrix.stride)
+            Layout::new(of_a, rows, columns, matrix.stride)
         };
         let (a, b) = (layout(&product.a, m, k)?, layout(&product.b, k, n)?);
-        let out = Layout::new(self.dtype, m, n, product.stride)?;
+        let out = Layout::new(of_out, m, n, product.stride)?;
         let wanted = Wanted::new()?;
         let most = Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
         wanted.set(most, &WORKSPACE_BYTES)?;

@@ -3,7 +3,7 @@
 //! One allocation; where each buffer lies in it is a function of the reservation.
 
 use super::driver::Allocation;
-use super::launch::{Buffer, CONSTANTS_BYTES, SCRATCH_BYTES};
+use super::launch::{Buffer, CONSTANTS_BYTES, MAPS_BYTES, SCRATCH_BYTES};
 use crate::device::{Failure, Reservation, Result};
 
 /// All buffers start at multiples of this.
@@ -84,6 +84,7 @@ fn places(reservation: &Reservation) -> Vec<(Buffer, u64, u64)> {
         (Buffer::Losses, u64::from(reservation.loss_slots) * 8),
         (Buffer::Squares, u64::from(reservation.norm_slots) * 8),
         (Buffer::Constants, CONSTANTS_BYTES as u64),
+        (Buffer::Maps, MAPS_BYTES),
         (Buffer::Scratch, SCRATCH_BYTES),
     ];
     let mut next = 0;

@@ -1,7 +1,7 @@
 //! From a linear layer to matrix products: which operands, which of them turned, what is added.
 //!
-//! In: an operator. Out: [`Product`]s, to be queued in order on one stream. Pure; `multiply` hands
-//! them to cuBLASLt, which counts columns first. A row-major matrix is its own transpose there, so
+//! In: an operator. Out: [`Product`]s, to be queued in order on one stream. Updates of tensors make
+//! theirs themselves (`launch::tensors`). Pure; `multiply` hands them to cuBLASLt, which counts columns first. A row-major matrix is its own transpose there, so
 //! every product is written down turned: `y = x·Wᵀ` as `yᵀ = W·xᵀ`, whose columns are the rows of
 //! `y`.
 //!
@@ -9,33 +9,44 @@
 //! each block after the first is added to what the ones before have left in memory, rounded to the
 //! dtype there. Biases of projections to q, k and v are not added here but by the kernel behind.
 
+use super::launch::Argument;
 use crate::device::operator::Panel;
 use crate::device::{Failure, Operator, Region, Result};
 use crate::profile::Dtype;
 
 /// A matrix in memory, columns first: `stride` elements from one column to the next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Matrix {
-    pub region: Region,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Matrix {
+    /// The address of its first element.
+    pub at: Argument,
+    /// Elements from one column to the next.
     pub stride: u64,
     /// Whether it is used as its transpose.
     pub turned: bool,
 }
 
-/// `out = a·b + added + bias`, columns first: `a` is `[m, k]`, `b` `[k, n]`, the others `[m, n]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Product {
+/// `out = factor·a·b + kept·added + bias`, columns first: `a` is `[m, k]`, `b` `[k, n]`, the others
+/// `[m, n]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Product {
     /// `m`, `n` and `k`.
     pub sizes: [u64; 3],
+    /// The left one.
     pub a: Matrix,
+    /// The right one.
     pub b: Matrix,
     /// Lies as `out` does, or is `out`.
-    pub added: Option<Region>,
+    pub added: Option<Argument>,
     /// `[m]`: added to every column.
-    pub bias: Option<Region>,
-    pub out: Region,
+    pub bias: Option<Argument>,
+    /// The result.
+    pub out: Argument,
     /// Elements from one column of `out` to the next.
     pub stride: u64,
+    /// What `a` and `b` are of, and what `added` and `out` are.
+    pub dtypes: [Dtype; 2],
+    /// What the product and what is added are multiplied with.
+    pub factors: [f32; 2],
 }
 
 /// The products of an operator, in order; none where it has none.
@@ -45,6 +56,7 @@ pub(super) struct Product {
 pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>> {
     let sizes = Sizes {
         element: dtype.bytes(),
+        dtype,
     };
     match *operator {
         Operator::Linear {
@@ -86,10 +98,12 @@ pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>
                 sizes: [inputs, outputs, rows],
                 a: plain(x, inputs),
                 b: turned(d_y, outputs),
-                added: accumulate.then_some(d_weight),
+                added: accumulate.then_some(Argument::Region(d_weight)),
                 bias: None,
-                out: d_weight,
+                out: Argument::Region(d_weight),
                 stride: inputs,
+                dtypes: [dtype; 2],
+                factors: [1.0; 2],
             }])
         }
         _ => Ok(Vec::new()),
@@ -98,7 +112,7 @@ pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>
 
 const fn plain(region: Region, stride: u64) -> Matrix {
     Matrix {
-        region,
+        at: Argument::Region(region),
         stride,
         turned: false,
     }
@@ -106,7 +120,7 @@ const fn plain(region: Region, stride: u64) -> Matrix {
 
 const fn turned(region: Region, stride: u64) -> Matrix {
     Matrix {
-        region,
+        at: Argument::Region(region),
         stride,
         turned: true,
     }
@@ -114,6 +128,7 @@ const fn turned(region: Region, stride: u64) -> Matrix {
 
 struct Sizes {
     element: u64,
+    dtype: Dtype,
 }
 
 impl Sizes {
@@ -190,10 +205,12 @@ impl Sizes {
                     sizes: [count, rows, inputs],
                     a: turned(block, panel.stride),
                     b: plain(x, inputs),
-                    added: residual.map(of_y),
-                    bias: piece,
-                    out: of_y(y),
+                    added: residual.map(of_y).map(Argument::Region),
+                    bias: piece.map(Argument::Region),
+                    out: Argument::Region(of_y(y)),
                     stride: outputs,
+                    dtypes: [self.dtype; 2],
+                    factors: [1.0; 2],
                 });
                 at = until;
             }
@@ -235,10 +252,12 @@ impl Sizes {
                 sizes: [inputs, rows, panel.rows],
                 a: plain(panel.region, panel.stride),
                 b: plain(of_y, outputs),
-                added: adds.then_some(d_x),
+                added: adds.then_some(Argument::Region(d_x)),
                 bias: None,
-                out: d_x,
+                out: Argument::Region(d_x),
                 stride: inputs,
+                dtypes: [self.dtype; 2],
+                factors: [1.0; 2],
             }
         };
         Ok(weight.iter().map(product).collect())
@@ -270,25 +289,26 @@ mod tests {
     /// Columns first, as cuBLASLt has it: the product of memory that holds small integers.
     fn run(memory: &mut [f32], product: &Product) {
         let [m, n, k] = product.sizes.map(|size| size as usize);
+        let start = |argument: Argument| match argument {
+            Argument::Region(region) => region.offset_bytes as usize / 4,
+            other => panic!("{other:?}"),
+        };
         let at = |matrix: &Matrix, row: usize, column: usize| {
             let (row, column) = if matrix.turned {
                 (column, row)
             } else {
                 (row, column)
             };
-            matrix.region.offset_bytes as usize / 4 + column * matrix.stride as usize + row
+            start(matrix.at) + column * matrix.stride as usize + row
         };
         for column in 0..n {
             for row in 0..m {
                 let sum: f32 = (0..k)
                     .map(|i| memory[at(&product.a, row, i)] * memory[at(&product.b, i, column)])
                     .sum();
-                let place = |region: Region| {
-                    region.offset_bytes as usize / 4 + column * product.stride as usize + row
-                };
-                let added = product.added.map_or(0.0, |region| memory[place(region)]);
-                let bias = product.bias;
-                let bias = bias.map_or(0.0, |b| memory[b.offset_bytes as usize / 4 + row]);
+                let place = |argument| start(argument) + column * product.stride as usize + row;
+                let added = product.added.map_or(0.0, |added| memory[place(added)]);
+                let bias = product.bias.map_or(0.0, |bias| memory[start(bias) + row]);
                 memory[place(product.out)] = sum + added + bias;
             }
         }

@@ -12,10 +12,9 @@ use super::compile::Kernels;
 use super::cudnn::Cudnn;
 use super::driver::{Allocation, Context, Mark, Queue};
 use super::host::{self, lock, Host, Work};
-use super::launch::{self, Argument, BatchFacts, Buffer, FusedCall, Launch};
+use super::launch::{self, Argument, BatchFacts, Buffer, FusedCall, Known, Launch, Task};
 use super::multiply::{Multiplier, WORKSPACE_BYTES};
 use super::own::Own;
-use super::products::products;
 use super::slab::Slab;
 use super::CudaOptions;
 use crate::device::cpu::update::host_threads;
@@ -74,7 +73,7 @@ impl Reserved {
             (_, dtype) => Err(format!("cuDNN is not asked for {dtype}")),
         };
         let kernels = Kernels::new(context, reservation.dtype)?;
-        let multiplier = Multiplier::new(reservation.dtype)?;
+        let multiplier = Multiplier::new()?;
         let beside = Own::bytes(&reservation) + WORKSPACE_BYTES;
         let memory = context.memory()?;
         let bytes = reservation.arena_bytes;
@@ -93,6 +92,7 @@ impl Reserved {
             own.write(Buffer::Cos, bytemuck::cast_slice(cos))?;
             own.write(Buffer::Sin, bytemuck::cast_slice(sin))?;
         }
+        own.write(Buffer::Maps, bytemuck::cast_slice(&launch::maps()))?;
         // Launches look at its shape only: a million positions are half a GiB of numbers.
         reservation.rotary = table.map(|table| RotaryTable {
             cos: Vec::new(),
@@ -199,36 +199,32 @@ impl Reserved {
         if place.stream != Stream::Compute && !clears {
             return Err(Failure::refused("an operator on a stream of copies"));
         }
-        let products = products(operator, self.reservation.dtype)?;
-        for product in &products {
-            let operands = [
-                Some(product.a.region),
-                Some(product.b.region),
-                product.added,
-            ];
-            let others = [product.bias, Some(product.out)];
-            for region in operands.into_iter().chain(others).flatten() {
-                self.address(region)?;
-            }
-        }
         if let Some(calls) = self.fused(operator)? {
             return self.attend(place, &calls);
         }
-        let launches = launch::launches(operator, &self.reservation, &self.batches)?;
-        let ready = launches.iter().map(|launch| self.arguments(launch));
+        let step = self.begun()?;
+        let known = Known {
+            reservation: &self.reservation,
+            batches: &self.batches,
+            step: &step,
+            scratch_bytes: launch::SCRATCH_BYTES,
+        };
+        let tasks = launch::tasks(operator, known)?;
+        let ready = tasks.iter().map(|task| self.values(&task.arguments()));
         let ready: Vec<Vec<Value>> = ready.collect::<Result<_>>()?;
         self.timed(place, |reserved| {
             let queue = reserved.queue(place.stream);
-            let base = reserved.arena.address;
-            for product in &products {
-                let address = |region: Region| base + region.offset_bytes;
-                let (multiplier, workspace) = (&reserved.multiplier, &reserved.workspace);
-                // SAFETY: every region lies in the arena, which lives until the streams are
-                // through; only the compute stream multiplies.
-                unsafe { multiplier.multiply(queue, product, address, workspace) }?;
-            }
-            for (launch, values) in launches.iter().zip(ready) {
-                reserved.run(queue, launch, values)?;
+            for (task, values) in tasks.iter().zip(ready) {
+                match task {
+                    Task::Multiply(product) => {
+                        let address = |operand| reserved.located(operand);
+                        let (multiplier, workspace) = (&reserved.multiplier, &reserved.workspace);
+                        // SAFETY: every operand lies in the arena or in an own buffer, which live
+                        // until the streams are through; only the compute stream multiplies.
+                        unsafe { multiplier.multiply(queue, product, address, workspace) }?;
+                    }
+                    Task::Launch(launch) => reserved.run(queue, launch, values)?,
+                }
             }
             Ok(())
         })
@@ -263,19 +259,18 @@ impl Reserved {
         self.timed(place, |reserved| {
             let cudnn = reserved.cudnn.as_ref();
             let cudnn = cudnn.map_err(|why| Failure::refused(why.clone()))?;
-            let address = |argument: &Argument| match reserved.value(argument)? {
-                Value::Long(address) => Ok(address),
-                Value::Short(_) => Err(Failure::refused("a tensor without an address")),
-            };
             for call in calls {
-                let tensors = call.tensors.iter().map(|(id, at)| Ok((*id, address(at)?)));
+                let tensors = call
+                    .tensors
+                    .iter()
+                    .map(|(id, at)| Ok((*id, reserved.located(*at)?)));
                 let tensors: Vec<(i64, u64)> = tensors.collect::<Result<_>>()?;
-                let workspace = address(&call.workspace.0)?;
+                let workspace = reserved.located(call.workspace.0)?;
                 let queue = reserved.queue(place.stream);
                 let run = |launch: &Option<Launch>| {
                     launch
                         .iter()
-                        .try_for_each(|l| reserved.run(queue, l, reserved.arguments(l)?))
+                        .try_for_each(|l| reserved.run(queue, l, reserved.values(&l.arguments)?))
                 };
                 run(&call.before)?;
                 // SAFETY: regions were compared with the shape that they are tensors of, and with
@@ -296,32 +291,47 @@ impl Reserved {
         unsafe { self.kernels.launch(queue, launch, &mut pointers) }
     }
 
-    /// The arguments of a launch as kernels take them.
-    fn arguments(&self, launch: &Launch) -> Result<Vec<Value>> {
-        let values = launch.arguments.iter();
-        values.map(|argument| self.value(argument)).collect()
+    /// Arguments as kernels take them.
+    fn values(&self, arguments: &[Argument]) -> Result<Vec<Value>> {
+        let value = |&argument: &Argument| {
+            Ok(match argument {
+                Argument::Region(_) | Argument::Own(..) => Value::Long(self.located(argument)?),
+                Argument::Null => Value::Long(0),
+                Argument::U32(number) => Value::Short(number),
+                Argument::U64(number) => Value::Long(number),
+                Argument::F32(number) => Value::Short(number.to_bits()),
+                Argument::F64(number) => Value::Long(number.to_bits()),
+            })
+        };
+        arguments.iter().map(value).collect()
     }
 
-    fn value(&self, argument: &Argument) -> Result<Value> {
-        Ok(match *argument {
-            Argument::Region(region) => Value::Long(self.address(region)?),
-            Argument::Own(buffer, offset) => Value::Long(self.own.address(buffer, offset)?),
-            Argument::Null => Value::Long(0),
-            Argument::U32(number) => Value::Short(number),
-            Argument::U64(number) => Value::Long(number),
-            Argument::F32(number) => Value::Short(number.to_bits()),
-        })
+    /// The address that an argument is.
+    fn located(&self, argument: Argument) -> Result<u64> {
+        match argument {
+            Argument::Region(region) => self.address(region),
+            Argument::Own(buffer, offset) => self.own.address(buffer, offset),
+            other => Err(Failure::refused(format!("{other:?} is no address"))),
+        }
+    }
+
+    /// The parameters of the step that has begun.
+    fn begun(&self) -> Result<StepParameters> {
+        let parameters = self.parameters;
+        parameters.ok_or_else(|| Failure::refused("no step has begun"))
     }
 
     /// Queues an operator on the host's threads.
     pub fn launch_on_host(&mut self, place: Place, operator: &Operator) -> Result<()> {
-        let parameters = self
-            .parameters
-            .ok_or_else(|| Failure::refused("no step has begun"))?;
+        let parameters = self.begun()?;
         let work = Work::new(&self.host, place, operator, &parameters)?;
         let given = Arc::as_ptr(&work);
         self.work.push(work);
-        let clips = parameters.clip.is_some() && matches!(operator, Operator::Update { .. });
+        let updates = matches!(
+            operator,
+            Operator::Update { .. } | Operator::TensorUpdate { .. }
+        );
+        let clips = parameters.clip.is_some() && updates;
         self.timed(place, |reserved| {
             let queue = reserved.queue(place.stream);
             if clips {
@@ -466,9 +476,7 @@ impl Reserved {
 
     /// What the step gives back, once it has ended.
     pub fn result(&self) -> Result<StepResult> {
-        let parameters = self
-            .parameters
-            .ok_or_else(|| Failure::refused("no step has begun"))?;
+        let parameters = self.begun()?;
         let sum = |buffer, slots: u32| -> Result<f64> {
             let mut values = vec![0f64; slots as usize];
             self.own

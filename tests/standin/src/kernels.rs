@@ -16,13 +16,11 @@ const SHARED: u32 = 48 << 10;
 pub const SHARED_MOST: u32 = 227 << 10;
 /// Nanoseconds of a kernel on a virtual clock, but for its blocks.
 const LAUNCH_NS: u64 = 5_000;
-/// Below are numbers, above addresses.
-const LOWEST_ADDRESS: u64 = 1 << 32;
 
 /// A function of a module.
 pub struct Function {
     name: CString,
-    /// Bytes of each parameter.
+    /// Bytes of each parameter; 0: an address.
     parameters: Vec<usize>,
     shared: Mutex<u32>,
 }
@@ -119,10 +117,10 @@ impl Function {
         for (at, bytes) in self.parameters.iter().enumerate() {
             let from = *parameters.add(at);
             let value = match bytes {
-                8 => from.cast::<u64>().read(),
-                _ => u64::from(from.cast::<u32>().read()),
+                4 => u64::from(from.cast::<u32>().read()),
+                _ => from.cast::<u64>().read(),
             };
-            if *bytes == 8 && value >= LOWEST_ADDRESS {
+            if *bytes == 0 && value != 0 {
                 check(Side::Card, value, 1)?;
             }
             values.push(value);

@@ -244,7 +244,7 @@ unsafe extern "C" fn cublasLtMatmul(
         || check(
             Side::Card,
             product.description.bias,
-            product.m * product.size(),
+            product.m * product.size(3),
         )
         .is_ok();
     let scratch = check(Side::Card, workspace, workspace_bytes as u64).is_ok();
@@ -301,7 +301,9 @@ impl Product {
         };
         let (m, k) = shape(a, description.turned[0]);
         let (inner, n) = shape(b, description.turned[1]);
-        let alike = [b, c, d].iter().all(|other| other.dtype == a.dtype);
+        // Of two bf16 the result may be f32.
+        let to = [c.dtype, d.dtype];
+        let alike = b.dtype == a.dtype && [[a.dtype; 2], [REAL_F32; 2]].contains(&to);
         let results = [c, d].iter().all(|r| (r.rows, r.columns) == (m, n));
         if inner != k || !alike || !results || ![0, 1, BIAS].contains(&description.epilogue) {
             return Err(());
@@ -318,13 +320,15 @@ impl Product {
         })
     }
 
-    fn size(&self) -> u64 {
-        size_of_type(self.layouts[0].dtype)
+    /// Bytes of an element of an operand.
+    fn size(&self, operand: usize) -> u64 {
+        size_of_type(self.layouts[operand].dtype)
     }
 
-    unsafe fn get(&self, base: u64, index: u64) -> f32 {
-        let address = base + index * self.size();
-        match self.size() {
+    unsafe fn get(&self, operand: usize, base: u64, index: u64) -> f32 {
+        let size = self.size(operand);
+        let address = base + index * size;
+        match size {
             4 => (address as *const f32).read(),
             _ => bf16::from_bits((address as *const u16).read()).to_f32(),
         }
@@ -341,7 +345,7 @@ impl Product {
                 } else {
                     i * stride + row
                 };
-                rows.push(self.get(base, index));
+                rows.push(self.get(operand, base, index));
             }
         }
         rows
@@ -358,13 +362,13 @@ impl Product {
                 let at = |layout: usize| column as u64 * self.layouts[layout].stride + row as u64;
                 let mut value = self.alpha * sum;
                 if self.beta != 0.0 {
-                    value += self.beta * self.get(self.addresses[2], at(2));
+                    value += self.beta * self.get(2, self.addresses[2], at(2));
                 }
                 if self.description.epilogue == BIAS {
-                    value += self.get(self.description.bias, row as u64);
+                    value += self.get(3, self.description.bias, row as u64);
                 }
-                let to = self.addresses[3] + at(3) * self.size();
-                match self.size() {
+                let to = self.addresses[3] + at(3) * self.size(3);
+                match self.size(3) {
                     4 => (to as *mut f32).write(value),
                     _ => (to as *mut u16).write(bf16::from_f32(value).to_bits()),
                 }

@@ -42,10 +42,15 @@ pub fn back<T: Real>(r: &[T], p: &[T], sizes: Sizes) -> Vec<T> {
     g
 }
 
+/// `√(1 − β₂ᵗ)/(1 − β₁ᵗ)`.
+pub fn adam_factor(step: &StepParameters) -> f64 {
+    let power = |beta: f64| 1.0 - beta.powf(step.step as f64);
+    power(step.beta2).sqrt() / power(step.beta1)
+}
+
 /// Makes Adam's direction of `r`, in place: `√(1 − β₂ᵗ)/(1 − β₁ᵗ) · m / (√v + ε)`.
 pub fn adam<T: Real>(r: &mut [T], m: &mut [T], v: &mut [T], step: &StepParameters) {
-    let power = |beta: f64| 1.0 - beta.powf(step.step as f64);
-    let factor = T::of(power(step.beta2).sqrt() / power(step.beta1));
+    let factor = T::of(adam_factor(step));
     let (first, second) = (T::of(step.beta1), T::of(step.beta2));
     let (new_first, new_second) = (T::of(1.0 - step.beta1), T::of(1.0 - step.beta2));
     for ((r, m), v) in r.iter_mut().zip(m).zip(v) {
@@ -107,14 +112,21 @@ pub fn singular_basis<T: Real>(g: &[T], sizes: Sizes) -> Option<Vec<T>> {
     Some((0..sizes.rank * sizes.short).map(at).collect())
 }
 
-/// Two subspace iterations from `basis` `[r × μ]`: `Q ← orth(gᵀ g Q)`.
+/// Two subspace iterations from `basis` `[r × μ]`: `Q ← orth(gᵀ g Q)`, every vector on the side of
+/// what it was made of, as by Gram and Schmidt.
 pub fn iterated_basis<T: Real>(g: &[T], basis: &[T], sizes: Sizes) -> Vec<T> {
     const ITERATIONS: usize = 2;
     let wide = |m: MatRef<'_, T>| Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)].f64());
     let g = wide(matrix(g, Shape::dense(sizes.long, sizes.short)));
     let mut q = wide(matrix(basis, Shape::dense(sizes.rank, sizes.short)).transpose());
     for _ in 0..ITERATIONS {
-        q = (g.transpose() * (&g * &q)).qr().compute_thin_Q();
+        let z = g.transpose() * (&g * &q);
+        q = z.qr().compute_thin_Q();
+        for (mut q, z) in q.col_iter_mut().zip(z.col_iter()) {
+            if z.transpose() * &q < 0.0 {
+                q *= -1.0;
+            }
+        }
     }
     let at = |i: usize| T::of(q[(i % sizes.short, i / sizes.short)]);
     (0..sizes.rank * sizes.short).map(at).collect()

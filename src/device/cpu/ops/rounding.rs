@@ -17,9 +17,9 @@ pub fn stochastic_bf16(value: f32, random: u32) -> f32 {
     f32::from_bits(rounded)
 }
 
-/// Rounds elements in place, each by the draw of its place.
-pub fn round_all(draws: Draws, values: &mut [f32]) {
-    for (block, four) in (0..).zip(values.chunks_mut(4)) {
+/// Rounds elements `first ..` in place, each by the draw of its place; `first` is a multiple of 4.
+pub fn round_all(draws: Draws, first: u64, values: &mut [f32]) {
+    for (block, four) in (first / 4..).zip(values.chunks_mut(4)) {
         for (value, word) in four.iter_mut().zip(draws.words(block)) {
             *value = stochastic_bf16(*value, word);
         }
@@ -58,7 +58,7 @@ mod tests {
             purpose: Purpose::Weights,
         };
         let mut values = vec![0.3; 200_000];
-        round_all(draws, &mut values);
+        round_all(draws, 0, &mut values);
         let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / 2e5;
         let step = 2f64.powi(-9);
         assert!(

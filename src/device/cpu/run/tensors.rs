@@ -9,7 +9,7 @@ use crate::device::cpu::ops::update::{adamw, Constants};
 use crate::device::cpu::ops::{linear, vectorised};
 use crate::device::cpu::scratch::Loan;
 use crate::device::tensors::{GradientBlock, Moments, TensorRule, TensorShape, TensorUpdate};
-use crate::device::{Cause, Region};
+use crate::device::{Cause, Failure, Region};
 use crate::profile::Dtype;
 
 impl<'a> Runner<'a> {
@@ -82,18 +82,10 @@ impl<'a> Runner<'a> {
     }
 
     fn check_tensor(&self, tensor: &TensorUpdate) -> Outcome {
-        let expected = tensor.rule.states(tensor.shape, self.dtype());
-        let found = tensor.states.iter().map(|s| s.bytes);
-        if !expected.iter().copied().eq(found) {
-            return Err(Cause::Refused(format!(
-                "a tensor of {} × {} whose states have other sizes",
-                tensor.shape.rows, tensor.shape.columns
-            )));
-        }
-        for &region in &tensor.states {
-            self.state.check(region).map_err(|failure| failure.cause)?;
-        }
-        Ok(())
+        let check = |checked: Result<(), Failure>| checked.map_err(|failure| failure.cause);
+        check(tensor.check(self.dtype()))?;
+        let mut states = tensor.states.iter();
+        states.try_for_each(|&region| check(self.state.check(region)))
     }
 
     /// A whole gradient in f32: its blocks added up, in order.
@@ -148,7 +140,7 @@ impl<'a> Runner<'a> {
                 epoch: self.state.step().parameters.step as u32,
                 purpose,
             };
-            round_all(draws, values);
+            round_all(draws, 0, values);
         }
         self.store(region, values)
     }

@@ -2,9 +2,10 @@
 //!
 //! In: an operator, the reservation, and what is known of the micro-batches. Out: launches, to be
 //! queued in order on one stream. Everything here is pure; `kernels/README.md` has the table of
-//! kernels, their arguments and the buffers beside the arena. Matrix products are not here: of an
-//! operator that is one, [`launches`] gives what follows it (a product's own bias and residual
-//! belong to its epilogue). Attention that cuDNN serves is not here either, but [`fused_calls`].
+//! kernels, their arguments and the buffers beside the arena. Of an operator that is a matrix
+//! product, [`launches`] gives what follows it (a product's own bias and residual belong to its
+//! epilogue); an update of tensors is both in turns, which [`tasks`] gives. Attention that cuDNN
+//! serves is not here, but in [`fused_calls`].
 
 mod attention;
 pub mod batch;
@@ -13,12 +14,16 @@ mod heads;
 mod operand;
 mod rows;
 pub mod sources;
+mod tensors;
 mod update;
 
-use super::super::{Operator, Region, Reservation, Result};
+use super::super::{Operator, Region, Reservation, Result, StepParameters};
+use super::products::products;
+pub use super::products::{Matrix, Product};
 pub use batch::BatchFacts;
 pub use fused::{fused_calls, FusedCall};
 use operand::Operands;
+pub use tensors::{maps, MAPS_BYTES};
 pub use update::{constants, CONSTANTS_BYTES};
 
 /// Scratch memory that the device keeps beside the arena for what one operator's kernels hand to
@@ -58,6 +63,21 @@ pub enum Argument {
     U64(u64),
     /// A float of 32 bits.
     F32(f32),
+    /// A float of 64 bits.
+    F64(f64),
+}
+
+impl Argument {
+    /// The address so many bytes behind this one.
+    pub(super) fn behind(self, bytes: u64) -> Argument {
+        match self {
+            Argument::Region(region) => {
+                Argument::Region(region.part(bytes, region.bytes.saturating_sub(bytes)))
+            }
+            Argument::Own(buffer, offset) => Argument::Own(buffer, offset + bytes),
+            other => other,
+        }
+    }
 }
 
 /// Memory of the device beside the arena.
@@ -83,8 +103,59 @@ pub enum Buffer {
     Squares,
     /// What the kernels know of the step: [`CONSTANTS_BYTES`], written by [`constants`].
     Constants,
+    /// The values of 8-bit moments: [`MAPS_BYTES`], written by [`maps`].
+    Maps,
     /// [`SCRATCH_BYTES`] that nothing outlives its operator in.
     Scratch,
+}
+
+/// Work of a stream.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Task {
+    /// A kernel.
+    Launch(Launch),
+    /// A matrix product.
+    Multiply(Product),
+}
+
+impl Task {
+    /// The parameters of a kernel, or the operands of a product.
+    pub fn arguments(&self) -> Vec<Argument> {
+        match self {
+            Task::Launch(launch) => launch.arguments.clone(),
+            Task::Multiply(product) => {
+                let three = [product.a.at, product.b.at, product.out].into_iter();
+                three.chain(product.added).chain(product.bias).collect()
+            }
+        }
+    }
+}
+
+/// What [`tasks`] know.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// Memory, type of elements, tables.
+    pub reservation: &'a Reservation,
+    /// Of each micro-batch.
+    pub batches: &'a [BatchFacts],
+    /// The step.
+    pub step: &'a StepParameters,
+    /// Bytes of [`Buffer::Scratch`] that updates of tensors may use.
+    pub scratch_bytes: u64,
+}
+
+/// All that runs an operator, in order.
+///
+/// # Errors
+/// As [`launches`], and products whose operands contradict each other.
+pub fn tasks(operator: &Operator, known: Known<'_>) -> Result<Vec<Task>> {
+    if let Operator::TensorUpdate { .. } | Operator::Project { .. } = operator {
+        return tensors::tasks(operator, known);
+    }
+    let products = products(operator, known.reservation.dtype)?.into_iter();
+    let launches = launches(operator, known.reservation, known.batches)?;
+    let launches = launches.into_iter().map(Task::Launch);
+    Ok(products.map(Task::Multiply).chain(launches).collect())
 }
 
 /// What runs an operator, or what follows its matrix product.

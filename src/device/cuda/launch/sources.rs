@@ -14,8 +14,9 @@ pub struct Source {
 }
 
 /// What files include: names and texts.
-pub const HEADERS: [(&str, &str); 2] = [
+pub const HEADERS: [(&str, &str); 3] = [
     ("device.cuh", include_str!("../../../../kernels/device.cuh")),
+    ("update.cuh", include_str!("../../../../kernels/update.cuh")),
     (
         "attention.cuh",
         include_str!("../../../../kernels/attention.cuh"),
@@ -34,7 +35,7 @@ macro_rules! source {
 
 /// All files. Only attention is bound by arithmetic: the others round every operation alone, as the
 /// host does.
-pub const SOURCES: [Source; 10] = [
+pub const SOURCES: [Source; 13] = [
     source!("memory.cu", false),
     source!("embedding.cu", false),
     source!("norm.cu", false),
@@ -43,6 +44,9 @@ pub const SOURCES: [Source; 10] = [
     source!("activation.cu", false),
     source!("cross_entropy.cu", false),
     source!("update.cu", false),
+    source!("tensors.cu", false),
+    source!("factored.cu", false),
+    source!("low_rank.cu", false),
     source!("attention.cu", true),
     source!("attention_mma.cu", true),
 ];

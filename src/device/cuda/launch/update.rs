@@ -5,6 +5,7 @@ use super::super::super::{
 };
 use super::operand::{blocks, flag, kernel, launch, number, Operands};
 use super::{Argument, Buffer, Launch, SCRATCH_BYTES};
+use crate::device::cpu::ops::low_rank::adam_factor;
 use crate::device::cpu::ops::update::Constants;
 
 /// Threads of a block.
@@ -38,7 +39,7 @@ pub fn constants(step: &StepParameters) -> [u8; CONSTANTS_BYTES] {
         of.learning_rate,
         of.weight_decay,
         step.loss_scale as f32,
-        0.0,
+        of.most,
     ];
     let mut bytes = [0; CONSTANTS_BYTES];
     for (place, float) in bytes.chunks_exact_mut(4).zip(floats) {
@@ -46,6 +47,8 @@ pub fn constants(step: &StepParameters) -> [u8; CONSTANTS_BYTES] {
     }
     let limit = step.clip.unwrap_or(f64::INFINITY);
     bytes[48..56].copy_from_slice(&limit.to_le_bytes());
+    bytes[56..60].copy_from_slice(&(step.beta1 as f32).to_le_bytes());
+    bytes[60..64].copy_from_slice(&(adam_factor(step) as f32).to_le_bytes());
     bytes
 }
 
@@ -53,17 +56,7 @@ pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>>
     match operator {
         Operator::GradientNorm { gradients, slot } => gradient_norm(operands, gradients, *slot),
         Operator::Update { rule, slices } => {
-            let mut all = Vec::new();
-            let slots = operands.reservation.norm_slots;
-            if slots > 0 {
-                let arguments = vec![
-                    Argument::Own(Buffer::Squares, 0),
-                    Argument::U32(slots),
-                    Argument::Own(Buffer::Constants, 0),
-                ];
-                let name = kernel!(operands, "clip_factor");
-                all.push(launch(name, [1; 3], THREADS as u32, 0, arguments)?);
-            }
+            let mut all: Vec<Launch> = clip_factor(operands)?.into_iter().collect();
             for slice in slices {
                 update(operands, *rule, slice, &mut all)?;
             }
@@ -74,6 +67,21 @@ pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>>
             other.name()
         ))),
     }
+}
+
+/// What finds the factor of all gradients, where their norm is known.
+pub fn clip_factor(operands: &Operands) -> Result<Option<Launch>> {
+    let slots = operands.reservation.norm_slots;
+    if slots == 0 {
+        return Ok(None);
+    }
+    let arguments = vec![
+        Argument::Own(Buffer::Squares, 0),
+        Argument::U32(slots),
+        Argument::Own(Buffer::Constants, 0),
+    ];
+    let name = kernel!(operands, "clip_factor");
+    launch(name, [1; 3], THREADS as u32, 0, arguments).map(Some)
 }
 
 /// Adds copies of `count` elements up in f32; `begun`: to what is there.

@@ -1,0 +1,198 @@
+//! Updates of whole tensors: kernels and matrix products in turns.
+//!
+//! What lies in several pieces, or is more than scratch memory holds, is taken area by area: by how
+//! much at once depends on shapes alone, so that plans do not change a bit. Scratch memory is given
+//! out anew for every tensor ([`Sequence`]).
+
+mod apollo;
+mod factored;
+mod flora;
+mod galore;
+mod low_rank;
+mod sequence;
+
+use super::super::super::{Failure, Operator, Region, Result};
+use super::operand::{blocks, kernel, Operands};
+use super::{update, Argument, Buffer, Known, Task};
+use crate::device::cpu::ops::quantised::{SIGNED, UNSIGNED};
+use crate::device::tensors::{Moments, TensorRule, TensorUpdate};
+use sequence::{Area, Gradient, Sequence};
+
+/// Bytes of [`Buffer::Maps`].
+pub const MAPS_BYTES: u64 = 2 * 256 * 4;
+
+/// The contents of [`Buffer::Maps`]: the values of signed codes, then of unsigned ones.
+pub fn maps() -> Vec<f32> {
+    SIGNED.iter().chain(&*UNSIGNED).copied().collect()
+}
+
+/// All that runs an operator.
+///
+/// # Errors
+/// Operands of other sizes than they should have, tensors of which too little fits into scratch
+/// memory.
+pub fn tasks(operator: &Operator, known: Known<'_>) -> Result<Vec<Task>> {
+    let operands = Operands::new(known.reservation, known.batches)?;
+    let mut all = Sequence::new(operands, known.step, known.scratch_bytes);
+    match operator {
+        Operator::Project { .. } => all.project_inputs(operator)?,
+        Operator::TensorUpdate { tensors, workspace } => {
+            let clips = update::clip_factor(&all.operands)?;
+            all.tasks.extend(clips.map(Task::Launch));
+            for tensor in tensors {
+                tensor.check(known.reservation.dtype)?;
+                all.release(0);
+                all.change(tensor, *workspace)?;
+            }
+        }
+        other => {
+            let what = format!("{} changes no tensors", other.name());
+            return Err(Failure::refused(what));
+        }
+    }
+    Ok(all.tasks)
+}
+
+impl Sequence<'_> {
+    fn change(&mut self, tensor: &TensorUpdate, workspace: Option<Region>) -> Result<()> {
+        match tensor.rule {
+            TensorRule::Adam(moments) => self.adam(tensor, moments),
+            TensorRule::AdaLomo => self.adalomo(tensor),
+            TensorRule::Galore {
+                projection,
+                scale,
+                svd,
+                moments,
+            } => self.galore(tensor, projection, (scale, svd, moments), workspace),
+            TensorRule::Apollo {
+                projection,
+                scale,
+                channels,
+                moments,
+            } => self.apollo(tensor, projection, (scale, channels, moments), workspace),
+            TensorRule::Compact {
+                projection,
+                scale,
+                moments,
+            } => self.compact(tensor, projection, (scale, moments), workspace),
+            TensorRule::Flora {
+                projection,
+                accumulated: false,
+            } => self.flora(tensor, projection, workspace),
+            TensorRule::Fira { .. } => Err(Failure::refused(
+                "fira's residual, for which a GPU has no kernel yet; galore's are there",
+            )),
+            TensorRule::Flora { .. } => Err(Failure::refused(
+                "gradients accumulated in a space of low rank, for which a GPU has no kernel yet; \
+                 without --accumulate none are",
+            )),
+        }
+    }
+
+    /// Adam on weights without master copies.
+    fn adam(&mut self, tensor: &TensorUpdate, moments: Moments) -> Result<()> {
+        let shape = tensor.shape;
+        let moments = self.moments(moments, shape.elements(), &tensor.states)?;
+        let weight = self.operands.elements(tensor.weight, shape.elements())?;
+        let at_once = match Gradient::is_whole(tensor) {
+            true => shape.rows,
+            false => {
+                let sides = (shape.rows, shape.columns);
+                self.at_once(self.left(), sides, 4 * shape.columns)?
+            }
+        };
+        for area in Area::of(shape).by_rows(at_once) {
+            let mark = self.mark();
+            let gradient = self.gradient(tensor, area)?;
+            let name = match moments.kind {
+                Moments::F32 => by_gradient!(self.operands, gradient, "adam"),
+                Moments::AsWeights => by_gradient!(self.operands, gradient, "adam_rounded"),
+                Moments::EightBit => by_gradient!(self.operands, gradient, "adam_in_8_bits"),
+            };
+            let elements = (area.row * shape.columns, area.rows * shape.columns);
+            self.by_moments(
+                name,
+                (weight, gradient.at),
+                &moments,
+                elements,
+                tensor.key,
+                &[],
+            )?;
+            self.release(mark);
+        }
+        Ok(())
+    }
+
+    /// Adam's moments of so many elements, which lie in these states.
+    fn moments(&self, moments: Moments, elements: u64, states: &[Region]) -> Result<Kept> {
+        let kind = moments.of(elements);
+        let operands = &self.operands;
+        let (m, v) = (states[0], states[1]);
+        let arguments = match kind {
+            Moments::F32 => vec![operands.floats(m, elements)?, operands.floats(v, elements)?],
+            // A state is a whole number of words.
+            Moments::AsWeights => [m, v]
+                .map(|state| state.part(0, elements * operands.size()))
+                .into_iter()
+                .map(|state| operands.elements(state, elements))
+                .collect::<Result<_>>()?,
+            Moments::EightBit => {
+                let scales = states[2].bytes / 4;
+                vec![
+                    operands.bytes(m)?,
+                    operands.bytes(v)?,
+                    operands.floats(states[2], scales)?,
+                    operands.floats(states[3], scales)?,
+                    Argument::Own(Buffer::Maps, 0),
+                ]
+            }
+        };
+        Ok(Kept { kind, arguments })
+    }
+
+    /// Runs a kernel over the moments of `count` elements from `first` on.
+    fn by_moments(
+        &mut self,
+        name: &'static str,
+        (target, gradient): (Argument, Argument),
+        moments: &Kept,
+        (first, count): (u64, u64),
+        key: u64,
+        more: &[Argument],
+    ) -> Result<()> {
+        let mut arguments = vec![target, gradient];
+        arguments.extend(&moments.arguments);
+        arguments.extend([
+            Argument::Own(Buffer::Constants, 0),
+            Argument::U64(first),
+            Argument::U64(count),
+            Argument::U64(key),
+            self.epoch(),
+        ]);
+        arguments.extend(more);
+        // Four elements a thread, or a warp for a block of 8-bit moments.
+        let at_once = match moments.kind {
+            Moments::EightBit => 8 * 256,
+            _ => 4 * 256,
+        };
+        let grid = blocks(count, at_once, i32::MAX as u64);
+        self.launch(name, [grid, 1, 1], 256, arguments)
+    }
+}
+
+/// Moments as kernels take them.
+struct Kept {
+    kind: Moments,
+    arguments: Vec<Argument>,
+}
+
+/// The name of a kernel that takes a gradient of elements, or of f32.
+macro_rules! by_gradient {
+    ($operands:expr, $gradient:expr, $name:literal) => {
+        match $gradient.summed {
+            true => kernel!($operands, $name, "_summed"),
+            false => kernel!($operands, $name),
+        }
+    };
+}
+use by_gradient;

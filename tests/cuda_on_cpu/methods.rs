@@ -1,0 +1,127 @@
+//! Steps of every method that changes whole tensors: near the CPU device's, and the same bits for
+//! every plan.
+
+use ebbtide::execute::Optimizer;
+use ebbtide::methods::{Method, Told};
+use ebbtide::profile::Dtype;
+
+use super::models::{self, model};
+use super::plans::{mixed, problem, random_cut, random_plan, schedule, Cut};
+use super::runs::{optimizer, Outcome};
+use super::steps::{apart, processor, run};
+use super::straight::straight;
+use super::support::tiny::random::Random;
+use super::{card, is_there};
+
+/// Projections are renewed in the first step and in the third.
+const STEPS: u64 = 3;
+
+/// Every method that changes tensors; of those that have the choice, also with moments in 8 bits and
+/// layer by layer.
+fn methods() -> Vec<Method> {
+    let mut all = vec![Method::AdamWBf16Sr, Method::AdamW8bit, Method::AdaLomo];
+    for method in Method::ALL.into_iter().filter(|m| m.low_rank().is_some()) {
+        let told = |eight_bit, per_layer| {
+            let told = Told {
+                refresh: Some(2),
+                eight_bit,
+                per_layer,
+                ..Told::default()
+            };
+            method.told(told).unwrap()
+        };
+        let galore = matches!(method, Method::Galore(_));
+        all.push(told(false, matches!(method, Method::Flora(_))));
+        all.extend(galore.then(|| told(true, true)));
+    }
+    all
+}
+
+/// All models from one on, again and again.
+fn names(first: usize) -> impl Iterator<Item = &'static str> {
+    let all: Vec<_> = models::names().collect();
+    (first..).map(move |at| all[at % all.len()])
+}
+
+/// An ε so large that elements which are 0 but for rounding do not count; clipped by value.
+fn with() -> Optimizer {
+    Optimizer {
+        epsilon: 1e-3,
+        clip_value: Some(0.05),
+        ..optimizer()
+    }
+}
+
+fn assert_near(what: &str, found: &Outcome, expected: &Outcome, tolerance: f64) {
+    for (a, b) in found.losses.iter().zip(&expected.losses) {
+        let (a, b) = (f64::from_bits(*a), f64::from_bits(*b));
+        let near = (a - b).abs() <= tolerance * b;
+        assert!(near, "{what}: loss {a}, expected {b}");
+    }
+    for ((name, a), (_, b)) in found.weights.iter().zip(&expected.weights) {
+        let apart = apart(a, b);
+        assert!(apart <= tolerance, "{what} {name}: {apart:.1e} apart");
+    }
+}
+
+/// A plan with everything in it on both devices, and the step without one on this.
+fn step(name: &str, method: Method, dtype: Dtype, clip: bool) {
+    let model = model(name);
+    let mut cut = Cut::new(method, 2);
+    (cut.workload.dtype, cut.workload.clip) = (dtype, clip);
+    let planned = mixed(&problem(&model, &cut));
+    let what = format!("{name} {method} {dtype}");
+    let with = Optimizer {
+        clip: clip.then_some(0.5),
+        ..with()
+    };
+    let how = (STEPS, &with);
+    let found = run(card(true), (&model, &cut, &planned), how);
+    let expected = run(processor(), (&model, &cut, &planned), how);
+    let tolerance = if dtype == Dtype::F32 { 1e-4 } else { 5e-2 };
+    assert_near(&what, &found, &expected, tolerance);
+    let plain = run(card(true), (&model, &cut, &straight(&planned)), how);
+    assert_eq!(found.difference(&plain), None, "{what}");
+}
+
+#[test]
+fn every_method_in_f32() {
+    if !is_there() {
+        return;
+    }
+    for (method, name) in methods().into_iter().zip(names(0)) {
+        if method != Method::AdamWBf16Sr {
+            step(name, method, Dtype::F32, !method.fused());
+        }
+    }
+}
+
+#[test]
+fn every_method_in_bf16() {
+    if !is_there() {
+        return;
+    }
+    for (method, name) in methods().into_iter().zip(names(3)) {
+        step(name, method, Dtype::Bf16, false);
+    }
+}
+
+/// Whatever travels, is made again or is updated on the host.
+#[test]
+fn random_plans_of_every_method_give_the_same_bits() {
+    if !is_there() {
+        return;
+    }
+    let mut random = Random::new(11);
+    for (method, name) in methods().into_iter().zip(names(0)) {
+        let model = model(name);
+        let mut cut = random_cut(method, model.kv_heads, &mut random);
+        cut.workload.dtype = Dtype::Bf16;
+        let problem = problem(&model, &cut);
+        let planned = schedule(&problem, &random_plan(&problem, &mut random));
+        let how = (STEPS, &with());
+        let found = run(card(true), (&model, &cut, &planned), how);
+        let plain = run(card(true), (&model, &cut, &straight(&planned)), how);
+        assert_eq!(found.difference(&plain), None, "{name} {method}");
+    }
+}
