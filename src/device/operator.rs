@@ -508,8 +508,8 @@ pub enum Operator {
     },
 
     /// Adds a micro-batch's gradients to the step's, those of matrices in a space of low rank: with
-    /// the matrix turned so that it has `M` rows and `μ ≤ M` columns, `C += g Aᵀ` for an `A [r × μ]`
-    /// of variance `1/r` that is drawn anew in every step (FLORA, Hao et al. 2024).
+    /// the matrix turned so that it has `M` rows and `μ ≤ M` columns, `C += g Aᵀ` for an `A`
+    /// `[r × μ]` of variance `1/r` that is drawn anew in every step (FLORA, Hao et al. 2024).
     CompressGradient {
         /// Which ones.
         tensors: Vec<GradientSum>,

@@ -168,7 +168,8 @@ fn clipping_lomo_takes_a_second_pass_and_no_memory() {
     assert_eq!(after.peak_live, before.peak_live);
 }
 
-/// Beside GaLore's states Fira keeps one number for each matrix of a layer: the last residual's norm.
+/// Beside GaLore's states Fira keeps one number for each matrix of a layer: the last residual's
+/// norm.
 #[test]
 fn fira_keeps_a_number_more_than_galore() {
     let model = model::load("llama-2-7b").unwrap();

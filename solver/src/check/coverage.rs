@@ -71,8 +71,8 @@ fn check_op(
     findings: &mut Findings,
 ) {
     let last = schedule.micro_batches - 1;
-    // What runs once after all micro-batches of the first pass and changes no weights (a norm of all
-    // gradients).
+    // What runs once after all micro-batches of the first pass and changes no weights (a norm of
+    // all gradients).
     let closes = entry.domain == Domain::Whole
         && entry.accumulates.is_empty()
         && !runs.is_empty()

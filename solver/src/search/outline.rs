@@ -27,8 +27,8 @@ pub struct Outline {
     pub tensors: Table<TensorId, TensorOutline>,
     /// Every group of model states.
     pub groups: Vec<GroupOutline>,
-    /// Nanoseconds of what runs once in every step, where forward and backward run more often: norms
-    /// of gradients and updates inside backward. They are no part of the steps.
+    /// Nanoseconds of what runs once in every step, where forward and backward run more often:
+    /// norms of gradients and updates inside backward. They are no part of the steps.
     pub once_ns: u64,
 }
 
