@@ -27,6 +27,9 @@ namespace cross_entropy {
 namespace update {
 #include "../update.cu"
 }
+namespace packed {
+#include "../packed.cu"
+}
 namespace attention {
 #include "../attention.cu"
 }

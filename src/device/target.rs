@@ -90,6 +90,22 @@ impl Target {
         })))
     }
 
+    /// The same, which times the algorithms of matrix products before it uses one of them, where it
+    /// has a choice.
+    ///
+    /// # Errors
+    /// As [`Target::open`].
+    pub fn open_to_time(self) -> Result<Box<dyn Device>> {
+        let Self::Cuda(number) = self else {
+            return self.open();
+        };
+        let options = CudaOptions {
+            times_algorithms: true,
+            ..CudaOptions::default()
+        };
+        Ok(Box::new(CudaDevice::open(number, options)?))
+    }
+
     /// What it says of its machine. Device and host share the CPU's memory: each has half.
     ///
     /// # Errors

@@ -19,7 +19,9 @@ mod runs;
 #[path = "../execute/straight.rs"]
 mod straight;
 
+mod arithmetic;
 mod clock;
+mod eight;
 mod faults;
 mod place;
 mod steps;
@@ -33,6 +35,7 @@ fn card() -> Box<dyn Device> {
     let options = CudaOptions {
         host_threads: 2,
         poison: true,
+        ..CudaOptions::default()
     };
     Box::new(CudaDevice::open(0, options).unwrap_or_else(|error| panic!("{error}")))
 }

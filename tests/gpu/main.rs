@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+#[path = "../cuda_on_cpu/eight.rs"]
+mod eight;
 #[path = "../execute/hf.rs"]
 mod hf;
 #[path = "../execute/models.rs"]
@@ -28,6 +30,7 @@ fn card() -> Box<dyn Device> {
     let options = CudaOptions {
         host_threads: 2,
         poison: true,
+        ..CudaOptions::default()
     };
     Box::new(CudaDevice::open(0, options).unwrap_or_else(|error| panic!("{error}")))
 }

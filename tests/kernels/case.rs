@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::device::cuda::launch::{
-    batch, constants, launches, Argument, BatchFacts, Buffer, Launch,
+    batch, constants, launches, Argument, BatchFacts, Buffer, Launch, MOST_SHARED_BYTES,
 };
 use ebbtide::device::{
     Device, Operator, Region, Reservation, RotaryTable, Space, StepParameters, StepResult, Stream,
@@ -80,6 +80,8 @@ pub struct Case {
     pub tolerance: f32,
     /// Scratch memory that kernels find; what is used behind it is seen by the sanitizer.
     pub scratch: u64,
+    /// What a block can have of shared memory.
+    pub shared_bytes: u64,
     /// What is changed in the launches.
     pub change: Option<fn(&mut Vec<Launch>)>,
     next: Box<dyn FnMut() -> f32>,
@@ -118,6 +120,7 @@ impl Case {
             batch: (vec![0], vec![0]),
             tolerance: 2e-6,
             scratch: 128 << 10,
+            shared_bytes: MOST_SHARED_BYTES,
             change: None,
             next: Box::new(noise(seed)),
             held: Vec::new(),
@@ -271,7 +274,9 @@ impl Case {
         let facts = [BatchFacts::new(&self.batch.0, &self.batch.1)];
         let operators = self.operators.iter();
         operators
-            .flat_map(|operator| launches(operator, &self.reservation, &facts).unwrap())
+            .flat_map(|operator| {
+                launches(operator, &self.reservation, &facts, self.shared_bytes).unwrap()
+            })
             .collect()
     }
 

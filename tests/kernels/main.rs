@@ -8,6 +8,7 @@ mod heads;
 mod host;
 mod library;
 mod nvrtc;
+mod packed;
 mod plans;
 mod rows;
 mod update;

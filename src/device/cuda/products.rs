@@ -9,7 +9,9 @@
 //! each block after the first is added to what the ones before have left in memory, rounded to the
 //! dtype there. Biases of projections to q, k and v are not added here but by the kernel behind.
 
+use super::launch::Argument;
 use crate::device::operator::Panel;
+use crate::device::packed::Storage;
 use crate::device::{Failure, Operator, Region, Result};
 use crate::profile::Dtype;
 
@@ -22,8 +24,19 @@ pub(super) struct Matrix {
     pub turned: bool,
 }
 
-/// `out = a·b + added + bias`, columns first: `a` is `[m, k]`, `b` `[k, n]`, the others `[m, n]`.
+/// What is multiplied, and what is made of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Numbers {
+    /// Elements, of which elements are made.
+    Elements,
+    /// Codes, of which sums are made: f32 of FP8, i32 of integers.
+    Sums(Storage),
+    /// Codes of FP8, of which elements are made: f32 `[m]` and `[n]` scale rows and columns.
+    Scaled([Region; 2]),
+}
+
+/// `out = a·b + added + bias`, columns first: `a` is `[m, k]`, `b` `[k, n]`, the others `[m, n]`.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Product {
     /// `m`, `n` and `k`.
     pub sizes: [u64; 3],
@@ -33,9 +46,11 @@ pub(super) struct Product {
     pub added: Option<Region>,
     /// `[m]`: added to every column.
     pub bias: Option<Region>,
-    pub out: Region,
+    /// In the arena or in scratch memory.
+    pub out: Argument,
     /// Elements from one column of `out` to the next.
     pub stride: u64,
+    pub numbers: Numbers,
 }
 
 /// The products of an operator, in order; none where it has none.
@@ -54,6 +69,7 @@ pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>
             ref bias,
             residual,
             y,
+            ..
         } => sizes.forward((rows, x, y), weight, bias, residual),
         Operator::QkvProjection {
             rows,
@@ -68,6 +84,7 @@ pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>
             ref weight,
             d_x,
             accumulate,
+            ..
         } => sizes.input_gradient((rows, d_y, d_x), weight, accumulate),
         Operator::LinearWeightGradient {
             rows,
@@ -88,15 +105,16 @@ pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>
                 b: turned(d_y, outputs),
                 added: accumulate.then_some(d_weight),
                 bias: None,
-                out: d_weight,
+                out: Argument::Region(d_weight),
                 stride: inputs,
+                numbers: Numbers::Elements,
             }])
         }
         _ => Ok(Vec::new()),
     }
 }
 
-const fn plain(region: Region, stride: u64) -> Matrix {
+pub(super) const fn plain(region: Region, stride: u64) -> Matrix {
     Matrix {
         region,
         stride,
@@ -104,7 +122,7 @@ const fn plain(region: Region, stride: u64) -> Matrix {
     }
 }
 
-const fn turned(region: Region, stride: u64) -> Matrix {
+pub(super) const fn turned(region: Region, stride: u64) -> Matrix {
     Matrix {
         region,
         stride,
@@ -112,8 +130,9 @@ const fn turned(region: Region, stride: u64) -> Matrix {
     }
 }
 
-struct Sizes {
-    element: u64,
+/// Sizes of regions, by the bytes of an element.
+pub(super) struct Sizes {
+    pub element: u64,
 }
 
 impl Sizes {
@@ -129,7 +148,7 @@ impl Sizes {
 
     /// The part of a region from an element on, as long as `columns` columns of `rows` elements
     /// are whose starts are `stride` elements apart.
-    fn columns(
+    pub fn columns(
         &self,
         region: Region,
         first: u64,
@@ -192,8 +211,9 @@ impl Sizes {
                     b: plain(x, inputs),
                     added: residual.map(of_y),
                     bias: piece,
-                    out: of_y(y),
+                    out: Argument::Region(of_y(y)),
                     stride: outputs,
+                    numbers: Numbers::Elements,
                 });
                 at = until;
             }
@@ -203,7 +223,7 @@ impl Sizes {
     }
 
     /// The bias from output `at` on, and up to which output before `end` it is of one piece.
-    fn bias_at(&self, bias: &[Region], at: u64, end: u64) -> (Option<Region>, u64) {
+    pub fn bias_at(&self, bias: &[Region], at: u64, end: u64) -> (Option<Region>, u64) {
         let mut first = 0;
         for piece in bias {
             let behind = first + piece.bytes / self.element;
@@ -237,8 +257,9 @@ impl Sizes {
                 b: plain(of_y, outputs),
                 added: adds.then_some(d_x),
                 bias: None,
-                out: d_x,
+                out: Argument::Region(d_x),
                 stride: inputs,
+                numbers: Numbers::Elements,
             }
         };
         Ok(weight.iter().map(product).collect())
@@ -289,7 +310,10 @@ mod tests {
                 let added = product.added.map_or(0.0, |region| memory[place(region)]);
                 let bias = product.bias;
                 let bias = bias.map_or(0.0, |b| memory[b.offset_bytes as usize / 4 + row]);
-                memory[place(product.out)] = sum + added + bias;
+                let Argument::Region(out) = product.out else {
+                    panic!("a product of elements goes to the arena");
+                };
+                memory[place(out)] = sum + added + bias;
             }
         }
     }
@@ -326,6 +350,7 @@ mod tests {
             bias: vec![region(4 * B, 1), region(4 * (B + 20), 4)],
             residual: Some(region(4 * Y, 15)),
             y: region(4 * Y, 15),
+            workspace: None,
         };
         let (before, mut after) = (memory(), memory());
         let products = products(&operator, Dtype::F32).unwrap();
@@ -357,6 +382,7 @@ mod tests {
             weight: weight(),
             d_x: x,
             accumulate: true,
+            workspace: None,
         };
         let inputs = products(&operator, Dtype::F32).unwrap();
         inputs.iter().for_each(|product| run(&mut after, product));
@@ -401,6 +427,7 @@ mod tests {
             bias,
             residual: None,
             y: region(4 * Y, 15),
+            workspace: None,
         };
         let refused = |operator: &Operator| products(operator, Dtype::F32).is_err();
         assert!(!refused(&layer(region(0, 12), Vec::new())));

@@ -8,18 +8,23 @@ use ebbtide_solver::units::Bytes;
 use super::clock::Clock;
 use super::compile::Kernels;
 use super::driver::{Allocation, Context, Mark, Queue};
-use super::host::{self, lock, Host, Work};
+use super::host::{self, lock, Host, Work as HostWork};
 use super::launch::{self, Argument, BatchFacts, Buffer, Launch};
-use super::multiply::{Multiplier, WORKSPACE_BYTES};
+use super::multiply::{Addresses, Multiplier, WORKSPACE_BYTES};
 use super::own::Own;
-use super::products::products;
+use super::packing::Packer;
+use super::products::{Numbers, Product};
 use super::slab::Slab;
+use super::work::{Setting, Work};
 use super::CudaOptions;
+use crate::device::arithmetic::Arithmetic;
 use crate::device::cpu::update::host_threads;
+use crate::device::packed::Packing;
 use crate::device::{
     Cause, Event, Failure, Operator, Place, Region, Reservation, Result, RotaryTable, Space,
     StepParameters, StepResult, Stream, TraceEntry,
 };
+use crate::format::profile::AlgorithmsSection;
 
 /// What unwritten memory is full of: a NaN in every type.
 const POISON: u8 = 0xFF;
@@ -34,13 +39,16 @@ pub(super) struct Reserved {
     own: Own,
     workspace: Allocation,
     queues: Vec<Queue>,
+    /// For copies to the host and for those back.
+    packers: [Packer; 2],
     events: Vec<Signal>,
     kernels: Kernels,
     multiplier: Multiplier,
+    arithmetic: Arithmetic,
     clock: Clock,
     parameters: Option<StepParameters>,
     /// Work on the host that the driver may still call.
-    work: Vec<Arc<Work>>,
+    work: Vec<Arc<HostWork>>,
     /// The first failure, which stays.
     failure: Option<Failure>,
 }
@@ -57,9 +65,9 @@ impl Reserved {
         context: &Context,
         mut reservation: Reservation,
         options: CudaOptions,
+        (multiplier, arithmetic): (Multiplier, Arithmetic),
     ) -> Result<Reserved> {
         let kernels = Kernels::new(context, reservation.dtype)?;
-        let multiplier = Multiplier::new(reservation.dtype)?;
         let beside = Own::bytes(&reservation) + WORKSPACE_BYTES;
         let memory = context.memory()?;
         let bytes = reservation.arena_bytes;
@@ -105,6 +113,7 @@ impl Reserved {
             }),
             batches: vec![BatchFacts::default(); reservation.micro_batches as usize],
             queues: queues.into_iter().collect::<Result<_>>()?,
+            packers: [Packer::new(context)?, Packer::new(context)?],
             events: events.collect::<Result<_>>()?,
             clock: Clock::default(),
             parameters: None,
@@ -115,6 +124,7 @@ impl Reserved {
             workspace,
             kernels,
             multiplier,
+            arithmetic,
             reservation,
         };
         let whole = Region {
@@ -125,6 +135,11 @@ impl Reserved {
         made.fill(Stream::Compute, whole, POISON)?;
         context.synchronize()?;
         Ok(made)
+    }
+
+    /// The fastest algorithms of matrix products.
+    pub fn algorithms(&self) -> AlgorithmsSection {
+        self.multiplier.timed()
     }
 
     fn queue(&self, stream: Stream) -> &Queue {
@@ -183,40 +198,62 @@ impl Reserved {
         if place.stream != Stream::Compute && !clears {
             return Err(Failure::refused("an operator on a stream of copies"));
         }
-        let products = products(operator, self.reservation.dtype)?;
-        for product in &products {
-            let operands = [
-                Some(product.a.region),
-                Some(product.b.region),
-                product.added,
-            ];
-            let others = [product.bias, Some(product.out)];
-            for region in operands.into_iter().chain(others).flatten() {
-                self.address(region)?;
-            }
-        }
-        let launches = launch::launches(operator, &self.reservation, &self.batches)?;
-        let ready = launches.iter().map(|launch| self.arguments(launch));
-        let ready: Vec<Vec<Value>> = ready.collect::<Result<_>>()?;
+        let serves = |product: &Product| self.multiplier.serves(product, self.addresses(product)?);
+        let setting = Setting {
+            reservation: &self.reservation,
+            batches: &self.batches,
+            arithmetic: self.arithmetic,
+            shared_bytes: self.kernels.shared_bytes.into(),
+            serves: &serves,
+        };
+        let work = setting.work(operator)?;
+        let ready = work.iter().map(|work| {
+            Ok(match work {
+                Work::Kernel(launch) => Ready::Kernel(launch, self.arguments(launch)?),
+                Work::Product(product) => Ready::Product(product, self.addresses(product)?),
+            })
+        });
+        let ready: Vec<Ready> = ready.collect::<Result<_>>()?;
         self.timed(place, |reserved| {
             let queue = reserved.queue(place.stream);
-            let base = reserved.arena.address;
-            for product in &products {
-                let address = |region: Region| base + region.offset_bytes;
-                let (multiplier, workspace) = (&reserved.multiplier, &reserved.workspace);
-                // SAFETY: every region lies in the arena, which lives until the streams are
-                // through; only the compute stream multiplies.
-                unsafe { multiplier.multiply(queue, product, address, workspace) }?;
-            }
-            for (launch, values) in launches.iter().zip(ready) {
-                let mut pointers: Vec<*mut c_void> =
-                    values.iter().map(|value| value.pointer()).collect();
-                // SAFETY: values have the types that the table of kernels gives; addresses are
-                // of regions within the arena or of own buffers, which live until the streams are
-                // through, and launches are functions of their sizes.
-                unsafe { reserved.kernels.launch(queue, launch, &mut pointers) }?;
-            }
-            Ok(())
+            ready.iter().try_for_each(|ready| match ready {
+                Ready::Kernel(launch, values) => reserved.start(queue, launch, values),
+                // SAFETY: the operands lie in the arena or in own buffers, which live until the
+                // streams are through; only the compute stream multiplies.
+                Ready::Product(product, addresses) => unsafe {
+                    let (multiplier, workspace) = (&reserved.multiplier, &reserved.workspace);
+                    multiplier.multiply(queue, product, *addresses, workspace)
+                },
+            })
+        })
+    }
+
+    /// Queues a kernel.
+    fn start(&self, queue: &Queue, launch: &Launch, values: &[Value]) -> Result<()> {
+        let mut pointers: Vec<*mut c_void> = values.iter().map(Value::pointer).collect();
+        // SAFETY: values have the types that the table of kernels gives; addresses are of regions
+        // within the arena or of own buffers, which live until the streams are through, and
+        // launches are functions of their sizes.
+        unsafe { self.kernels.launch(queue, launch, &mut pointers) }
+    }
+
+    /// Where a product's operands lie.
+    fn addresses(&self, product: &Product) -> Result<Addresses> {
+        let optional = |region: Option<Region>| region.map(|r| self.address(r)).transpose();
+        Ok(Addresses {
+            a: self.address(product.a.region)?,
+            b: self.address(product.b.region)?,
+            added: optional(product.added)?,
+            bias: optional(product.bias)?,
+            out: match product.out {
+                Argument::Own(buffer, offset) => self.own.address(buffer, offset)?,
+                Argument::Region(region) => self.address(region)?,
+                _ => return Err(Failure::refused("a product that is written nowhere")),
+            },
+            scales: match product.numbers {
+                Numbers::Scaled([a, b]) => Some([self.address(a)?, self.address(b)?]),
+                _ => None,
+            },
         })
     }
 
@@ -240,7 +277,7 @@ impl Reserved {
         let parameters = self
             .parameters
             .ok_or_else(|| Failure::refused("no step has begun"))?;
-        let work = Work::new(&self.host, place, operator, &parameters)?;
+        let work = HostWork::new(&self.host, place, operator, &parameters)?;
         let given = Arc::as_ptr(&work);
         self.work.push(work);
         let clips = parameters.clip.is_some() && matches!(operator, Operator::Update { .. });
@@ -283,6 +320,60 @@ impl Reserved {
                     (Space::Device, _) => queue.copy_within(there(from), there(to), bytes),
                 }
             }
+        })
+    }
+
+    /// Queues a copy that packs or unpacks.
+    pub fn copy_packed(
+        &mut self,
+        place: Place,
+        (from, to): (Region, Region),
+        packing: Packing,
+    ) -> Result<()> {
+        self.check(from)?;
+        self.check(to)?;
+        let to_host = from.space == Space::Device;
+        let expected = if to_host { Stream::D2h } else { Stream::H2d };
+        if place.stream != expected {
+            return Err(Failure::refused(
+                "a packed copy on another stream than its own",
+            ));
+        }
+        let (parts, behind) = launch::packed::parts(&self.reservation, (from, to), packing)?;
+        let ready = parts.iter().map(|part| {
+            let stage = self.own.address(part.stage, 0)?;
+            Ok((stage, self.arguments(&part.launch)?))
+        });
+        let ready: Vec<(u64, Vec<Value>)> = ready.collect::<Result<_>>()?;
+        self.timed(place, |reserved| {
+            let copies = reserved.queue(place.stream);
+            let slab = |region: Region| {
+                reserved
+                    .host
+                    .slab
+                    .address(region.offset_bytes, region.bytes)
+            };
+            // SAFETY: both ends lie in their memories, which live until the streams are through,
+            // and what is in a stage is no longer than one.
+            let copy = |queue: &Queue, there: u64, here: Region| unsafe {
+                match to_host {
+                    true => queue.copy_out(there, slab(here), here.bytes),
+                    false => queue.copy_in(slab(here), there, here.bytes),
+                }
+            };
+            let kernel =
+                |queue: &Queue, at: usize| reserved.start(queue, &parts[at].launch, &ready[at].1);
+            let staged = |queue: &Queue, at: usize| {
+                let mut copies = parts[at].copies.iter();
+                copies.try_for_each(|&(offset, here)| copy(queue, ready[at].0 + offset, here))
+            };
+            let packer = &reserved.packers[usize::from(!to_host)];
+            packer.queue(copies, to_host, parts.len(), (&kernel, &staged))?;
+            let Some((from, to)) = behind else {
+                return Ok(());
+            };
+            let (there, here) = if to_host { (from, to) } else { (to, from) };
+            copy(copies, reserved.address(there)?, here)
         })
     }
 
@@ -412,6 +503,12 @@ impl Reserved {
     pub fn trace(&self) -> Result<Vec<TraceEntry>> {
         self.clock.trace()
     }
+}
+
+/// Work whose addresses are known.
+enum Ready<'a> {
+    Kernel(&'a Launch, Vec<Value>),
+    Product(&'a Product, Addresses),
 }
 
 /// A kernel's parameter.

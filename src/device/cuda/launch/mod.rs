@@ -10,13 +10,15 @@ mod attention;
 pub mod batch;
 mod heads;
 mod operand;
+pub mod packed;
+pub(super) mod rounded;
 mod rows;
 pub mod sources;
 mod update;
 
 use super::super::{Operator, Region, Reservation, Result};
 pub use batch::BatchFacts;
-use operand::Operands;
+pub(super) use operand::Operands;
 pub use update::{constants, CONSTANTS_BYTES};
 
 /// Scratch memory that the device keeps beside the arena for what one operator's kernels hand to
@@ -83,9 +85,13 @@ pub enum Buffer {
     Constants,
     /// [`SCRATCH_BYTES`] that nothing outlives its operator in.
     Scratch,
+    /// [`packed::STAGE_BYTES`] that packed rows pass on their way to the host (0 and 1) and back (2
+    /// and 3).
+    Stage(u32),
 }
 
-/// What runs an operator, or what follows its matrix product.
+/// What runs an operator, or what follows its matrix product, on a card whose blocks can have so
+/// much shared memory.
 ///
 /// # Errors
 /// Shapes that contradict each other, regions that are not in the arena, sizes that the kernels do
@@ -94,8 +100,9 @@ pub fn launches(
     operator: &Operator,
     reservation: &Reservation,
     batches: &[BatchFacts],
+    shared_bytes: u64,
 ) -> Result<Vec<Launch>> {
-    let operands = Operands::new(reservation, batches)?;
+    let operands = Operands::new(reservation, batches, shared_bytes)?;
     match operator {
         Operator::Linear { .. } | Operator::LinearInputGradient { .. } => Ok(Vec::new()),
         Operator::QkvProjection { .. } | Operator::RotaryBackward { .. } => {

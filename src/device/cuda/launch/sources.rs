@@ -34,7 +34,7 @@ macro_rules! source {
 
 /// All files. Only attention is bound by arithmetic: the others round every operation alone, as the
 /// host does.
-pub const SOURCES: [Source; 10] = [
+pub const SOURCES: [Source; 11] = [
     source!("memory.cu", false),
     source!("embedding.cu", false),
     source!("norm.cu", false),
@@ -43,6 +43,7 @@ pub const SOURCES: [Source; 10] = [
     source!("activation.cu", false),
     source!("cross_entropy.cu", false),
     source!("update.cu", false),
+    source!("packed.cu", false),
     source!("attention.cu", true),
     source!("attention_mma.cu", true),
 ];
