@@ -151,7 +151,7 @@ fn lse_stays_within_scratch_memory() {
     let [forward, backward] = calls(shape, u64::from(u32::MAX) * 16);
     assert!(forward.len() > 1);
     for call in forward.iter().chain(&backward) {
-        let bytes = 4 * (call.shape.heads as u64) << 20;
+        let bytes = (4 * call.shape.heads as u64) << 20;
         assert!(place(call, graph::STATISTICS) + bytes <= SCRATCH_BYTES);
     }
 }
