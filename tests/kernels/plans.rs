@@ -276,6 +276,7 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
         batches: &[],
         step: &step,
         scratch_bytes: SCRATCH_BYTES,
+        shared_bytes: MOST_SHARED_BYTES,
     };
     let matrices = [
         (4096, 4096),

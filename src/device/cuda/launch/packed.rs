@@ -23,6 +23,9 @@ pub struct Part {
     pub copies: [(u64, Region); 2],
 }
 
+/// From where to where.
+type Copy = (Region, Region);
+
 /// The parts of a packed copy, of which two stages take turns, and what is copied as it is: the f32
 /// behind the rows.
 ///
@@ -30,9 +33,9 @@ pub struct Part {
 /// Regions of other sizes, or outside their memories, and rows longer than a stage.
 pub fn parts(
     reservation: &Reservation,
-    (from, to): (Region, Region),
+    (from, to): Copy,
     packing: Packing,
-) -> Result<(Vec<Part>, Option<(Region, Region)>)> {
+) -> Result<(Vec<Part>, Option<Copy>)> {
     let operands = Operands::new(reservation, &[], MOST_SHARED_BYTES)?;
     let Packing {
         storage,
