@@ -177,12 +177,33 @@ fn what_is_packed_has_the_processors_bits() {
 }
 
 /// Everything that can travel does.
-fn swapped(problem: &Problem) -> Schedule {
+fn all(problem: &Problem, fate: fn(u32) -> Fate) -> Schedule {
     let mut plan = Plan::keep_all(problem);
-    for (tensor, fate) in problem.tensors.values().zip(plan.fates.values_mut()) {
-        *fate = Fate::swapped(tensor.pieces);
+    for (tensor, chosen) in problem.tensors.values().zip(plan.fates.values_mut()) {
+        *chosen = fate(tensor.pieces);
     }
     schedule(problem, &plan)
+}
+
+/// What stays packed on the device has the bits of what travels packed.
+#[test]
+fn what_stays_packed_is_what_travels_packed() {
+    if !is_there() {
+        return;
+    }
+    for (name, storage) in ["gqa", "gpt2"].into_iter().zip(STORAGES) {
+        let model = model(name);
+        let mut cut = Cut::new(Method::Lomo, 2);
+        cut.workload.dtype = Dtype::Bf16;
+        let problem = packed_problem(&model, &cut);
+        let (steps, with) = telling(Method::Lomo);
+        let [stays, travels] = [Fate::packed, Fate::swapped].map(|fate| {
+            let mut file = file_of(&model, &cut, all(&problem, fate));
+            file.storage = Some(storage);
+            run_file(card(true), (&model, &file), (steps, &with))
+        });
+        assert_eq!(stays.difference(&travels), None, "{name} {storage}");
+    }
 }
 
 /// Steps whose activations travel packed: the same bits however long copies take, and near the CPU
@@ -196,7 +217,7 @@ fn steps_whose_activations_travel_packed() {
     for (storage, dtype) in STORAGES.into_iter().zip([Dtype::F32, Dtype::Bf16]) {
         let mut cut = Cut::new(Method::AdamW, 2);
         cut.workload.dtype = dtype;
-        let planned = swapped(&packed_problem(&model, &cut));
+        let planned = all(&packed_problem(&model, &cut), Fate::swapped);
         let mut file = file_of(&model, &cut, planned);
         file.storage = Some(storage);
         let (steps, with) = telling(Method::AdamW);

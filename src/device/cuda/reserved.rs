@@ -419,6 +419,9 @@ impl Reserved {
     ) -> Result<()> {
         self.check(from)?;
         self.check(to)?;
+        if (from.space, to.space) == (Space::Device, Space::Device) {
+            return self.pack_within(place, (from, to), packing);
+        }
         let to_host = from.space == Space::Device;
         let expected = if to_host { Stream::D2h } else { Stream::H2d };
         if place.stream != expected {
@@ -461,6 +464,27 @@ impl Reserved {
             };
             let (there, here) = if to_host { (from, to) } else { (to, from) };
             copy(copies, reserved.address(there)?, here)
+        })
+    }
+
+    /// Queues a copy that packs or unpacks within the arena.
+    fn pack_within(
+        &mut self,
+        place: Place,
+        ends: (Region, Region),
+        packing: Packing,
+    ) -> Result<()> {
+        let (launch, behind) = launch::packed::within(&self.reservation, ends, packing)?;
+        let values = self.values(&launch.arguments)?;
+        self.timed(place, |reserved| {
+            let queue = reserved.queue(place.stream);
+            reserved.run(queue, &launch, &values)?;
+            let Some((from, to)) = behind else {
+                return Ok(());
+            };
+            let (from, to, bytes) = (reserved.address(from)?, reserved.address(to)?, to.bytes);
+            // SAFETY: both regions lie in the arena, which lives until the streams are through.
+            unsafe { queue.copy_within(from, to, bytes) }
         })
     }
 

@@ -104,6 +104,53 @@ pub fn parts(
     Ok((parts.collect::<Result<_>>()?, behind))
 }
 
+/// What packs or unpacks within the arena, and what is copied as it is: the f32 behind the rows.
+///
+/// # Errors
+/// Regions of other sizes, or outside the arena.
+pub fn within(
+    reservation: &Reservation,
+    (from, to): Copy,
+    packing: Packing,
+) -> Result<(Launch, Option<Copy>)> {
+    let operands = Operands::new(reservation, &[], MOST_SHARED_BYTES)?;
+    let Packing {
+        storage,
+        rows,
+        width,
+        extras,
+    } = packing;
+    let unpacks = packing.unpacks(from, to);
+    let (plain, packed) = if unpacks { (to, from) } else { (from, to) };
+    let (codes, scales) = (rows * width, rows * width.div_ceil(GROUP));
+    let (values, behind) = (codes * operands.size(), 4 * rows * extras);
+    if [plain.bytes, packed.bytes] != [values + behind, packing.packed_bytes()] {
+        return Err(Failure::refused(format!(
+            "a copy of {} bytes to {} that packs {rows} rows of {width} elements",
+            from.bytes, to.bytes
+        )));
+    }
+    let values = operands.elements(plain.part(0, values), codes)?;
+    let packed = [
+        operands.bytes(packed.part(0, codes))?,
+        operands.floats(packed.part(codes, 4 * scales), scales)?,
+    ];
+    let (name, mut arguments) = match unpacks {
+        false => (
+            kernel!(operands, "pack"),
+            vec![values, packed[0], packed[1]],
+        ),
+        true => (
+            kernel!(operands, "unpack"),
+            vec![packed[0], packed[1], values],
+        ),
+    };
+    arguments.extend([Argument::U64(scales), number(width)?, format(storage)]);
+    let launch = launch(name, [scales.div_ceil(WARPS), 1, 1], 256, 0, arguments)?;
+    let at = |region: Region| region.part(region.bytes - behind, behind);
+    Ok((launch, (behind > 0).then(|| (at(from), at(to)))))
+}
+
 /// A format as the kernels know it.
 pub fn format(storage: Storage) -> Argument {
     Argument::U32(match storage {
