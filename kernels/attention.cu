@@ -103,9 +103,9 @@ __device__ void put(E* to, u64 stride, u32 start, u32 end, u32 columns,
     }
 }
 
-template <int HD>
+template <int HD, int ROWS>
 __device__ void forward(const E* qkv, E* o, float* lse, Shape shape) {
-    constexpr int ROWS = 64, KEYS = 64, R = ROWS / 16, C = KEYS / 16;
+    constexpr int KEYS = ROWS, R = ROWS / 16, C = KEYS / 16;
     DYNAMIC_SHARED(float, shared);
     float* const q = shared;
     float* const kv = q + ROWS * (HD + 4);
@@ -204,10 +204,10 @@ __device__ void slopes(const Shape& shape, const float* lse, const float* delta,
 }
 
 // dk and dv of a tile of keys.
-template <int HD, int KEYS>
+template <int HD, int KEYS, int ROWS>
 __device__ void backward_keys(const E* qkv, const float* lse, const E* d_o, const float* delta,
                               E* d_qkv, Shape shape, u32 first, u32 of_kv_heads) {
-    constexpr int ROWS = 32, R = KEYS / 16;
+    constexpr int R = KEYS / 16;
     DYNAMIC_SHARED(float, shared);
     float* const k = shared;
     float* const v = k + KEYS * (HD + 4);
@@ -249,10 +249,10 @@ __device__ void backward_keys(const E* qkv, const float* lse, const E* d_o, cons
 }
 
 // dq of a tile of queries.
-template <int HD, int ROWS>
+template <int HD, int ROWS, int KEYS>
 __device__ void backward_queries(const E* qkv, const float* lse, const E* d_o, const float* delta,
                                  E* d_qkv, Shape shape, u32 first, u32 of_kv_heads) {
-    constexpr int KEYS = 32, R = ROWS / 16;
+    constexpr int R = ROWS / 16;
     DYNAMIC_SHARED(float, shared);
     float* const q = shared;
     float* const d = q + ROWS * (HD + 4);
@@ -285,9 +285,17 @@ __device__ void backward_queries(const E* qkv, const float* lse, const E* d_o, c
     put<ROWS, HD>(d_qkv + head.q, width, start, length, dim, d_q, factor);
 }
 
-// Of bf16 attention_mma.cu has the smaller ones. Behind the head's size: rows of a backward's tile.
+// Of bf16 attention_mma.cu has the smaller ones. Behind the head's size: rows of a forward's tiles,
+// and of a backward's own tile and the other one. Tight ones are for cards that give a block less
+// shared memory, 99 KiB of compute capability 8.6 and 8.9.
+#define TILES(suffix, HD, forward_rows, own, other)                                  \
+    FORWARD(256, HD##suffix, HD, forward_rows)                                       \
+    BACKWARD(256, attention_keys_##HD##suffix, backward_keys, HD, own, other)        \
+    BACKWARD(256, attention_queries_##HD##suffix, backward_queries, HD, own, other)
 #ifdef EBBTIDE_F32
-ATTENTION(256, 64, 64)
-ATTENTION(256, 128, 64)
+TILES(, 64, 64, 64, 32)
+TILES(, 128, 64, 64, 32)
+TILES(_tight, 128, 64, 32, 32)
 #endif
-ATTENTION(256, 256, 32)
+TILES(, 256, 64, 32, 32)
+TILES(_tight, 256, 32, 16, 16)

@@ -44,8 +44,8 @@ struct Head {
 // Kernels for heads of up to HD elements, `threads` a block; the templates of these names have the
 // rest. Of the backward's blocks, blockIdx.y counts heads from those of key/value head `first` on,
 // and D is of `of_kv_heads` of them.
-#define FORWARD(threads, HD, ...)                                                             \
-    KERNEL(threads, attention_##HD, const E* qkv, E* o, float* lse, u32 sequence, u32 heads,  \
+#define FORWARD(threads, name, ...)                                                           \
+    KERNEL(threads, attention_##name, const E* qkv, E* o, float* lse, u32 sequence, u32 heads,  \
            u32 kv_heads, u32 head_dim, u32 window, float factor) {                            \
         forward<__VA_ARGS__>(qkv, o, lse,                                                     \
                              Shape{sequence, heads, kv_heads, head_dim, window, factor});     \
@@ -58,7 +58,3 @@ struct Head {
                               Shape{sequence, heads, kv_heads, head_dim, window, factor},     \
                               first, of_kv_heads);                                            \
     }
-#define ATTENTION(threads, HD, ...)                                                    \
-    FORWARD(threads, HD, HD)                                                           \
-    BACKWARD(threads, attention_keys_##HD, backward_keys, HD, ##__VA_ARGS__)           \
-    BACKWARD(threads, attention_queries_##HD, backward_queries, HD, ##__VA_ARGS__)

@@ -316,7 +316,11 @@ __device__ void backward_queries(const bf16* qkv, const float* lse, const bf16* 
     put<HD>(d_qkv + head.q, width, start + own, length, dim, d_q, shape.factor, shape.factor);
 }
 
-ATTENTION(128, 64)
-ATTENTION(128, 128)
+#define ATTENTION(HD)                                                 \
+    FORWARD(128, HD, HD)                                              \
+    BACKWARD(128, attention_keys_##HD, backward_keys, HD)             \
+    BACKWARD(128, attention_queries_##HD, backward_queries, HD)
+ATTENTION(64)
+ATTENTION(128)
 
 #endif

@@ -111,7 +111,8 @@ __device__ __forceinline__ T lanes_sum(T x, int lanes) {
     return x;
 }
 
-__device__ __forceinline__ float lanes_most(float x, int lanes) {
+template <class T>
+__device__ __forceinline__ T lanes_most(T x, int lanes) {
     for (int mask = lanes / 2; mask > 0; mask /= 2)
         x = most(x, __shfl_xor_sync(~0u, x, mask));
     return x;
@@ -130,14 +131,15 @@ __device__ __forceinline__ T block_sum(T x) {
 }
 
 // The largest over a block of whole warps; every thread gets it.
-__device__ __forceinline__ float block_most(float x) {
-    SHARED(float, of_warp, [32]);
+template <class T>
+__device__ __forceinline__ T block_most(T x) {
+    SHARED(T, of_warp, [32]);
     x = lanes_most(x, 32);
     const u32 lane = threadIdx.x % 32;
     __syncthreads();
     if (lane == 0) of_warp[threadIdx.x / 32] = x;
     __syncthreads();
-    return lanes_most(lane < blockDim.x / 32 ? of_warp[lane] : -INFINITE, 32);
+    return lanes_most(of_warp[lane < blockDim.x / 32 ? lane : 0], 32);
 }
 
 // ---- the step ----------------------------------------------------------------------------------

@@ -40,6 +40,9 @@ namespace low_rank {
 namespace product {
 #include "product.cu"
 }
+namespace packed {
+#include "../packed.cu"
+}
 namespace attention {
 #include "../attention.cu"
 }

@@ -16,14 +16,16 @@ use ebbtide_solver::units::BytesPerSec;
 
 use super::{interrupts, read_schedule};
 use crate::cli::{parse, print};
-use crate::device::Target;
+use crate::device::{Cause, Device, Target};
 use crate::error::{Error, Result};
 use crate::execute::{self, Session};
-use crate::files::{check_distinct, check_writable, write_atomically};
+use crate::files::{check_distinct, check_writable, read_text, write_atomically};
+use crate::format::profile as profile_file;
 use crate::format::run as file;
 use crate::format::schedule::ScheduleFile;
 use crate::format::training::Progress;
 use crate::model::ModelConfig;
+use crate::profile::LARGEST;
 use crate::report;
 use crate::training::checkpoint;
 use crate::training::directory::Unfinished;
@@ -43,6 +45,10 @@ use training::Training;
 pub struct Args {
     /// A schedule that `ebbtide plan -o` wrote
     pub schedule: PathBuf,
+    /// The profile that the schedule was planned with: products on a GPU take the algorithms that
+    /// it found fastest [default: the library's first choice]
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// Where to run it: cpu, cuda:0, …
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
@@ -149,7 +155,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let resumed = args.resume.as_deref().map(resume::read).transpose()?;
     let progress = begin(args, &schedule, resumed.as_ref())?;
     let tokens = read_tokens(args, &schedule, &model, progress.seed)?;
-    let device = Target::named(&args.device, args.link, args.deterministic)?.open()?;
+    let target = Target::named(&args.device, args.link, args.deterministic)?;
+    let mut device = target.open()?;
+    let heuristic = match (&args.profile, target) {
+        (Some(path), Target::Cuda { .. }) => use_profile(path, device.as_mut())?,
+        _ => None,
+    };
     let mut session =
         Session::begin(&schedule, &model, device, args.clip.is_some()).map_err(named)?;
     let mut remarks = load(
@@ -160,6 +171,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         progress.seed,
         &mut session,
     )?;
+    remarks.extend(heuristic);
     let stop = interrupts()?;
     let mut trained = Training {
         args,
@@ -223,6 +235,29 @@ fn check_outputs(args: &Args) -> Result<()> {
         Some(saved) if path.parent() == Some(saved) => Ok(()),
         _ => check_writable(path),
     }
+}
+
+/// Gives a device the algorithms that a profile found fastest; a remark where it has none for it.
+fn use_profile(path: &Path, device: &mut dyn Device) -> Result<Option<String>> {
+    let text = read_text(path, LARGEST, "a profile")?;
+    let read = profile_file::read(&text).map_err(|error| error.within(path.display()))?;
+    let Some(timed) = read.operators.gemm.algorithms else {
+        let path = path.display();
+        return Ok(Some(format!(
+            "{path} has no algorithms of matrix products; the library's first choices are used"
+        )));
+    };
+    let used = device.use_algorithms(&timed);
+    Ok(used.err().map(|failure| {
+        let why = match &failure.cause {
+            Cause::Refused(what) => what.clone(),
+            _ => failure.to_string(),
+        };
+        format!(
+            "{}: {why}; the library's first choices are used",
+            path.display()
+        )
+    }))
 }
 
 /// Writes what HF loads and what a resumed run needs, all or nothing.

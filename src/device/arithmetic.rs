@@ -12,10 +12,12 @@
 //! trains, which stay in the step's type.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 use super::packed::Storage;
 use crate::error::Error;
+use crate::profile::Dtype;
 
 /// What operands of linear layers are rounded to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -72,5 +74,54 @@ impl FromStr for Arithmetic {
     fn from_str(text: &str) -> Result<Self, Error> {
         let found = Self::ROUNDED.into_iter().find(|a| a.name() == text);
         found.ok_or_else(|| Error::bad_input(format!("no arithmetic is called {text:?}")))
+    }
+}
+
+/// The memory that a product with rounded operands needs beside them: codes and f32 scales of the
+/// weight and then of the rows, each row filled up to whole 16 bytes; or the rounded weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scratch {
+    /// Bytes for the weight.
+    pub fixed: u64,
+    /// Bytes for each row.
+    pub row: u64,
+    /// Codes of a row: as many as are summed over, and zeros.
+    pub summed: u64,
+    /// Rows of codes of the weight: as many as columns are made, and zeros.
+    pub made: u64,
+}
+
+impl Scratch {
+    /// Numbers that are summed over or made, in whole 16 bytes of codes.
+    const WHOLE: u64 = 16;
+
+    /// That of a product that sums over `summed` numbers to make `made` columns.
+    pub fn new(arithmetic: Arithmetic, (summed, made): (u64, u64), dtype: Dtype) -> Scratch {
+        let weight = summed * made * dtype.bytes();
+        let [summed, made] = [summed, made].map(|n| n.next_multiple_of(Self::WHOLE));
+        let (fixed, row) = match arithmetic {
+            Arithmetic::Plain => (0, 0),
+            Arithmetic::Fp8 | Arithmetic::Int8 => (made * (summed + 4), summed + 4),
+            Arithmetic::QatFp8 | Arithmetic::QatInt8 => (weight, 0),
+        };
+        Scratch {
+            fixed,
+            row,
+            summed,
+            made,
+        }
+    }
+
+    /// All of it.
+    pub fn bytes(self, rows: u64) -> u64 {
+        self.fixed + rows * self.row
+    }
+
+    /// Where codes and scales of the weight and of `rows` rows lie in it.
+    pub fn codes(self, rows: u64) -> [(Range<u64>, Range<u64>); 2] {
+        [(0, self.made), (self.fixed, rows)].map(|(first, rows)| {
+            let scales = first + rows * self.summed;
+            (first..scales, scales..scales + 4 * rows)
+        })
     }
 }

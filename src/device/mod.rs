@@ -36,6 +36,7 @@ pub use operator::{
 pub use rotary::RotaryTable;
 pub use target::{Facts, Target};
 
+use crate::format::profile::AlgorithmsSection;
 use crate::profile::Dtype;
 use arithmetic::Arithmetic;
 use packed::Packing;
@@ -211,6 +212,17 @@ pub trait Device {
             Arithmetic::Plain => Ok(()),
             other => Err(Failure::refused(format!("linear layers by {other}"))),
         }
+    }
+
+    /// Gives it algorithms of matrix products that were timed before, before anything else; those
+    /// of another library than its own are refused.
+    fn use_algorithms(&mut self, _: &AlgorithmsSection) -> Result<()> {
+        Ok(())
+    }
+
+    /// The fastest algorithms of matrix products, where it was opened to time them.
+    fn algorithms(&self) -> Option<AlgorithmsSection> {
+        None
     }
 
     /// Allocates everything; called once, before anything else.

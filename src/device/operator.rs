@@ -303,6 +303,8 @@ pub enum Operator {
         residual: Option<Region>,
         /// `[T, out]`.
         y: Region,
+        /// Scratch memory, where the plan gives any.
+        workspace: Option<Region>,
     },
 
     /// `dx = dy · W`.
@@ -317,6 +319,8 @@ pub enum Operator {
         d_x: Region,
         /// Whether `dx` is added to.
         accumulate: bool,
+        /// Scratch memory, where the plan gives any.
+        workspace: Option<Region>,
     },
 
     /// `dW = dyᵀ · x`, `db = Σ_T dy`.
@@ -383,6 +387,8 @@ pub enum Operator {
         rotate: bool,
         /// `[T, qkv_width]`.
         qkv: Region,
+        /// Scratch memory, where the plan gives any.
+        workspace: Option<Region>,
     },
 
     /// Backward of rotation and of q's and k's norms, in place: `dz` from `dqkv`.

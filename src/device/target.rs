@@ -76,6 +76,10 @@ impl Target {
     /// # Errors
     /// `NoDevice` where a GPU, its driver or a library is not there.
     pub fn open(self) -> Result<Box<dyn Device>> {
+        self.opened(false)
+    }
+
+    fn opened(self, times_algorithms: bool) -> Result<Box<dyn Device>> {
         let link = match self {
             Self::Cpu(link) => link,
             Self::Cuda {
@@ -84,6 +88,7 @@ impl Target {
             } => {
                 let options = CudaOptions {
                     deterministic,
+                    times_algorithms,
                     ..CudaOptions::default()
                 };
                 let device = CudaDevice::open(number, options);
@@ -104,6 +109,15 @@ impl Target {
             host_threads: usize::try_from(cores - 1).unwrap_or(1).max(1),
             ..CpuOptions::default()
         })))
+    }
+
+    /// The same, which times the algorithms of matrix products before it uses one of them, where it
+    /// has a choice.
+    ///
+    /// # Errors
+    /// As [`Target::open`].
+    pub fn open_to_time(self) -> Result<Box<dyn Device>> {
+        self.opened(true)
     }
 
     /// What it says of its machine. Device and host share the CPU's memory: each has half.

@@ -28,6 +28,7 @@ use crate::device::{
     TraceEntry, UpdateRule,
 };
 use crate::error::{Error, Result};
+use crate::format::profile::AlgorithmsSection;
 use crate::format::schedule::ScheduleFile;
 use crate::memory;
 use crate::methods::Updates;
@@ -381,6 +382,11 @@ impl<'a> Session<'a> {
     /// What the arena was asked to hold so far.
     pub fn arena_use(&self) -> ArenaUse {
         self.device.arena_use()
+    }
+
+    /// The fastest algorithms of matrix products, where the device has timed some.
+    pub fn algorithms(&self) -> Option<AlgorithmsSection> {
+        self.device.algorithms()
     }
 
     /// What the device is called.

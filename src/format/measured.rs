@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 
 use super::number::{Dimension, LinkRate, Natural, Positive};
 use super::profile::{
-    section, AttentionSample, BlockSample, DtypeName, GemmSample, KernelSample, LinksSection,
-    SlowdownSection,
+    section, AlgorithmsSection, AttentionSample, BlockSample, DtypeName, GemmSample, KernelSample,
+    LinksSection, SlowdownSection,
 };
 use crate::error::Result;
 
@@ -95,6 +95,9 @@ section! {
         method: String,
         /// Its matrix products.
         gemm: Vec<GemmSample>,
+        /// The fastest algorithms of its matrix products, where the device has a choice.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        algorithms: Option<AlgorithmsSection>,
         /// Its attention.
         attention: Vec<AttentionSample>,
         /// Its other operators.

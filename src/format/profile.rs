@@ -227,6 +227,30 @@ section! {
         /// Products timed by shape.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         samples: Option<Vec<GemmSample>>,
+        /// On a GPU: the fastest of the library's algorithms, by product.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        algorithms: Option<AlgorithmsSection>,
+    }
+
+    /// Algorithms of matrix products that were timed on a card. `run --profile` uses them.
+    AlgorithmsSection {
+        /// The library and its version; no other takes its algorithms.
+        library: String,
+        /// The fastest algorithm of each product: sizes, how operands lie, their numbers and the
+        /// alignment of their addresses.
+        fastest: BTreeMap<String, TimedAlgorithm>,
+    }
+
+    /// The fastest of a product's algorithms.
+    TimedAlgorithm {
+        /// As the library writes it, in hexadecimal digits.
+        algorithm: String,
+        /// Its time.
+        ns: Positive,
+        /// The time of the library's own first choice.
+        first_ns: Positive,
+        /// How many were timed.
+        timed: Positive,
     }
 
     /// One timed product of a linear layer from k to n features over m tokens: `y = x·W`

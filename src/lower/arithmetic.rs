@@ -3,7 +3,7 @@
 use ebbtide_solver::units::Bytes;
 
 use super::{is_of_method, Charge, Lowered};
-use crate::device::arithmetic::Arithmetic;
+use crate::device::arithmetic::{Arithmetic, Scratch};
 use crate::error::Result;
 use crate::profile::cost::GemmDirection;
 use crate::profile::{Dtype, Profile};
@@ -35,23 +35,28 @@ impl Lowered {
                 if gemm.direction == GemmDirection::Wgrad {
                     continue;
                 }
-                let (input, weight) = (gemm.k, gemm.k * gemm.n);
+                let weight = gemm.k * gemm.n;
+                let (summed, made) = match gemm.direction {
+                    GemmDirection::Forward => (gemm.k, gemm.n),
+                    _ => (gemm.n, gemm.k),
+                };
+                let scratch = Scratch::new(arithmetic, (summed, made), dtype);
+                op.workspace.fixed += scratch.fixed;
+                op.workspace.row += scratch.row;
                 let rounded = |elements: u64, to: u64| {
                     let traffic = Bytes::new(elements * (width + to));
                     plain.operator("cast", traffic).time.get() * 1000
                 };
                 if arithmetic.is_aware() {
-                    op.workspace.fixed += weight * width;
                     op.picos.fixed += rounded(weight, width);
                     continue;
                 }
-                op.workspace.fixed += weight;
-                op.workspace.row += input;
                 op.picos.fixed += rounded(weight, 1);
                 let rows = gemm.m.max(1);
                 let (before, now) = (plain.gemm(&gemm).time, low.gemm(&gemm).time);
                 let saved = before.saturating_sub(now).get() * 1000 / rows;
-                op.picos.row = op.picos.row.saturating_sub(saved) + rounded(rows * input, 1) / rows;
+                op.picos.row =
+                    op.picos.row.saturating_sub(saved) + rounded(rows * summed, 1) / rows;
             }
         }
         if !arithmetic.is_aware() {

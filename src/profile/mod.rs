@@ -239,7 +239,7 @@ const SHIPPED: [(&str, &str); 3] = [
 ];
 
 /// A profile is never large.
-const LARGEST: Bytes = Bytes::mib(16);
+pub(crate) const LARGEST: Bytes = Bytes::mib(16);
 
 /// The names of the profiles that come with the program.
 pub fn shipped() -> impl Iterator<Item = &'static str> {

@@ -45,12 +45,35 @@ fn what_is_measured_is_what_was_set() {
     let by = "; attention_backward by ebbtide's kernels (cuDNN is not asked for f32)";
     assert!(source.ends_with(by), "{source}");
     let overhead = measured["device"]["overhead_bytes"].as_u64().unwrap();
-    assert!((96 << 20..97 << 20).contains(&overhead), "{overhead}");
+    assert!((128 << 20..129 << 20).contains(&overhead), "{overhead}");
+    // Of four algorithms the third is the fastest.
+    let algorithms = &measured["operators"]["gemm"]["algorithms"];
+    assert_eq!(algorithms["library"], "cuBLASLt 130000");
+    let fastest = algorithms["fastest"].as_object().unwrap();
+    assert!(fastest.len() > 5, "{fastest:?}");
+    for (product, timed) in fastest {
+        let digits = timed["algorithm"].as_str().unwrap();
+        assert_eq!(digits[16..32], *"0000000000000002", "{product}");
+        let [ns, first] = ["ns", "first_ns"].map(|key| timed[key].as_u64().unwrap());
+        assert!(
+            (13 * ns).abs_diff(10 * first) < 20,
+            "{product}: {ns} {first}"
+        );
+        assert_eq!(timed["timed"], 4, "{product}");
+    }
     let what = "plan --model tiny --seq 64 --method lomo --device-memory 700KiB --profile";
     let args: Vec<&str> = what.split(' ').chain([profile, "-o", schedule]).collect();
     succeeds(&args, &[]);
     let args = [
-        "run", schedule, "--device", "cuda:0", "--steps", "3", "--json",
+        "run",
+        schedule,
+        "--device",
+        "cuda:0",
+        "--steps",
+        "3",
+        "--json",
+        "--profile",
+        profile,
     ];
     let delayed = ("EBBTIDE_STANDIN_DELAYS", "3");
     let ran: Value = serde_json::from_str(&succeeds(&args, &[VIRTUAL, delayed])).unwrap();
@@ -59,11 +82,23 @@ fn what_is_measured_is_what_was_set() {
         let ns = |key: &str| ran[which][key].as_u64().unwrap() as f64;
         ns("step_ns") - ns("stall_ns") - ns("optimizer_tail_ns")
     };
-    let ratio = compute("measured") / compute("predicted");
+    let fast = compute("measured");
+    let ratio = fast / compute("predicted");
     assert!(
         (0.98..1.02).contains(&ratio),
         "measured is {ratio} of predicted"
     );
+    // Without the profile products take the first choice, and with another library, which says so.
+    let plain: Value = serde_json::from_str(&succeeds(&args[..7], &[VIRTUAL])).unwrap();
+    let ns = |key: &str| plain["measured"][key].as_u64().unwrap() as f64;
+    let slow = ns("step_ns") - ns("stall_ns") - ns("optimizer_tail_ns");
+    assert!(slow > 1.05 * fast, "{slow} {fast}");
+    let other = ("EBBTIDE_STANDIN_CUBLASLT", "130100");
+    let told = [&args[..6], &args[7..]].concat();
+    let told = succeeds(&told, &[VIRTUAL, other]);
+    let note =
+        "algorithms of cuBLASLt 130000; this is cuBLASLt 130100; the library's first choices";
+    assert!(told.contains(note), "{told}");
     for key in ["arena_bytes", "d2h_bytes", "h2d_bytes"] {
         assert_eq!(ran["measured"][key], ran["predicted"][key], "{key}");
     }

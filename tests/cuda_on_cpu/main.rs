@@ -19,9 +19,11 @@ mod runs;
 #[path = "../execute/straight.rs"]
 mod straight;
 
+mod arithmetic;
 mod attention;
 mod clock;
 mod cudnn;
+mod eight;
 mod faults;
 mod methods;
 mod place;
@@ -37,6 +39,7 @@ fn card(deterministic: bool) -> Box<dyn Device> {
         host_threads: 2,
         poison: true,
         deterministic,
+        ..CudaOptions::default()
     };
     Box::new(CudaDevice::open(0, options).unwrap_or_else(|error| panic!("{error}")))
 }

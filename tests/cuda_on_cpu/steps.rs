@@ -3,6 +3,7 @@
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::device::Device;
 use ebbtide::execute::Optimizer;
+use ebbtide::format::schedule::ScheduleFile;
 use ebbtide::memory;
 use ebbtide::methods::Method;
 use ebbtide::model::ModelConfig;
@@ -42,12 +43,30 @@ fn run_noted(
     (model, cut, schedule): (&ModelConfig, &Cut, &Schedule),
     (steps, with): (u64, &Optimizer),
 ) -> (Outcome, Vec<String>) {
-    const SEED: u64 = 3;
-    assert_eq!(check(schedule), []);
     let file = file_of(model, cut, schedule.clone());
-    let mut session = session_on(device, &file, model, SEED, with).unwrap();
+    run_file_noted(device, (model, &file), (steps, with))
+}
+
+/// The same from a whole file.
+pub fn run_file(
+    device: Box<dyn Device>,
+    what: (&ModelConfig, &ScheduleFile),
+    how: (u64, &Optimizer),
+) -> Outcome {
+    run_file_noted(device, what, how).0
+}
+
+fn run_file_noted(
+    device: Box<dyn Device>,
+    (model, file): (&ModelConfig, &ScheduleFile),
+    (steps, with): (u64, &Optimizer),
+) -> (Outcome, Vec<String>) {
+    const SEED: u64 = 3;
+    let schedule = &file.schedule;
+    assert_eq!(check(schedule), []);
+    let mut session = session_on(device, file, model, SEED, with).unwrap();
     let losses = (0..steps).map(|step| {
-        let batches = batches(&file, model, step, SEED);
+        let batches = batches(file, model, step, SEED);
         let result = session.attempt(step, &batches, with).unwrap();
         result.loss.to_bits()
     });
@@ -62,7 +81,7 @@ fn run_noted(
 /// How a method trains so that what it leaves says what its gradients were. AdamW: the moments;
 /// an ε so large that elements which are 0 but for rounding do not count. Without moments: one
 /// step so long that the weights themselves do not count.
-fn telling(method: Method) -> (u64, Optimizer) {
+pub fn telling(method: Method) -> (u64, Optimizer) {
     match method {
         Method::AdamW => {
             let with = Optimizer {
@@ -96,7 +115,7 @@ pub fn apart(found: &[u32], expected: &[u32]) -> f64 {
 }
 
 /// Holds losses, weights and states to others'.
-fn assert_near(what: &str, found: &Outcome, expected: &Outcome, tolerance: f64) {
+pub fn assert_near(what: &str, found: &Outcome, expected: &Outcome, tolerance: f64) {
     for (a, b) in found.losses.iter().zip(&expected.losses) {
         let (a, b) = (f64::from_bits(*a), f64::from_bits(*b));
         assert!(

@@ -311,6 +311,7 @@ impl Step<'_> {
             bias: self.part(at.0, at.1, bias).into_iter().collect(),
             residual: residual.map(|r| self.of(r, rows, panel.rows)),
             y: self.of(y, rows, panel.rows),
+            workspace: None,
         });
     }
 
@@ -331,6 +332,7 @@ impl Step<'_> {
             weight: vec![panel],
             d_x: self.of(d_x, rows, panel.columns),
             accumulate: false,
+            workspace: None,
         });
         self.launch(&Operator::LinearWeightGradient {
             rows: rows.count,
@@ -471,6 +473,7 @@ impl Step<'_> {
                     norms: self.head_norms(block, inverses),
                     rotate: self.rotates(),
                     qkv,
+                    workspace: None,
                 });
             }
             let all = self.all_rows();
@@ -496,6 +499,7 @@ impl Step<'_> {
                     bias: bias.into_iter().collect(),
                     residual: Some(self.of(if first { x } else { x2 }, rows, d)),
                     y: self.of(x2, rows, d),
+                    workspace: None,
                 });
             }
         }
@@ -549,6 +553,7 @@ impl Step<'_> {
                 bias: Vec::new(),
                 residual: None,
                 y: z,
+                workspace: None,
             });
             self.launch(&Operator::CrossEntropy {
                 rows,
@@ -563,6 +568,7 @@ impl Step<'_> {
                 weight: vec![panel],
                 d_x: self.of(d_normed, rows, d),
                 accumulate: false,
+                workspace: None,
             });
             self.launch(&Operator::LinearWeightGradient {
                 rows: rows.count,
@@ -643,6 +649,7 @@ impl Step<'_> {
                     weight: vec![self.layout.o_weight(o_weight, group)],
                     d_x: self.of(d_o, rows, q),
                     accumulate: false,
+                    workspace: None,
                 });
                 self.launch(&Operator::LinearWeightGradient {
                     rows: rows.count,
@@ -696,6 +703,7 @@ impl Step<'_> {
                     weight: self.layout.qkv_weight(qkv_weight, group),
                     d_x: self.of(d_n1, rows, d),
                     accumulate: group > 0,
+                    workspace: None,
                 });
                 self.launch(&Operator::LinearWeightGradient {
                     rows: rows.count,

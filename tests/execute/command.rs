@@ -232,7 +232,7 @@ fn weights_and_tokens_come_from_files() {
         (vec!["--device", "gpu"], "the name of no device"),
         (vec!["--lr=-1"], "no number from 0 on"),
         (vec!["--betas", "0.9,1"], "no pair of numbers"),
-        (vec!["--steps", "0"], "0 is not in 1.."),
+        (vec!["--steps", "0"], "`0` is no whole number from 1"),
         (vec!["--warmup-above-zero"], "--warmup"),
         (vec!["--weights", "/nowhere"], "/nowhere: cannot read"),
         (vec!["--weights", &empty], "holds neither model.safetensors"),
@@ -533,7 +533,7 @@ fn an_interrupt_ends_cleanly() {
         .status();
     assert!(killed.unwrap().success());
     let out = child.wait_with_output().unwrap();
-    assert_eq!(code(&out), 0, "{}", stderr(&out));
+    assert_eq!(code(&out), 2, "{}", stderr(&out));
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();
     let done = report["steps"].as_u64().unwrap();
     assert!(done < 1_000_000);

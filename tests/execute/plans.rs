@@ -4,6 +4,7 @@
 
 use std::time::{Duration, Instant};
 
+use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::format::schedule as file;
 use ebbtide::format::schedule::ScheduleFile;
 use ebbtide::lower::{lower, Lowered, Tiling, Workload};
@@ -59,6 +60,13 @@ pub fn problem(model: &ModelConfig, cut: &Cut) -> Problem {
 /// The same where what travels is packed.
 pub fn packed_problem(model: &ModelConfig, cut: &Cut) -> Problem {
     in_granules(lowered(model, cut).packed().problem, cut)
+}
+
+/// The same where linear layers multiply so.
+pub fn problem_in(model: &ModelConfig, cut: &Cut, arithmetic: Arithmetic) -> Problem {
+    let profile = profile::load("unit").expect("shipped");
+    let lowered = lowered(model, cut).in_arithmetic(arithmetic, &profile, cut.workload.dtype);
+    in_granules(lowered.expect("has a peak of fp8").problem, cut)
 }
 
 fn lowered(model: &ModelConfig, cut: &Cut) -> Lowered {

@@ -6,6 +6,8 @@ mod support;
 
 #[path = "../cuda_on_cpu/attention.rs"]
 mod attention;
+#[path = "../cuda_on_cpu/eight.rs"]
+mod eight;
 #[path = "../execute/hf.rs"]
 mod hf;
 #[path = "../cuda_on_cpu/methods.rs"]
@@ -33,6 +35,7 @@ fn card(deterministic: bool) -> Box<dyn Device> {
         host_threads: 2,
         poison: true,
         deterministic,
+        ..CudaOptions::default()
     };
     Box::new(CudaDevice::open(0, options).unwrap_or_else(|error| panic!("{error}")))
 }

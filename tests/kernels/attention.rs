@@ -1,14 +1,21 @@
 //! Attention and its backward, from one token to many tiles.
 
+use ebbtide::device::cuda::launch::MOST_SHARED_BYTES;
 use ebbtide::device::{AttentionShape, HeadShape, Operator};
 use ebbtide::profile::Dtype;
 
 use crate::case::{Case, Setting, SETTINGS};
 
 fn check(setting: Setting, shape: AttentionShape, seed: u64) {
+    check_within(MOST_SHARED_BYTES, setting, shape, seed);
+}
+
+/// On a card whose blocks can have so much shared memory.
+fn check_within(shared_bytes: u64, setting: Setting, shape: AttentionShape, seed: u64) {
     let heads = shape.heads;
     let rows = shape.sequences * shape.sequence;
     let mut case = Case::new(setting, seed);
+    case.shared_bytes = shared_bytes;
     let values: Vec<f32> = (0..rows * heads.qkv_width())
         .map(|_| 2.0 * case.number())
         .collect();
@@ -92,5 +99,16 @@ fn attention_of_heads_of_any_size() {
             check(setting, shape((2, 1, head_dim), (1, 37), None), head_dim);
         }
         check(setting, shape((6, 2, 20), (2, 35), Some(9)), 7);
+    }
+}
+
+/// Smaller tiles, for cards with less shared memory.
+#[test]
+fn attention_in_tight_tiles() {
+    for (setting, head_dim) in SETTINGS.into_iter().zip([72, 128, 130, 256]) {
+        for (sequence, window) in [(33, None), (70, Some(20))] {
+            let shape = shape((2, 1, head_dim), (1, sequence), window);
+            check_within(99 << 10, setting, shape, sequence);
+        }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::device::cuda::launch::{
     batch, constants, launches, maps, tasks, Argument, BatchFacts, Buffer, Known, Launch, Product,
-    Task,
+    Task, MOST_SHARED_BYTES,
 };
 use ebbtide::device::{
     Device, Operator, Region, Reservation, RotaryTable, Space, StepParameters, StepResult, Stream,
@@ -83,6 +83,8 @@ pub struct Case {
     pub tolerance: f32,
     /// Scratch memory that kernels find; what is used behind it is seen by the sanitizer.
     pub scratch: u64,
+    /// What a block can have of shared memory.
+    pub shared_bytes: u64,
     /// What is changed in the launches.
     pub change: Option<fn(&mut Vec<Launch>)>,
     next: Box<dyn FnMut() -> f32>,
@@ -121,6 +123,7 @@ impl Case {
             batch: (vec![0], vec![0]),
             tolerance: 2e-6,
             scratch: 128 << 10,
+            shared_bytes: MOST_SHARED_BYTES,
             change: None,
             next: Box::new(noise(seed)),
             held: Vec::new(),
@@ -292,13 +295,14 @@ impl Case {
             batches: &facts,
             step: &self.step,
             scratch_bytes: self.scratch,
+            shared_bytes: self.shared_bytes,
         };
         let all = |operator: &Operator| match operator {
             Operator::TensorUpdate { .. } | Operator::Project { .. } => {
                 let tasks = tasks(operator, known).unwrap().into_iter();
                 tasks.map(|task| self.launch(task)).collect()
             }
-            _ => launches(operator, &self.reservation, &facts).unwrap(),
+            _ => launches(operator, &self.reservation, &facts, self.shared_bytes).unwrap(),
         };
         self.operators.iter().flat_map(all).collect()
     }
@@ -319,6 +323,7 @@ impl Case {
             dtypes: [of, to],
             factors: [factor, kept],
             bias: None,
+            numbers: _,
         } = product
         else {
             panic!("no update adds a bias");

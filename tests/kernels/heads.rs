@@ -91,6 +91,7 @@ fn projection(
         norms,
         rotate,
         qkv,
+        workspace: None,
     });
     case.check(&format!("{shape:?} heads, {norm:?}, rotated: {rotate}"));
 }

@@ -10,6 +10,7 @@ mod host;
 mod library;
 mod low_rank;
 mod nvrtc;
+mod packed;
 mod plans;
 mod rows;
 mod tensors;

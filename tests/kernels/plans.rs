@@ -55,7 +55,7 @@ fn norm(bytes: u64, offset: u64) -> Operator {
 }
 
 fn refusal(operator: &Operator, reservation: &Reservation, facts: BatchFacts) -> String {
-    let failure = launches(operator, reservation, &[facts]).unwrap_err();
+    let failure = launches(operator, reservation, &[facts], MOST_SHARED_BYTES).unwrap_err();
     failure.to_string()
 }
 
@@ -64,7 +64,7 @@ fn what_cannot_be_is_refused() {
     let bf16 = reservation(Dtype::Bf16);
     let facts = BatchFacts::new(&[1, 2, 3], &[1, 2, 9]);
     let told = |operator: &Operator| refusal(operator, &bf16, facts);
-    assert!(launches(&norm(16 * 8192, 0), &bf16, &[]).is_ok());
+    assert!(launches(&norm(16 * 8192, 0), &bf16, &[], MOST_SHARED_BYTES).is_ok());
     assert!(told(&norm(15 * 8192, 0)).contains("122880 bytes for 65536 elements of 2"));
     assert!(told(&norm(16 * 8192, 1)).contains("elements of 2 bytes at 1"));
     assert!(told(&norm(16 * 8192, 1 << 40)).contains("outside the arena"));
@@ -82,7 +82,7 @@ fn what_cannot_be_is_refused() {
         logits: region(0, 2 * count * vocab),
         slot,
     };
-    assert!(launches(&loss(2, 10, 0), &bf16, &[facts]).is_ok());
+    assert!(launches(&loss(2, 10, 0), &bf16, &[facts], MOST_SHARED_BYTES).is_ok());
     assert!(told(&loss(2, 9, 0)).contains("label 9 of 9 tokens"));
     assert!(told(&loss(3, 10, 0)).contains("were not loaded"));
     assert!(told(&loss(2, 10, 1)).contains("loss slot 1 of 1"));
@@ -92,7 +92,7 @@ fn what_cannot_be_is_refused() {
     assert!(refusal(&norm(16 * 8192, 0), &fp8, facts).contains("fp8"));
 }
 
-fn attention(head_dim: u64, sequence: u64, kv_heads: u64) -> (Operator, Operator) {
+fn attention(head_dim: u64, sequence: u64, kv_heads: u64, dtype: Dtype) -> (Operator, Operator) {
     let heads = HeadShape {
         heads: 4 * kv_heads,
         kv_heads,
@@ -105,8 +105,8 @@ fn attention(head_dim: u64, sequence: u64, kv_heads: u64) -> (Operator, Operator
         window: None,
     };
     let (qkv, o) = (
-        region(0, 2 * sequence * heads.qkv_width()),
-        region(0, 2 * sequence * heads.query_width()),
+        region(0, dtype.bytes() * sequence * heads.qkv_width()),
+        region(0, dtype.bytes() * sequence * heads.query_width()),
     );
     let lse = region(0, 4 * sequence * heads.heads);
     let forward = Operator::Attention {
@@ -130,17 +130,24 @@ fn attention(head_dim: u64, sequence: u64, kv_heads: u64) -> (Operator, Operator
 
 #[test]
 fn heads_of_all_sizes_fit_the_shared_memory_of_a_block() {
-    let bf16 = reservation(Dtype::Bf16);
-    for head_dim in [1, 64, 65, 128, 129, 256] {
-        let (forward, backward) = attention(head_dim, 4096, 2);
-        for operator in [forward, backward] {
-            for launch in launches(&operator, &bf16, &[]).unwrap() {
-                assert!(u64::from(launch.shared_bytes) <= MOST_SHARED_BYTES);
+    // Also of a card of compute capability 8.6 or 8.9.
+    for (dtype, most) in [Dtype::Bf16, Dtype::F32]
+        .into_iter()
+        .flat_map(|dtype| [99 << 10, MOST_SHARED_BYTES].map(|most| (dtype, most)))
+    {
+        let reservation = reservation(dtype);
+        for head_dim in [1, 64, 65, 128, 129, 256] {
+            let (forward, backward) = attention(head_dim, 4096, 2, dtype);
+            for operator in [forward, backward] {
+                for launch in launches(&operator, &reservation, &[], most).unwrap() {
+                    assert!(u64::from(launch.shared_bytes) <= most, "{launch:?}");
+                }
             }
         }
     }
+    let bf16 = reservation(Dtype::Bf16);
     let facts = BatchFacts::default();
-    let told = refusal(&attention(257, 4096, 2).0, &bf16, facts);
+    let told = refusal(&attention(257, 4096, 2, Dtype::Bf16).0, &bf16, facts);
     assert!(told.contains("heads of 257"), "{told}");
 }
 
@@ -150,8 +157,8 @@ fn heads_of_all_sizes_fit_the_shared_memory_of_a_block() {
 fn long_sequences_are_taken_by_heads() {
     let bf16 = reservation(Dtype::Bf16);
     let sequence = 1 << 20;
-    let (_, backward) = attention(128, sequence, 8);
-    let all = launches(&backward, &bf16, &[]).unwrap();
+    let (_, backward) = attention(128, sequence, 8, Dtype::Bf16);
+    let all = launches(&backward, &bf16, &[], MOST_SHARED_BYTES).unwrap();
     let mut heads = Vec::new();
     for launch in all.iter().filter(|launch| launch.kernel.contains("keys")) {
         let [Argument::U32(first), Argument::U32(count)] = launch.arguments[11..13] else {
@@ -163,7 +170,7 @@ fn long_sequences_are_taken_by_heads() {
     }
     assert_eq!(heads, (0..8).collect::<Vec<u32>>());
     let facts = BatchFacts::default();
-    let told = refusal(&attention(128, 1 << 23, 1).1, &bf16, facts);
+    let told = refusal(&attention(128, 1 << 23, 1, Dtype::Bf16).1, &bf16, facts);
     assert!(told.contains("8388608 rows at once"), "{told}");
 }
 
@@ -187,7 +194,7 @@ fn partial_sums_stay_inside_scratch_memory() {
             d_shift: Some(region(0, 2 * width)),
             accumulate_weight: true,
         };
-        let all = launches(&operator, &bf16, &[]).unwrap();
+        let all = launches(&operator, &bf16, &[], MOST_SHARED_BYTES).unwrap();
         assert_eq!(all.len(), 3);
         let parts = u64::from(all[0].grid[0]);
         assert!(parts <= rows && parts * 2 * width * 4 <= SCRATCH_BYTES);
@@ -269,6 +276,7 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
         batches: &[],
         step: &step,
         scratch_bytes: SCRATCH_BYTES,
+        shared_bytes: MOST_SHARED_BYTES,
     };
     let matrices = [
         (4096, 4096),

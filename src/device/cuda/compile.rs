@@ -31,7 +31,8 @@ pub(super) struct Kernels {
     modules: Vec<Module>,
     /// Functions that were launched before, with the shared memory that they were allowed.
     found: RefCell<HashMap<&'static str, (sys::CUfunction, u32)>>,
-    shared_bytes: u32,
+    /// What a block can have.
+    pub shared_bytes: u32,
 }
 
 struct Module(sys::CUmodule);

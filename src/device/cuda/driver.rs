@@ -160,6 +160,20 @@ impl Context {
         check("cuCtxSynchronize", unsafe { sys::cuCtxSynchronize() })
     }
 
+    /// A stream whose kernels go before those of others.
+    pub fn urgent_queue(&self) -> Result<Queue> {
+        let (mut least, mut greatest, mut raw) = (0, 0, ptr::null_mut());
+        let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+        // SAFETY: the context is current; the pointers are to locals.
+        unsafe {
+            let status = sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest);
+            check("cuCtxGetStreamPriorityRange", status)?;
+            let status = sys::cuStreamCreateWithPriority(&mut raw, flags, greatest);
+            check("cuStreamCreateWithPriority", status)?;
+        }
+        Ok(Queue(raw))
+    }
+
     /// The driver's version, as CUDA counts.
     pub fn driver_version(&self) -> Result<i32> {
         let mut version = 0;

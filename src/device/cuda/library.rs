@@ -73,7 +73,8 @@ const LIBRARIES: [Library; 3] = [
 ];
 
 /// Everything that is called of the driver.
-const DRIVER: [&str; 37] = [
+const DRIVER: [&str; 39] = [
+    "cuCtxGetStreamPriorityRange",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
     "cuDeviceGet",
@@ -108,16 +109,19 @@ const DRIVER: [&str; 37] = [
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuStreamCreate",
+    "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
 ];
 
 /// Everything that is called of cuBLASLt.
-const PRODUCTS: [&str; 12] = [
+const PRODUCTS: [&str; 14] = [
     "cublasLtCreate",
     "cublasLtDestroy",
+    "cublasLtGetVersion",
     "cublasLtMatmul",
+    "cublasLtMatmulAlgoCheck",
     "cublasLtMatmulAlgoGetHeuristic",
     "cublasLtMatmulDescCreate",
     "cublasLtMatmulDescDestroy",

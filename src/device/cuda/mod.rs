@@ -29,22 +29,33 @@ pub mod launch;
 mod library;
 mod multiply;
 mod own;
+mod packing;
 mod products;
 mod reserved;
 mod slab;
+mod work;
+
+use std::collections::BTreeMap;
 
 use ebbtide_solver::units::Bytes;
 
 use driver::Context;
 use launch::BatchFacts;
+use multiply::{Algorithm, Multiplier};
 use reserved::Reserved;
 
+use super::arithmetic::Arithmetic;
 use super::held::{in_arena, same_size, Held};
+use super::packed::Packing;
 use super::{
     ArenaUse, Device, Event, Failure, Operator, Place, Region, Reservation, Result, Space,
     StepParameters, StepResult, Stream, TraceEntry,
 };
+use crate::format::profile::AlgorithmsSection;
 use crate::profile::Dtype;
+
+/// The first compute capability with products of FP8.
+const FP8: (u32, u32) = (8, 9);
 
 /// How a CUDA device behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,11 +67,16 @@ pub struct CudaOptions {
     /// Whether every run gives the same bits: attention is not cuDNN's then, whose backward sums
     /// dQ in no fixed order.
     pub deterministic: bool,
+    /// Whether the algorithms of matrix products are timed at the first of each; waits, and
+    /// products that add are then added more than once.
+    pub times_algorithms: bool,
 }
 
 /// A card as a device.
 pub struct CudaDevice {
     options: CudaOptions,
+    arithmetic: Arithmetic,
+    given: BTreeMap<String, Algorithm>,
     name: String,
     arena: Held,
     trace: Vec<TraceEntry>,
@@ -110,6 +126,8 @@ impl CudaDevice {
         let name = context.name().map_err(|failure| failure.told())?;
         Ok(CudaDevice {
             options,
+            arithmetic: Arithmetic::Plain,
+            given: BTreeMap::new(),
             name,
             arena: Held::default(),
             trace: Vec::new(),
@@ -138,6 +156,42 @@ impl Device for CudaDevice {
         self.name.clone()
     }
 
+    fn compute_in(&mut self, arithmetic: Arithmetic) -> Result<()> {
+        let (major, minor) = self.context.capability()?;
+        if arithmetic == Arithmetic::Fp8 && (major, minor) < FP8 {
+            return Err(Failure::refused(format!(
+                "{arithmetic} on a card of compute capability {major}.{minor}: the first that \
+                 multiplies FP8 is 8.9; this one multiplies integers, by --allow int8-compute"
+            )));
+        }
+        self.arithmetic = arithmetic;
+        Ok(())
+    }
+
+    fn use_algorithms(&mut self, timed: &AlgorithmsSection) -> Result<()> {
+        let library = multiply::library();
+        if timed.library != library {
+            return Err(Failure::refused(format!(
+                "algorithms of {}; this is {library}",
+                timed.library
+            )));
+        }
+        let given = timed.fastest.iter().map(|(product, timed)| {
+            let algorithm = multiply::algorithm(&timed.algorithm);
+            let algorithm = algorithm.ok_or_else(|| {
+                Failure::refused(format!("`{}` is no algorithm", timed.algorithm))
+            })?;
+            Ok((product.clone(), algorithm))
+        });
+        self.given = given.collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn algorithms(&self) -> Option<AlgorithmsSection> {
+        let reserved = self.reserved.as_ref()?;
+        self.options.times_algorithms.then(|| reserved.algorithms())
+    }
+
     fn reserve(&mut self, reservation: Reservation) -> Result<()> {
         if self.reserved.is_some() {
             return Err(Failure::refused("memory was reserved before"));
@@ -148,7 +202,11 @@ impl Device for CudaDevice {
             ));
         }
         self.context.enter()?;
-        self.reserved = Some(Reserved::new(&self.context, reservation, self.options)?);
+        let times = self.options.times_algorithms;
+        let multiplier = Multiplier::new(self.given.clone(), times)?;
+        let how = (multiplier, self.arithmetic);
+        let reserved = Reserved::new(&self.context, reservation, self.options, how)?;
+        self.reserved = Some(reserved);
         Ok(())
     }
 
@@ -225,6 +283,22 @@ impl Device for CudaDevice {
             operator: "copy",
         };
         let copied = self.reserved()?.copy(place, from, to);
+        copied.map_err(|failure| failure.at(place))
+    }
+
+    fn copy_packed(
+        &mut self,
+        stream: Stream,
+        instruction: u32,
+        regions: (Region, Region),
+        packing: Packing,
+    ) -> Result<()> {
+        let place = Place {
+            stream,
+            instruction,
+            operator: "packed copy",
+        };
+        let copied = self.reserved()?.copy_packed(place, regions, packing);
         copied.map_err(|failure| failure.at(place))
     }
 

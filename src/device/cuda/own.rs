@@ -3,6 +3,7 @@
 //! One allocation; where each buffer lies in it is a function of the reservation.
 
 use super::driver::Allocation;
+use super::launch::packed::STAGE_BYTES;
 use super::launch::{Buffer, CONSTANTS_BYTES, MAPS_BYTES, SCRATCH_BYTES};
 use crate::device::{Failure, Reservation, Result};
 
@@ -87,8 +88,10 @@ fn places(reservation: &Reservation) -> Vec<(Buffer, u64, u64)> {
         (Buffer::Maps, MAPS_BYTES),
         (Buffer::Scratch, SCRATCH_BYTES),
     ];
+    let stages = (0..4).map(|stage| (Buffer::Stage(stage), STAGE_BYTES));
     let mut next = 0;
-    let sized = batches.chain(others).filter(|&(_, bytes)| bytes > 0);
+    let all = batches.chain(stages).chain(others);
+    let sized = all.filter(|&(_, bytes)| bytes > 0);
     sized
         .map(|(buffer, bytes)| {
             let offset = next;
@@ -130,8 +133,11 @@ mod tests {
             place(Buffer::Place(1)),
             Some((Buffer::Place(1), 7 * 512, 400))
         );
-        assert_eq!(place(Buffer::Sin), Some((Buffer::Sin, 8 * 512 + 1024, 800)));
-        assert_eq!(place(Buffer::Losses), Some((Buffer::Losses, 12 * 512, 24)));
+        let stages = 4 * STAGE_BYTES;
+        let sin = (Buffer::Sin, stages + 8 * 512 + 1024, 800);
+        assert_eq!(place(Buffer::Sin), Some(sin));
+        let losses = (Buffer::Losses, stages + 12 * 512, 24);
+        assert_eq!(place(Buffer::Losses), Some(losses));
         assert_eq!(place(Buffer::Squares), None);
         for pair in places.windows(2) {
             assert!(pair[0].1 + pair[0].2 <= pair[1].1 && pair[1].1 % ALIGNMENT == 0);

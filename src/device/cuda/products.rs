@@ -11,6 +11,7 @@
 
 use super::launch::Argument;
 use crate::device::operator::Panel;
+use crate::device::packed::Storage;
 use crate::device::{Failure, Operator, Region, Result};
 use crate::profile::Dtype;
 
@@ -23,6 +24,17 @@ pub struct Matrix {
     pub stride: u64,
     /// Whether it is used as its transpose.
     pub turned: bool,
+}
+
+/// What is multiplied, and what is made of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Numbers {
+    /// Elements, of which elements are made.
+    Elements,
+    /// Codes, of which sums are made: f32 of FP8, i32 of integers.
+    Sums(Storage),
+    /// Codes of FP8, of which elements are made: f32 `[m]` and `[n]` scale rows and columns.
+    Scaled([Region; 2]),
 }
 
 /// `out = factor·a·b + kept·added + bias`, columns first: `a` is `[m, k]`, `b` `[k, n]`, the others
@@ -47,6 +59,8 @@ pub struct Product {
     pub dtypes: [Dtype; 2],
     /// What the product and what is added are multiplied with.
     pub factors: [f32; 2],
+    /// What is multiplied.
+    pub numbers: Numbers,
 }
 
 /// The products of an operator, in order; none where it has none.
@@ -66,6 +80,7 @@ pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>
             ref bias,
             residual,
             y,
+            ..
         } => sizes.forward((rows, x, y), weight, bias, residual),
         Operator::QkvProjection {
             rows,
@@ -80,6 +95,7 @@ pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>
             ref weight,
             d_x,
             accumulate,
+            ..
         } => sizes.input_gradient((rows, d_y, d_x), weight, accumulate),
         Operator::LinearWeightGradient {
             rows,
@@ -104,13 +120,14 @@ pub(super) fn products(operator: &Operator, dtype: Dtype) -> Result<Vec<Product>
                 stride: inputs,
                 dtypes: [dtype; 2],
                 factors: [1.0; 2],
+                numbers: Numbers::Elements,
             }])
         }
         _ => Ok(Vec::new()),
     }
 }
 
-const fn plain(region: Region, stride: u64) -> Matrix {
+pub(super) const fn plain(region: Region, stride: u64) -> Matrix {
     Matrix {
         at: Argument::Region(region),
         stride,
@@ -118,7 +135,7 @@ const fn plain(region: Region, stride: u64) -> Matrix {
     }
 }
 
-const fn turned(region: Region, stride: u64) -> Matrix {
+pub(super) const fn turned(region: Region, stride: u64) -> Matrix {
     Matrix {
         at: Argument::Region(region),
         stride,
@@ -126,9 +143,10 @@ const fn turned(region: Region, stride: u64) -> Matrix {
     }
 }
 
-struct Sizes {
-    element: u64,
-    dtype: Dtype,
+/// Sizes of regions, by the type of an element.
+pub(super) struct Sizes {
+    pub element: u64,
+    pub dtype: Dtype,
 }
 
 impl Sizes {
@@ -144,7 +162,7 @@ impl Sizes {
 
     /// The part of a region from an element on, as long as `columns` columns of `rows` elements
     /// are whose starts are `stride` elements apart.
-    fn columns(
+    pub fn columns(
         &self,
         region: Region,
         first: u64,
@@ -211,6 +229,7 @@ impl Sizes {
                     stride: outputs,
                     dtypes: [self.dtype; 2],
                     factors: [1.0; 2],
+                    numbers: Numbers::Elements,
                 });
                 at = until;
             }
@@ -220,7 +239,7 @@ impl Sizes {
     }
 
     /// The bias from output `at` on, and up to which output before `end` it is of one piece.
-    fn bias_at(&self, bias: &[Region], at: u64, end: u64) -> (Option<Region>, u64) {
+    pub fn bias_at(&self, bias: &[Region], at: u64, end: u64) -> (Option<Region>, u64) {
         let mut first = 0;
         for piece in bias {
             let behind = first + piece.bytes / self.element;
@@ -258,6 +277,7 @@ impl Sizes {
                 stride: inputs,
                 dtypes: [self.dtype; 2],
                 factors: [1.0; 2],
+                numbers: Numbers::Elements,
             }
         };
         Ok(weight.iter().map(product).collect())
@@ -346,6 +366,7 @@ mod tests {
             bias: vec![region(4 * B, 1), region(4 * (B + 20), 4)],
             residual: Some(region(4 * Y, 15)),
             y: region(4 * Y, 15),
+            workspace: None,
         };
         let (before, mut after) = (memory(), memory());
         let products = products(&operator, Dtype::F32).unwrap();
@@ -377,6 +398,7 @@ mod tests {
             weight: weight(),
             d_x: x,
             accumulate: true,
+            workspace: None,
         };
         let inputs = products(&operator, Dtype::F32).unwrap();
         inputs.iter().for_each(|product| run(&mut after, product));
@@ -421,6 +443,7 @@ mod tests {
             bias,
             residual: None,
             y: region(4 * Y, 15),
+            workspace: None,
         };
         let refused = |operator: &Operator| products(operator, Dtype::F32).is_err();
         assert!(!refused(&layer(region(0, 12), Vec::new())));

@@ -12,16 +12,22 @@ use super::compile::Kernels;
 use super::cudnn::Cudnn;
 use super::driver::{Allocation, Context, Mark, Queue};
 use super::host::{self, lock, Host, Work};
-use super::launch::{self, Argument, BatchFacts, Buffer, FusedCall, Known, Launch, Task};
-use super::multiply::{Multiplier, WORKSPACE_BYTES};
+use super::launch::{self, Argument, BatchFacts, Buffer, FusedCall, Launch, Task};
+use super::multiply::{Addresses, Multiplier, WORKSPACE_BYTES};
 use super::own::Own;
+use super::packing::Packer;
+use super::products::{Numbers, Product};
 use super::slab::Slab;
+use super::work::Setting;
 use super::CudaOptions;
+use crate::device::arithmetic::Arithmetic;
 use crate::device::cpu::update::host_threads;
+use crate::device::packed::Packing;
 use crate::device::{
     Cause, Event, Failure, Operator, Place, Region, Reservation, Result, RotaryTable, Space,
     StepParameters, StepResult, Stream, TraceEntry,
 };
+use crate::format::profile::AlgorithmsSection;
 use crate::profile::Dtype;
 
 /// What unwritten memory is full of: a NaN in every type.
@@ -39,11 +45,14 @@ pub(super) struct Reserved {
     /// Attention by cuDNN, or why not. It is dropped before its stream.
     cudnn: std::result::Result<Cudnn, String>,
     queues: Vec<Queue>,
+    /// For copies to the host and for those back.
+    packers: [Packer; 2],
     events: Vec<Signal>,
     kernels: Kernels,
     multiplier: Multiplier,
     /// What attention was computed by.
     notes: RefCell<BTreeSet<String>>,
+    arithmetic: Arithmetic,
     clock: Clock,
     parameters: Option<StepParameters>,
     /// Work on the host that the driver may still call.
@@ -64,6 +73,7 @@ impl Reserved {
         context: &Context,
         mut reservation: Reservation,
         options: CudaOptions,
+        (multiplier, arithmetic): (Multiplier, Arithmetic),
     ) -> Result<Reserved> {
         let queues = Stream::ALL.map(|_| Queue::new());
         let queues: Vec<Queue> = queues.into_iter().collect::<Result<_>>()?;
@@ -73,7 +83,6 @@ impl Reserved {
             (_, dtype) => Err(format!("cuDNN is not asked for {dtype}")),
         };
         let kernels = Kernels::new(context, reservation.dtype)?;
-        let multiplier = Multiplier::new()?;
         let beside = Own::bytes(&reservation) + WORKSPACE_BYTES;
         let memory = context.memory()?;
         let bytes = reservation.arena_bytes;
@@ -120,6 +129,7 @@ impl Reserved {
             batches: vec![BatchFacts::default(); reservation.micro_batches as usize],
             cudnn,
             queues,
+            packers: [Packer::new(context)?, Packer::new(context)?],
             notes: RefCell::default(),
             events: events.collect::<Result<_>>()?,
             clock: Clock::default(),
@@ -131,6 +141,7 @@ impl Reserved {
             workspace,
             kernels,
             multiplier,
+            arithmetic,
             reservation,
         };
         let whole = Region {
@@ -141,6 +152,11 @@ impl Reserved {
         made.fill(Stream::Compute, whole, POISON)?;
         context.synchronize()?;
         Ok(made)
+    }
+
+    /// The fastest algorithms of matrix products.
+    pub fn algorithms(&self) -> AlgorithmsSection {
+        self.multiplier.timed()
     }
 
     fn queue(&self, stream: Stream) -> &Queue {
@@ -203,30 +219,50 @@ impl Reserved {
             return self.attend(place, &calls);
         }
         let step = self.begun()?;
-        let known = Known {
+        let serves = |product: &Product| self.multiplier.serves(product, self.addresses(product)?);
+        let setting = Setting {
             reservation: &self.reservation,
             batches: &self.batches,
             step: &step,
-            scratch_bytes: launch::SCRATCH_BYTES,
+            arithmetic: self.arithmetic,
+            shared_bytes: self.kernels.shared_bytes.into(),
+            serves: &serves,
         };
-        let tasks = launch::tasks(operator, known)?;
-        let ready = tasks.iter().map(|task| self.values(&task.arguments()));
-        let ready: Vec<Vec<Value>> = ready.collect::<Result<_>>()?;
+        let tasks = setting.work(operator)?;
+        let ready = tasks.iter().map(|task| {
+            Ok(match task {
+                Task::Launch(launch) => Ready::Kernel(launch, self.values(&launch.arguments)?),
+                Task::Multiply(product) => Ready::Product(product, self.addresses(product)?),
+            })
+        });
+        let ready: Vec<Ready> = ready.collect::<Result<_>>()?;
         self.timed(place, |reserved| {
             let queue = reserved.queue(place.stream);
-            for (task, values) in tasks.iter().zip(ready) {
-                match task {
-                    Task::Multiply(product) => {
-                        let address = |operand| reserved.located(operand);
-                        let (multiplier, workspace) = (&reserved.multiplier, &reserved.workspace);
-                        // SAFETY: every operand lies in the arena or in an own buffer, which live
-                        // until the streams are through; only the compute stream multiplies.
-                        unsafe { multiplier.multiply(queue, product, address, workspace) }?;
-                    }
-                    Task::Launch(launch) => reserved.run(queue, launch, values)?,
-                }
-            }
-            Ok(())
+            ready.iter().try_for_each(|ready| match ready {
+                Ready::Kernel(launch, values) => reserved.run(queue, launch, values),
+                // SAFETY: the operands lie in the arena or in own buffers, which live until the
+                // streams are through; only the compute stream multiplies.
+                Ready::Product(product, addresses) => unsafe {
+                    let (multiplier, workspace) = (&reserved.multiplier, &reserved.workspace);
+                    multiplier.multiply(queue, product, *addresses, workspace)
+                },
+            })
+        })
+    }
+
+    /// Where a product's operands lie.
+    fn addresses(&self, product: &Product) -> Result<Addresses> {
+        let optional = |at: Option<Argument>| at.map(|at| self.located(at)).transpose();
+        Ok(Addresses {
+            a: self.located(product.a.at)?,
+            b: self.located(product.b.at)?,
+            added: optional(product.added)?,
+            bias: optional(product.bias)?,
+            out: self.located(product.out)?,
+            scales: match product.numbers {
+                Numbers::Scaled([a, b]) => Some([self.address(a)?, self.address(b)?]),
+                _ => None,
+            },
         })
     }
 
@@ -270,7 +306,7 @@ impl Reserved {
                 let run = |launch: &Option<Launch>| {
                     launch
                         .iter()
-                        .try_for_each(|l| reserved.run(queue, l, reserved.values(&l.arguments)?))
+                        .try_for_each(|l| reserved.run(queue, l, &reserved.values(&l.arguments)?))
                 };
                 run(&call.before)?;
                 // SAFETY: regions were compared with the shape that they are tensors of, and with
@@ -283,7 +319,7 @@ impl Reserved {
     }
 
     /// Queues a launch with its arguments.
-    fn run(&self, queue: &Queue, launch: &Launch, values: Vec<Value>) -> Result<()> {
+    fn run(&self, queue: &Queue, launch: &Launch, values: &[Value]) -> Result<()> {
         let mut pointers: Vec<*mut c_void> = values.iter().map(Value::pointer).collect();
         // SAFETY: values have the types that the table of kernels gives; addresses are of regions
         // within the arena or of own buffers, which live until the streams are through, and
@@ -371,6 +407,84 @@ impl Reserved {
                     (Space::Device, _) => queue.copy_within(there(from), there(to), bytes),
                 }
             }
+        })
+    }
+
+    /// Queues a copy that packs or unpacks.
+    pub fn copy_packed(
+        &mut self,
+        place: Place,
+        (from, to): (Region, Region),
+        packing: Packing,
+    ) -> Result<()> {
+        self.check(from)?;
+        self.check(to)?;
+        if (from.space, to.space) == (Space::Device, Space::Device) {
+            return self.pack_within(place, (from, to), packing);
+        }
+        let to_host = from.space == Space::Device;
+        let expected = if to_host { Stream::D2h } else { Stream::H2d };
+        if place.stream != expected {
+            return Err(Failure::refused(
+                "a packed copy on another stream than its own",
+            ));
+        }
+        let (parts, behind) = launch::packed::parts(&self.reservation, (from, to), packing)?;
+        let ready = parts.iter().map(|part| {
+            let stage = self.own.address(part.stage, 0)?;
+            Ok((stage, self.values(&part.launch.arguments)?))
+        });
+        let ready: Vec<(u64, Vec<Value>)> = ready.collect::<Result<_>>()?;
+        self.timed(place, |reserved| {
+            let copies = reserved.queue(place.stream);
+            let slab = |region: Region| {
+                reserved
+                    .host
+                    .slab
+                    .address(region.offset_bytes, region.bytes)
+            };
+            // SAFETY: both ends lie in their memories, which live until the streams are through,
+            // and what is in a stage is no longer than one.
+            let copy = |queue: &Queue, there: u64, here: Region| unsafe {
+                match to_host {
+                    true => queue.copy_out(there, slab(here), here.bytes),
+                    false => queue.copy_in(slab(here), there, here.bytes),
+                }
+            };
+            let kernel =
+                |queue: &Queue, at: usize| reserved.run(queue, &parts[at].launch, &ready[at].1);
+            let staged = |queue: &Queue, at: usize| {
+                let mut copies = parts[at].copies.iter();
+                copies.try_for_each(|&(offset, here)| copy(queue, ready[at].0 + offset, here))
+            };
+            let packer = &reserved.packers[usize::from(!to_host)];
+            packer.queue(copies, to_host, parts.len(), (&kernel, &staged))?;
+            let Some((from, to)) = behind else {
+                return Ok(());
+            };
+            let (there, here) = if to_host { (from, to) } else { (to, from) };
+            copy(copies, reserved.address(there)?, here)
+        })
+    }
+
+    /// Queues a copy that packs or unpacks within the arena.
+    fn pack_within(
+        &mut self,
+        place: Place,
+        ends: (Region, Region),
+        packing: Packing,
+    ) -> Result<()> {
+        let (launch, behind) = launch::packed::within(&self.reservation, ends, packing)?;
+        let values = self.values(&launch.arguments)?;
+        self.timed(place, |reserved| {
+            let queue = reserved.queue(place.stream);
+            reserved.run(queue, &launch, &values)?;
+            let Some((from, to)) = behind else {
+                return Ok(());
+            };
+            let (from, to, bytes) = (reserved.address(from)?, reserved.address(to)?, to.bytes);
+            // SAFETY: both regions lie in the arena, which lives until the streams are through.
+            unsafe { queue.copy_within(from, to, bytes) }
         })
     }
 
@@ -503,6 +617,12 @@ impl Reserved {
     pub fn trace(&self) -> Result<Vec<TraceEntry>> {
         self.clock.trace()
     }
+}
+
+/// Work whose addresses are known.
+enum Ready<'a> {
+    Kernel(&'a Launch, Vec<Value>),
+    Product(&'a Product, Addresses),
 }
 
 /// A kernel's parameter.

@@ -58,6 +58,7 @@ impl Bound<'_, '_> {
             weight: vec![self.program.layout.matrix(weight, region)],
             d_x,
             accumulate: false,
+            workspace: self.workspace()?,
         }])
     }
 
@@ -118,6 +119,7 @@ impl Bound<'_, '_> {
             weight: vec![self.program.layout.o_weight(weight, self.group()?)],
             d_x,
             accumulate: false,
+            workspace: self.workspace()?,
         }])
     }
 
@@ -206,6 +208,7 @@ impl Bound<'_, '_> {
             weight: self.program.layout.qkv_weight(weight, self.group()?),
             d_x: d_x.region,
             accumulate: d_x.adds(),
+            workspace: self.workspace()?,
         }])
     }
 

@@ -70,6 +70,7 @@ impl Bound<'_, '_> {
             norms: self.head_norms(weight, qkv.extras),
             rotate: self.rotates(),
             qkv: qkv.region,
+            workspace: self.workspace()?,
         }])
     }
 
@@ -121,6 +122,7 @@ impl Bound<'_, '_> {
             bias: bias.filter(|_| first).into_iter().collect(),
             residual: Some(if first { x } else { x2.region }),
             y: x2.region,
+            workspace: self.workspace()?,
         }])
     }
 
@@ -133,25 +135,26 @@ impl Bound<'_, '_> {
         let x = self.rows(x)?;
         let region = self.weight(weight)?;
         let y = self.take(y)?.region;
-        Ok(vec![self.linear_of(x, (weight, region), None, y)])
+        Ok(vec![self.linear_of(x, (weight, region), None, y)?])
     }
 
     pub(super) fn linear_of(
-        &self,
+        &mut self,
         x: Region,
         (weight, region): (WeightValue, Region),
         residual: Option<Region>,
         y: Region,
-    ) -> Operator {
+    ) -> Result<Operator> {
         let layout = &self.program.layout;
-        Operator::Linear {
+        Ok(Operator::Linear {
             rows: self.tile().count,
             x,
             weight: vec![layout.matrix(weight, region)],
             bias: self.bias(weight, region).into_iter().collect(),
             residual,
             y,
-        }
+            workspace: self.workspace()?,
+        })
     }
 
     /// The bias of a linear layer.
@@ -222,7 +225,7 @@ impl Bound<'_, '_> {
             (WeightValue::Down, weight),
             Some(x2),
             y,
-        )])
+        )?])
     }
 
     // ---- head ---------------------------------------------------------------------------------
@@ -232,7 +235,7 @@ impl Bound<'_, '_> {
         let head = self.fixed(Category::Weights, &HEADS)?;
         let y = self.rows("logits")?;
         let weight = (head.weight, head.taken.region);
-        Ok(vec![self.linear_of(x, weight, None, y)])
+        Ok(vec![self.linear_of(x, weight, None, y)?])
     }
 
     pub(super) fn cross_entropy(&mut self) -> Result<Vec<Operator>> {
@@ -258,6 +261,7 @@ impl Bound<'_, '_> {
             weight: vec![layout.matrix(head.weight, head.taken.region)],
             d_x,
             accumulate: false,
+            workspace: self.workspace()?,
         }])
     }
 

@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::format::measured::{Calibration, MeasuredFile, MeasuredHost, MeasuredStep};
 use crate::format::number::{Positive, Within};
 use crate::format::profile::{
-    self as file, AttentionSample, GemmDirectionName, GemmSample, KernelSample, ProfileFile,
-    WorkspaceName,
+    self as file, AlgorithmsSection, AttentionSample, GemmDirectionName, GemmSample, KernelSample,
+    ProfileFile, WorkspaceName,
 };
 use crate::methods::Method;
 use crate::profile::{Dtype, Workspace};
@@ -139,6 +139,7 @@ fn operators(
             source: format!("{where_}, each layer with its bias and residual"),
             flops_per_s: None,
             samples: Some(gemm),
+            algorithms: algorithms(steps),
         },
         attention: file::AttentionSection {
             source: noted,
@@ -154,6 +155,18 @@ fn operators(
             adam_params_per_s: None,
         },
     }
+}
+
+/// The fastest algorithms of all steps; where two timed the same product, the first one counts.
+fn algorithms(steps: &[MeasuredStep]) -> Option<AlgorithmsSection> {
+    let mut all = steps.iter().filter_map(|step| step.algorithms.clone());
+    let mut first = all.next()?;
+    for more in all {
+        for (product, timed) in more.fastest {
+            first.fastest.entry(product).or_insert(timed);
+        }
+    }
+    Some(first)
 }
 
 /// The first of everything that has the same key.

@@ -62,6 +62,7 @@ pub(super) fn slowdown(request: &Request<'_>) -> Result<SlowdownSection> {
             bias: Vec::new(),
             residual: None,
             y,
+            workspace: None,
         });
         kernels.push(Operator::Activation {
             kind: model.activation,

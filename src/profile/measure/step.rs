@@ -61,7 +61,7 @@ pub(super) fn step(
 ) -> Result<MeasuredStep> {
     let (model, planned) = deep(request, (tokens, tiling, method))?;
     let schedule = &planned.file.schedule;
-    let mut session = Session::begin(&planned.file, &model, request.target.open()?, false)?;
+    let mut session = Session::begin(&planned.file, &model, request.target.open_to_time()?, false)?;
     session.load(|place| initial::values(&model, place, 0))?;
     let synthetic = Tokens::Synthetic {
         vocab: model.vocab,
@@ -89,6 +89,7 @@ pub(super) fn step(
         groups: dimension(u64::from(tiling.groups)),
         method: method.name().to_owned(),
         gemm: Vec::new(),
+        algorithms: session.algorithms(),
         attention: Vec::new(),
         kernels: Vec::new(),
         block: seen.block(tokens, tiling),
@@ -446,6 +447,7 @@ mod tests {
             groups: dimension(1),
             method: String::new(),
             gemm: Vec::new(),
+            algorithms: None,
             attention: Vec::new(),
             kernels: Vec::new(),
             block: seen.block(64, tiling),

@@ -252,6 +252,24 @@ unsafe extern "C" fn cuStreamCreate(stream: *mut *mut Stream, flags: c_uint) -> 
 }
 
 #[no_mangle]
+unsafe extern "C" fn cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int) -> u32 {
+    (*least, *greatest) = (0, -5);
+    told(call("cuCtxGetStreamPriorityRange"))
+}
+
+#[no_mangle]
+unsafe extern "C" fn cuStreamCreateWithPriority(
+    stream: *mut *mut Stream,
+    flags: c_uint,
+    priority: c_int,
+) -> u32 {
+    match priority {
+        -5..=0 => cuStreamCreate(stream, flags),
+        _ => INVALID_VALUE,
+    }
+}
+
+#[no_mangle]
 unsafe extern "C" fn cuStreamDestroy_v2(stream: *mut Stream) -> u32 {
     drop(Box::from_raw(stream));
     SUCCESS

@@ -1,10 +1,12 @@
-//! cuBLASLt: plain loops, columns first, sums in f32.
+//! cuBLASLt: plain loops, columns first, sums in f32, of integers in i32. Codes of 8 bits are taken
+//! only as a card takes them: what is summed over along memory, in whole 16 bytes.
 
+use std::env;
 use std::ffi::{c_int, c_void};
 
 use half::bf16;
 
-use crate::faults::injected;
+use crate::faults::{injected, number};
 use crate::memory::{check, Side};
 use crate::streams::Stream;
 
@@ -15,21 +17,37 @@ const EXECUTION_FAILED: u32 = 13;
 const NOT_SUPPORTED: u32 = 15;
 
 const COMPUTE_F32: u32 = 68;
+const COMPUTE_I32: u32 = 72;
 const REAL_F32: u32 = 0;
 const REAL_BF16: u32 = 14;
+const REAL_E4M3: u32 = 28;
+const INTEGER_8: u32 = 3;
+const INTEGER_32: u32 = 10;
+/// A scale for every row or column.
+const OUTER_VECTOR: u32 = 3;
 const TURNED: u32 = 1;
 const BIAS: u32 = 4;
 /// What an algorithm is known by.
 const TAG: u64 = 0x0EBB_71DE;
+/// What an algorithm takes beside the operands.
+const WORKSPACE: u64 = 1 << 20;
+/// Percents of a product's time by each algorithm; none is shorter than an empty kernel, whose time
+/// is taken for the timer's.
+const TIMES: [u64; 4] = [130, 160, 100, 120];
 /// Operations of a nanosecond on a virtual clock.
 const RATE: f64 = 500_000.0;
 
 /// A product's operations.
 #[derive(Clone, Copy, Default)]
 pub struct Description {
+    /// Whether sums are integers.
+    integers: bool,
     turned: [u32; 2],
     epilogue: u32,
     bias: u64,
+    /// What the scales of `a` and `b` are of, and where they are.
+    modes: [u32; 2],
+    scales: [u64; 2],
 }
 
 /// A matrix in memory.
@@ -67,6 +85,11 @@ unsafe extern "C" fn cublasLtCreate(handle: *mut *mut c_void) -> u32 {
 }
 
 #[no_mangle]
+extern "C" fn cublasLtGetVersion() -> usize {
+    number("EBBTIDE_STANDIN_CUBLASLT", 130_000) as usize
+}
+
+#[no_mangle]
 unsafe extern "C" fn cublasLtDestroy(handle: *mut c_void) -> u32 {
     drop(Box::from_raw(handle.cast::<u64>()));
     SUCCESS
@@ -78,10 +101,16 @@ unsafe extern "C" fn cublasLtMatmulDescCreate(
     compute: u32,
     scale: u32,
 ) -> u32 {
-    if (compute, scale) != (COMPUTE_F32, REAL_F32) {
-        return NOT_SUPPORTED;
-    }
-    *made = Box::into_raw(Box::default());
+    let integers = match (compute, scale) {
+        (COMPUTE_F32, REAL_F32) => false,
+        (COMPUTE_I32, INTEGER_32) => true,
+        _ => return NOT_SUPPORTED,
+    };
+    let description = Description {
+        integers,
+        ..Description::default()
+    };
+    *made = Box::into_raw(Box::new(description));
     SUCCESS
 }
 
@@ -104,6 +133,10 @@ unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
         (4, 4) => description.turned[1] = value.cast::<u32>().read(),
         (7, 4) => description.epilogue = value.cast::<u32>().read(),
         (8, 8) => description.bias = value.cast::<u64>().read(),
+        (17, 8) => description.scales[0] = value.cast::<u64>().read(),
+        (18, 8) => description.scales[1] = value.cast::<u64>().read(),
+        (31, 4) => description.modes[0] = value.cast::<u32>().read(),
+        (32, 4) => description.modes[1] = value.cast::<u32>().read(),
         _ => return INVALID_VALUE,
     }
     SUCCESS
@@ -118,7 +151,8 @@ unsafe extern "C" fn cublasLtMatrixLayoutCreate(
     stride: i64,
 ) -> u32 {
     let stride = u64::try_from(stride).unwrap_or(0);
-    if rows == 0 || columns == 0 || stride < rows || ![REAL_F32, REAL_BF16].contains(&dtype) {
+    let types = [REAL_F32, REAL_BF16, REAL_E4M3, INTEGER_8, INTEGER_32];
+    if rows == 0 || columns == 0 || stride < rows || !types.contains(&dtype) {
         return INVALID_VALUE;
     }
     let layout = Layout {
@@ -182,18 +216,57 @@ unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
     if injected("cublasLtMatmulAlgoGetHeuristic").is_err() {
         return NOT_SUPPORTED;
     }
-    if wanted < 1 || Product::new(*description, *a, *b, *c, *d).is_err() {
+    let Ok(product) = Product::new(*description, *a, *b, *c, *d) else {
         return INVALID_VALUE;
+    };
+    // Of a card that takes a scale only for a whole matrix.
+    let apart = env::var("EBBTIDE_STANDIN_SCALES").is_ok_and(|scales| scales == "apart");
+    if wanted < 1 || (product.is_scaled() && apart) {
+        return NOT_SUPPORTED;
     }
-    let workspace = 1 << 20;
-    *found = i32::from((*preference).workspace >= workspace);
-    answers.write(Answer {
-        algorithm: [TAG, 0, 0, 0, 0, 0, 0, 0],
-        workspace: workspace as usize,
+    if (*preference).workspace < WORKSPACE {
+        return SUCCESS;
+    }
+    *found = wanted.min(TIMES.len() as c_int);
+    for number in 0..*found {
+        answers.add(number as usize).write(answer(number as u64));
+    }
+    SUCCESS
+}
+
+/// An algorithm by its number.
+fn answer(number: u64) -> Answer {
+    Answer {
+        algorithm: [TAG, number, 0, 0, 0, 0, 0, 0],
+        workspace: WORKSPACE as usize,
         state: SUCCESS,
         waves: 1.0,
         reserved: [0; 4],
-    });
+    }
+}
+
+/// The percents of an algorithm's time, if it is one.
+fn percents(algorithm: &[u64; 8]) -> Option<u64> {
+    let number = usize::try_from(algorithm[1]).ok()?;
+    TIMES.get(number).copied().filter(|_| algorithm[0] == TAG)
+}
+
+#[no_mangle]
+unsafe extern "C" fn cublasLtMatmulAlgoCheck(
+    _handle: *mut c_void,
+    description: *const Description,
+    a: *const Layout,
+    b: *const Layout,
+    c: *const Layout,
+    d: *const Layout,
+    algorithm: *const [u64; 8],
+    checked: *mut Answer,
+) -> u32 {
+    let product = Product::new(*description, *a, *b, *c, *d);
+    if product.is_err() || percents(&*algorithm).is_none() {
+        return INVALID_VALUE;
+    }
+    checked.write(answer((*algorithm)[1]));
     SUCCESS
 }
 
@@ -219,18 +292,23 @@ unsafe extern "C" fn cublasLtMatmul(
     if injected("cublasLtMatmul").is_err() {
         return EXECUTION_FAILED;
     }
-    if algorithm.is_null() || (*algorithm)[0] != TAG {
+    let percents = (!algorithm.is_null()).then(|| percents(&*algorithm));
+    let Some(percents) = percents.flatten() else {
         return INVALID_VALUE;
-    }
+    };
     let layouts = [*a_layout, *b_layout, *c_layout, *d_layout];
     let [a_layout, b_layout, c_layout, d_layout] = layouts;
     let Ok(product) = Product::new(*description, a_layout, b_layout, c_layout, d_layout) else {
         return INVALID_VALUE;
     };
+    let factor = |factor: *const f32| match product.description.integers {
+        true => factor.cast::<i32>().read() as f32,
+        false => *factor,
+    };
     let product = Product {
         addresses: [a, b, c, d],
-        alpha: *alpha,
-        beta: *beta,
+        alpha: factor(alpha),
+        beta: factor(beta),
         ..product
     };
     let operands = [a, b, c, d].into_iter().zip(layouts);
@@ -247,15 +325,19 @@ unsafe extern "C" fn cublasLtMatmul(
             product.m * product.size(3),
         )
         .is_ok();
+    let scales = product.description.scales;
+    let scaled = !product.is_scaled()
+        || check(Side::Card, scales[0], 4 * product.m).is_ok()
+            && check(Side::Card, scales[1], 4 * product.n).is_ok();
     let scratch = check(Side::Card, workspace, workspace_bytes as u64).is_ok();
     let all = operands
         .enumerate()
         .all(|(at, operand)| !used(at) || within(operand));
-    if !(all && bias && scratch) {
+    if !(all && bias && scaled && scratch) {
         return INVALID_VALUE;
     }
     let operations = 2.0 * (product.m * product.n) as f64 * product.k as f64;
-    let ns = 5_000 + (operations / RATE) as u64;
+    let ns = (5_000 + (operations / RATE) as u64) * percents / 100;
     let queued = (*stream).run(ns, move || {
         injected("product")?;
         // SAFETY: all operands lie within allocations.
@@ -266,10 +348,25 @@ unsafe extern "C" fn cublasLtMatmul(
 }
 
 fn size_of_type(dtype: u32) -> u64 {
-    if dtype == REAL_F32 {
-        4
+    match dtype {
+        REAL_F32 | INTEGER_32 => 4,
+        REAL_BF16 => 2,
+        _ => 1,
+    }
+}
+
+/// A number of e4m3 (Micikevicius et al. 2022).
+fn e4m3(code: u8) -> f32 {
+    let (exponent, fraction) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => fraction / 8.0 * 2f32.powi(-6),
+        _ => (1.0 + fraction / 8.0) * 2f32.powi(exponent - 7),
+    };
+    if code < 0x80 {
+        size
     } else {
-        2
+        -size
     }
 }
 
@@ -301,9 +398,18 @@ impl Product {
         };
         let (m, k) = shape(a, description.turned[0]);
         let (inner, n) = shape(b, description.turned[1]);
-        // Of two bf16 the result may be f32.
-        let to = [c.dtype, d.dtype];
-        let alike = b.dtype == a.dtype && [[a.dtype; 2], [REAL_F32; 2]].contains(&to);
+        let scaled = description.modes == [OUTER_VECTOR; 2];
+        let numbers = match (description.integers, a.dtype) {
+            (true, INTEGER_8) => d.dtype == INTEGER_32 && m % 4 == 0,
+            (false, REAL_E4M3) if scaled => [REAL_F32, REAL_BF16].contains(&d.dtype) && m % 16 == 0,
+            (false, REAL_E4M3) => d.dtype == REAL_F32 && m % 16 == 0,
+            // Of two bf16 the result may be f32.
+            (false, REAL_F32 | REAL_BF16) => [a.dtype, REAL_F32].contains(&d.dtype),
+            _ => false,
+        };
+        let along = description.turned == [TURNED, 0] && k % 16 == 0;
+        let codes = size_of_type(a.dtype) > 1 || along && a.stride % 16 == 0 && b.stride % 16 == 0;
+        let alike = a.dtype == b.dtype && c.dtype == d.dtype && numbers && codes;
         let results = [c, d].iter().all(|r| (r.rows, r.columns) == (m, n));
         if inner != k || !alike || !results || ![0, 1, BIAS].contains(&description.epilogue) {
             return Err(());
@@ -325,18 +431,26 @@ impl Product {
         size_of_type(self.layouts[operand].dtype)
     }
 
-    unsafe fn get(&self, operand: usize, base: u64, index: u64) -> f32 {
-        let size = self.size(operand);
-        let address = base + index * size;
-        match size {
-            4 => (address as *const f32).read(),
-            _ => bf16::from_bits((address as *const u16).read()).to_f32(),
+    /// Whether rows and columns have scales.
+    fn is_scaled(&self) -> bool {
+        self.description.modes == [OUTER_VECTOR; 2]
+    }
+
+    unsafe fn get(&self, dtype: u32, base: u64, index: u64) -> f32 {
+        let address = base + index * size_of_type(dtype);
+        match dtype {
+            REAL_F32 => (address as *const f32).read(),
+            REAL_BF16 => bf16::from_bits((address as *const u16).read()).to_f32(),
+            REAL_E4M3 => e4m3((address as *const u8).read()),
+            INTEGER_8 => f32::from((address as *const i8).read()),
+            _ => (address as *const i32).read() as f32,
         }
     }
 
     /// An operand as rows of its `k` elements, so that sums run along memory.
     unsafe fn rows(&self, operand: usize, count: u64, along: bool) -> Vec<f32> {
-        let (base, stride) = (self.addresses[operand], self.layouts[operand].stride);
+        let Layout { dtype, stride, .. } = self.layouts[operand];
+        let base = self.addresses[operand];
         let mut rows = Vec::with_capacity((count * self.k) as usize);
         for row in 0..count {
             for i in 0..self.k {
@@ -345,7 +459,7 @@ impl Product {
                 } else {
                     i * stride + row
                 };
-                rows.push(self.get(operand, base, index));
+                rows.push(self.get(dtype, base, index));
             }
         }
         rows
@@ -358,18 +472,32 @@ impl Product {
         let k = self.k as usize;
         for (column, b) in b.chunks_exact(k).enumerate() {
             for (row, a) in a.chunks_exact(k).enumerate() {
-                let sum: f32 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                let products = a.iter().zip(b).map(|(a, b)| a * b);
+                let sum: f32 = match self.description.integers {
+                    true => products.map(f64::from).sum::<f64>() as f32,
+                    false => products.sum(),
+                };
+                let scale = |of: usize, at: usize| {
+                    let scales = self.description.scales[of] + 4 * at as u64;
+                    if self.is_scaled() {
+                        (scales as *const f32).read()
+                    } else {
+                        1.0
+                    }
+                };
                 let at = |layout: usize| column as u64 * self.layouts[layout].stride + row as u64;
-                let mut value = self.alpha * sum;
+                let dtype = self.layouts[3].dtype;
+                let mut value = self.alpha * sum * scale(0, row) * scale(1, column);
                 if self.beta != 0.0 {
-                    value += self.beta * self.get(2, self.addresses[2], at(2));
+                    value += self.beta * self.get(dtype, self.addresses[2], at(2));
                 }
                 if self.description.epilogue == BIAS {
-                    value += self.get(3, self.description.bias, row as u64);
+                    value += self.get(dtype, self.description.bias, row as u64);
                 }
                 let to = self.addresses[3] + at(3) * self.size(3);
-                match self.size(3) {
-                    4 => (to as *mut f32).write(value),
+                match dtype {
+                    REAL_F32 => (to as *mut f32).write(value),
+                    INTEGER_32 => (to as *mut i32).write(value as i32),
                     _ => (to as *mut u16).write(bf16::from_f32(value).to_bits()),
                 }
             }

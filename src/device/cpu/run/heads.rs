@@ -22,6 +22,7 @@ impl<'a> Runner<'a> {
                 norms,
                 rotate,
                 qkv,
+                workspace: _,
             } => {
                 let mut out = self.project(rows.count, x, weight, bias)?;
                 if out.len() as u64 != rows.count * heads.qkv_width() {

@@ -1,5 +1,7 @@
 //! Linear layers and their gradients.
 
+use half::bf16;
+
 use super::super::ops::linear;
 use super::super::ops::packed::{round_columns, round_rows};
 use super::super::scratch::Loan;
@@ -7,10 +9,19 @@ use super::{Outcome, Runner};
 use crate::device::arithmetic::Arithmetic;
 use crate::device::operator::{Operator, Panel};
 use crate::device::{Cause, Region};
+use crate::profile::Dtype;
 
 impl<'a> Runner<'a> {
     fn arithmetic(&self) -> Arithmetic {
         self.state.options.arithmetic
+    }
+
+    /// Rounds what is multiplied in the step's type to it.
+    fn as_elements(&self, values: &mut [f32]) {
+        if self.dtype() == Dtype::Bf16 {
+            let narrow = |value: &mut f32| *value = bf16::from_f32(*value).to_f32();
+            values.iter_mut().for_each(narrow);
+        }
     }
 
     /// `x·Wᵀ + b` in scratch.
@@ -26,8 +37,9 @@ impl<'a> Runner<'a> {
         let (mut w, outputs) = self.load_panels(weight, inputs)?;
         if let Some(format) = self.arithmetic().format() {
             round_rows(format, &mut w, inputs as usize);
-            if !self.arithmetic().is_aware() {
-                round_rows(format, &mut x, inputs as usize);
+            match self.arithmetic().is_aware() {
+                true => self.as_elements(&mut w),
+                false => round_rows(format, &mut x, inputs as usize),
             }
         }
         let mut y = self.scratch.take((rows * outputs) as usize);
@@ -47,6 +59,7 @@ impl<'a> Runner<'a> {
                 ref bias,
                 residual,
                 y,
+                workspace: _,
             } => {
                 let mut out = self.project(rows, x, weight, bias)?;
                 if let Some(residual) = self.load_optional(residual, out.len() as u64)? {
@@ -60,13 +73,17 @@ impl<'a> Runner<'a> {
                 ref weight,
                 d_x,
                 accumulate,
+                workspace: _,
             } => {
                 let inputs = weight.first().map_or(0, |panel| panel.columns);
                 let (mut w, outputs) = self.load_panels(weight, inputs)?;
                 let mut d_y = self.load(d_y, rows * outputs)?;
                 match (self.arithmetic().format(), self.arithmetic().is_aware()) {
                     (None, _) => {}
-                    (Some(format), true) => round_rows(format, &mut w, inputs as usize),
+                    (Some(format), true) => {
+                        round_rows(format, &mut w, inputs as usize);
+                        self.as_elements(&mut w);
+                    }
                     (Some(format), false) => {
                         round_rows(format, &mut d_y, outputs as usize);
                         round_columns(format, &mut w, inputs as usize);

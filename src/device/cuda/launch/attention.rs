@@ -38,6 +38,16 @@ struct Kernels {
     queries: Tiled,
 }
 
+impl Kernels {
+    /// The most that one of them asks for.
+    fn shared_bytes(&self) -> u64 {
+        let all = [&self.forward, &self.keys, &self.queries];
+        all.map(|kernel| kernel.shared_bytes)
+            .into_iter()
+            .fold(0, u64::max)
+    }
+}
+
 /// A kernel that walks over tiles.
 struct Tiled {
     name: &'static str,
@@ -48,9 +58,12 @@ struct Tiled {
 }
 
 /// Of f32, and of large heads: four tiles' rows of f32, 4 elements further apart than they are
-/// long, and tiles of scores.
-fn on_cores(names: [&'static str; 3], head_dim: u64, own: u64) -> Kernels {
-    const OTHER: u64 = 32;
+/// long, and tiles of scores. Rows of a forward's tiles, of a backward's own tile and of the other.
+fn on_cores(
+    names: [&'static str; 3],
+    head_dim: u64,
+    (of_forward, own, other): (u64, u64, u64),
+) -> Kernels {
     let row = head_dim + 4;
     let tiled = |name, rows, elements: u64| Tiled {
         name,
@@ -58,11 +71,12 @@ fn on_cores(names: [&'static str; 3], head_dim: u64, own: u64) -> Kernels {
         rows,
         shared_bytes: 4 * elements,
     };
-    let four = 2 * (own + OTHER) * row;
+    let two = 2 * of_forward * row;
+    let four = 2 * (own + other) * row;
     Kernels {
-        forward: tiled(names[0], 64, 2 * 64 * row + 64 * (64 + 4)),
-        keys: tiled(names[1], own, four + 2 * OTHER * (own + 4)),
-        queries: tiled(names[2], own, four + own * (OTHER + 4)),
+        forward: tiled(names[0], of_forward, two + of_forward * (of_forward + 4)),
+        keys: tiled(names[1], own, four + 2 * other * (own + 4)),
+        queries: tiled(names[2], own, four + own * (other + 4)),
     }
 }
 
@@ -111,13 +125,23 @@ impl Attention {
                 ]
             };
         }
+        let fitting = |large: Kernels, tight| match large.shared_bytes() > operands.shared_bytes {
+            true => tight,
+            false => large,
+        };
         let f32 = operands.reservation.dtype == Dtype::F32;
         let kernels = match head_dim {
-            0..=64 if f32 => on_cores(names!(64), 64, 64),
-            65..=128 if f32 => on_cores(names!(128), 128, 64),
-            0..=64 => on_matrix_units(names!(64), 64),
-            65..=128 => on_matrix_units(names!(128), 128),
-            129..=256 => on_cores(names!(256), 256, 32),
+            0..=64 if f32 => on_cores(names!("64"), 64, (64, 64, 32)),
+            65..=128 if f32 => fitting(
+                on_cores(names!("128"), 128, (64, 64, 32)),
+                on_cores(names!("128_tight"), 128, (64, 32, 32)),
+            ),
+            0..=64 => on_matrix_units(names!("64"), 64),
+            65..=128 => on_matrix_units(names!("128"), 128),
+            129..=256 => fitting(
+                on_cores(names!("256"), 256, (64, 32, 32)),
+                on_cores(names!("256_tight"), 256, (32, 16, 16)),
+            ),
             _ => {
                 let what = format!("attention of heads of {head_dim} (up to 256)");
                 return Err(Failure::refused(what));

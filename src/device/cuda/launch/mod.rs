@@ -12,18 +12,19 @@ pub mod batch;
 mod fused;
 mod heads;
 mod operand;
+pub mod packed;
+pub(super) mod rounded;
 mod rows;
 pub mod sources;
 mod tensors;
 mod update;
 
 use super::super::{Operator, Region, Reservation, Result, StepParameters};
-use super::products::products;
-pub use super::products::{Matrix, Product};
+pub use super::products::{Matrix, Numbers, Product};
 pub use batch::BatchFacts;
 pub use fused::{fused_calls, FusedCall};
-use operand::Operands;
-pub use tensors::{maps, MAPS_BYTES};
+pub(super) use operand::Operands;
+pub use tensors::{maps, tasks, MAPS_BYTES};
 pub use update::{constants, CONSTANTS_BYTES};
 
 /// Scratch memory that the device keeps beside the arena for what one operator's kernels hand to
@@ -107,6 +108,9 @@ pub enum Buffer {
     Maps,
     /// [`SCRATCH_BYTES`] that nothing outlives its operator in.
     Scratch,
+    /// [`packed::STAGE_BYTES`] that packed rows pass on their way to the host (0 and 1) and back (2
+    /// and 3).
+    Stage(u32),
 }
 
 /// Work of a stream.
@@ -142,23 +146,12 @@ pub struct Known<'a> {
     pub step: &'a StepParameters,
     /// Bytes of [`Buffer::Scratch`] that updates of tensors may use.
     pub scratch_bytes: u64,
+    /// Shared memory that a block can have.
+    pub shared_bytes: u64,
 }
 
-/// All that runs an operator, in order.
-///
-/// # Errors
-/// As [`launches`], and products whose operands contradict each other.
-pub fn tasks(operator: &Operator, known: Known<'_>) -> Result<Vec<Task>> {
-    if let Operator::TensorUpdate { .. } | Operator::Project { .. } = operator {
-        return tensors::tasks(operator, known);
-    }
-    let products = products(operator, known.reservation.dtype)?.into_iter();
-    let launches = launches(operator, known.reservation, known.batches)?;
-    let launches = launches.into_iter().map(Task::Launch);
-    Ok(products.map(Task::Multiply).chain(launches).collect())
-}
-
-/// What runs an operator, or what follows its matrix product.
+/// What runs an operator, or what follows its matrix product, on a card whose blocks can have so
+/// much shared memory.
 ///
 /// # Errors
 /// Shapes that contradict each other, regions that are not in the arena, sizes that the kernels do
@@ -167,8 +160,9 @@ pub fn launches(
     operator: &Operator,
     reservation: &Reservation,
     batches: &[BatchFacts],
+    shared_bytes: u64,
 ) -> Result<Vec<Launch>> {
-    let operands = Operands::new(reservation, batches)?;
+    let operands = Operands::new(reservation, batches, shared_bytes)?;
     match operator {
         Operator::Linear { .. } | Operator::LinearInputGradient { .. } => Ok(Vec::new()),
         Operator::QkvProjection { .. } | Operator::RotaryBackward { .. } => {

@@ -35,7 +35,7 @@ macro_rules! source {
 
 /// All files. Only attention is bound by arithmetic: the others round every operation alone, as the
 /// host does.
-pub const SOURCES: [Source; 13] = [
+pub const SOURCES: [Source; 14] = [
     source!("memory.cu", false),
     source!("embedding.cu", false),
     source!("norm.cu", false),
@@ -47,6 +47,7 @@ pub const SOURCES: [Source; 13] = [
     source!("tensors.cu", false),
     source!("factored.cu", false),
     source!("low_rank.cu", false),
+    source!("packed.cu", false),
     source!("attention.cu", true),
     source!("attention_mma.cu", true),
 ];

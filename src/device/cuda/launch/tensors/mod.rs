@@ -32,7 +32,7 @@ pub fn maps() -> Vec<f32> {
 /// Operands of other sizes than they should have, tensors of which too little fits into scratch
 /// memory.
 pub fn tasks(operator: &Operator, known: Known<'_>) -> Result<Vec<Task>> {
-    let operands = Operands::new(known.reservation, known.batches)?;
+    let operands = Operands::new(known.reservation, known.batches, known.shared_bytes)?;
     let mut all = Sequence::new(operands, known.step, known.scratch_bytes);
     match operator {
         Operator::Project { .. } => all.project_inputs(operator)?,

@@ -2,7 +2,7 @@
 
 use super::super::super::super::{Failure, Result, StepParameters};
 use super::super::operand::{blocks, kernel, launch, number, Operands};
-use super::super::{Argument, Buffer, Matrix, Product, Task};
+use super::super::{Argument, Buffer, Matrix, Numbers, Product, Task};
 use crate::device::tensors::{TensorShape, TensorUpdate, EIGHT_BIT_BLOCK};
 use crate::profile::Dtype;
 
@@ -371,6 +371,7 @@ impl<'a> Sequence<'a> {
             stride: q,
             dtypes: [of; 2],
             factors: [1.0; 2],
+            numbers: Numbers::Elements,
         };
         Making {
             product,
