@@ -65,7 +65,7 @@ fn assert_near(what: &str, found: &Outcome, expected: &Outcome, tolerance: f64) 
     }
 }
 
-/// A plan with everything in it on both devices, and the step without one on this.
+/// A plan with everything in it on both devices, and of bf16 the step without one on this.
 fn step(name: &str, method: Method, dtype: Dtype, clip: bool) {
     let model = model(name);
     let mut cut = Cut::new(method, 2);
@@ -81,6 +81,9 @@ fn step(name: &str, method: Method, dtype: Dtype, clip: bool) {
     let expected = run(processor(), (&model, &cut, &planned), how);
     let tolerance = if dtype == Dtype::F32 { 1e-4 } else { 5e-2 };
     assert_near(&what, &found, &expected, tolerance);
+    if dtype == Dtype::F32 {
+        return;
+    }
     let plain = run(card(true), (&model, &cut, &straight(&planned)), how);
     assert_eq!(found.difference(&plain), None, "{what}");
 }

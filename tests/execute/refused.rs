@@ -301,6 +301,14 @@ const NOT_SHOWN: &[(&str, &str)] = &[
         "over-host-budget",
         "the budget is a promise to others, not this device's memory",
     ),
+    (
+        "packed-operand",
+        "nothing is packed here; `storage` runs what is",
+    ),
+    (
+        "updated-before-counted",
+        "no step is clipped here; `clipping` has those that are",
+    ),
 ];
 
 fn slow(seed: u64) -> CpuOptions {
