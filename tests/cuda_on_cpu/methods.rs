@@ -16,8 +16,8 @@ use super::{card, is_there};
 /// Projections are renewed in the first step and in the third.
 const STEPS: u64 = 3;
 
-/// Every method that changes tensors and that a GPU has kernels for; of those that have the choice, also with moments in 8 bits and
-/// layer by layer.
+/// Every method that changes tensors and that a GPU has kernels for; of those that have the choice,
+/// also with moments in 8 bits and layer by layer.
 fn methods() -> Vec<Method> {
     let mut all = vec![Method::AdamWBf16Sr, Method::AdamW8bit, Method::AdaLomo];
     let served = |m: &Method| m.low_rank().is_some() && !matches!(m, Method::Fira(_));

@@ -1,9 +1,9 @@
 //! From a linear layer to matrix products: which operands, which of them turned, what is added.
 //!
 //! In: an operator. Out: [`Product`]s, to be queued in order on one stream. Updates of tensors make
-//! theirs themselves (`launch::tensors`). Pure; `multiply` hands them to cuBLASLt, which counts columns first. A row-major matrix is its own transpose there, so
-//! every product is written down turned: `y = x·Wᵀ` as `yᵀ = W·xᵀ`, whose columns are the rows of
-//! `y`.
+//! theirs themselves (`launch::tensors`). Pure; `multiply` hands them to cuBLASLt, which counts
+//! columns first. A row-major matrix is its own transpose there, so every product is written down
+//! turned: `y = x·Wᵀ` as `yᵀ = W·xᵀ`, whose columns are the rows of `y`.
 //!
 //! What a weight has in several blocks becomes a product for each. For `dx`, which sums over them,
 //! each block after the first is added to what the ones before have left in memory, rounded to the

@@ -1,13 +1,13 @@
 //! What updates in a space of low rank share; CompAct's, and what it saves of inputs.
 //!
-//! Projections are products of elements with f32 sums and results. A random projection is drawn into
-//! memory as whole numbers ([`Basis::factor`] goes with the product), which bf16 holds exactly; what
-//! is multiplied back is rounded to elements for its product, as every operand of a product is. So
-//! the products of a step take what the planner asks for them. Those that renew GaLore's basis are
-//! of f32: a basis is made of differences.
+//! Projections are products of elements with f32 sums and results. A random projection is drawn
+//! into memory as whole numbers ([`Basis::factor`] goes with the product), which bf16 holds
+//! exactly; what is multiplied back is rounded to elements for its product, as every operand of a
+//! product is. So the products of a step take what the planner asks for them. Those that renew
+//! GaLore's basis are of f32: a basis is made of differences.
 //!
-//! Matrices are turned so that they are tall, as at [`TensorRule`](crate::device::tensors::TensorRule):
-//! `M` rows and `μ` columns, in memory the other way round where `wide`.
+//! Matrices are turned so that they are tall, as at
+//! [`TensorRule`](crate::device::tensors::TensorRule): `M` rows and `μ` columns, in memory the other way round where `wide`.
 
 use super::super::super::super::{Failure, Operator, Region, Result};
 use super::super::operand::{blocks, kernel};

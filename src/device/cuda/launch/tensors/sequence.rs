@@ -124,8 +124,8 @@ impl<'a> Sequence<'a> {
         Ok(Argument::Own(Buffer::Scratch, at))
     }
 
-    /// How many of `rows` of `width` elements are taken at once where each needs bytes of `room`: all,
-    /// or as many as have whole blocks of 8-bit moments.
+    /// How many of `rows` of `width` elements are taken at once where each needs bytes of `room`:
+    /// all, or as many as have whole blocks of 8-bit moments.
     pub fn at_once(&self, room: u64, (rows, width): (u64, u64), bytes: u64) -> Result<u64> {
         let fit = room.saturating_sub(4 * ALIGNMENT) / bytes.max(1);
         let shared = 1 << width.trailing_zeros().min(EIGHT_BIT_BLOCK.trailing_zeros());
@@ -330,7 +330,7 @@ impl<'a> Sequence<'a> {
 
     // ---- weights ------------------------------------------------------------------------------
 
-    /// An area of a tensor's weights: where the tensor begins, elements before the area, its stride.
+    /// An area of a tensor's weights: where the tensor begins, elements before the area, stride.
     pub fn part(&self, tensor: &TensorUpdate, area: Area) -> Result<Vec<Argument>> {
         let columns = tensor.shape.columns;
         Ok(vec![
