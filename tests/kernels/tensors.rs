@@ -1,4 +1,5 @@
-//! Updates of whole tensors: the bits of the CPU device where they go element by element, its numbers
+//! Updates of whole tensors: the bits of the CPU device where they go element by element, its
+//! numbers
 //! where sums have another order.
 
 use ebbtide::device::tensors::{

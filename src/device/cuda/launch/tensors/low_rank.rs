@@ -7,7 +7,8 @@
 //! GaLore's basis are of f32: a basis is made of differences.
 //!
 //! Matrices are turned so that they are tall, as at
-//! [`TensorRule`](crate::device::tensors::TensorRule): `M` rows and `μ` columns, in memory the other way round where `wide`.
+//! [`TensorRule`](crate::device::tensors::TensorRule): `M` rows and `μ` columns, in
+//! memory the other way round where `wide`.
 
 use super::super::super::super::{Failure, Operator, Region, Result};
 use super::super::operand::{blocks, kernel};
