@@ -1,6 +1,5 @@
 //! Updates of whole tensors: the bits of the CPU device where they go element by element, its
-//! numbers
-//! where sums have another order.
+//! numbers where sums have another order.
 
 use ebbtide::device::tensors::{
     GradientBlock, Moments, TensorRule, TensorShape, TensorUpdate, EIGHT_BIT_FROM,
