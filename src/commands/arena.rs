@@ -25,7 +25,8 @@ pub struct Args {
     /// CSV file with the columns id, lower, upper and size; alive at lower <= t < upper
     pub instance: PathBuf,
     /// Bytes that are enough: stop there; fail if they are not (default: as low as possible)
-    #[arg(long, value_name = "BYTES", value_parser = parse::count, allow_hyphen_values = true)]
+    #[arg(long, value_name = "BYTES", value_parser = parse::within::<u64, 0, { u64::MAX }>)]
+    #[arg(allow_hyphen_values = true)]
     pub capacity: Option<u64>,
     /// When to stop searching, such as 500ms, 60s or 2m
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse::time)]

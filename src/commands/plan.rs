@@ -136,7 +136,7 @@ fn method(args: &Args) -> Result<Method> {
         .hint("--method auto")),
         Choice::Auto => match told.given().next() {
             None => Ok(Method::AdamW),
-            Some((flag, _)) => Err(Error::bad_input(format!(
+            Some(flag) => Err(Error::bad_input(format!(
                 "{flag} is for one method, but --method auto chooses among several"
             ))
             .hint("name the method; auto runs each by its defaults")),

@@ -19,13 +19,12 @@ use crate::cli::{parse, print};
 use crate::device::{Cause, Device, Target};
 use crate::error::{Error, Result};
 use crate::execute::{self, Session};
-use crate::files::{check_distinct, check_writable, read_text, write_atomically};
-use crate::format::profile as profile_file;
+use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::run as file;
 use crate::format::schedule::ScheduleFile;
 use crate::format::training::Progress;
 use crate::model::ModelConfig;
-use crate::profile::LARGEST;
+use crate::profile;
 use crate::report;
 use crate::training::checkpoint;
 use crate::training::directory::Unfinished;
@@ -159,7 +158,14 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let mut device = target.open()?;
     let heuristic = match (&args.profile, target) {
         (Some(path), Target::Cuda { .. }) => use_profile(path, device.as_mut())?,
-        _ => None,
+        (Some(_), Target::Cpu(_)) => {
+            return Err(
+                Error::bad_input("the cpu device has no algorithms to choose from")
+                    .within("--profile")
+                    .hint("it is for a GPU's matrix products"),
+            )
+        }
+        (None, _) => None,
     };
     let mut session =
         Session::begin(&schedule, &model, device, args.clip.is_some()).map_err(named)?;
@@ -226,10 +232,9 @@ fn check_outputs(args: &Args) -> Result<()> {
     let Some(path) = &args.output else {
         return Ok(());
     };
-    check_distinct(&[("the schedule", &args.schedule), ("-o", path)])?;
-    if let Some(directory) = &args.save {
-        check_distinct(&[("--save", directory), ("-o", path)])?;
-    }
+    let mut places = vec![("the schedule", args.schedule.as_path()), ("-o", path)];
+    places.extend(args.save.as_deref().map(|saved| ("--save", saved)));
+    check_distinct(&places)?;
     // What is saved makes its own directory.
     match args.save.as_deref() {
         Some(saved) if path.parent() == Some(saved) => Ok(()),
@@ -239,9 +244,7 @@ fn check_outputs(args: &Args) -> Result<()> {
 
 /// Gives a device the algorithms that a profile found fastest; a remark where it has none for it.
 fn use_profile(path: &Path, device: &mut dyn Device) -> Result<Option<String>> {
-    let text = read_text(path, LARGEST, "a profile")?;
-    let read = profile_file::read(&text).map_err(|error| error.within(path.display()))?;
-    let Some(timed) = read.operators.gemm.algorithms else {
+    let Some(timed) = profile::read(path)?.operators.gemm.algorithms else {
         let path = path.display();
         return Ok(Some(format!(
             "{path} has no algorithms of matrix products; the library's first choices are used"

@@ -29,6 +29,11 @@ const F32_BYTES: u64 = 4;
 /// How the name ends of a sum of gradients, dense tensor by tensor, some in spaces of low rank.
 pub const ACCUMULATED: &str = ".accumulated";
 
+/// Whether a value of this name is a gradient that micro-batches are added up in.
+pub fn is_accumulated(name: &str) -> bool {
+    name.ends_with(ACCUMULATED)
+}
+
 /// A weight value of a step: `norm1`, `qkv`, …
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightValue {

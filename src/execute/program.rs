@@ -12,7 +12,7 @@ use ebbtide_solver::ids::{BufferId, Id, ValueId};
 use ebbtide_solver::problem::Category;
 use ebbtide_solver::schedule::{Buffer, Schedule, ScheduledGroup, ScheduledValue, Space};
 
-use crate::device::layout::{Layout, States, WeightValue, ACCUMULATED};
+use crate::device::layout::{is_accumulated, Layout, States, WeightValue};
 use crate::device::packed::{Packing, Storage};
 use crate::device::Region;
 use crate::error::{Error, Result};
@@ -257,7 +257,7 @@ impl<'a> Program<'a> {
 
     fn gradient_elements(&self, value: &ScheduledValue) -> Result<u64> {
         let weight = self.weight_value(value)?;
-        if !value.name.ends_with(ACCUMULATED) {
+        if !is_accumulated(&value.name) {
             return Ok(self.layout.gradient_elements(weight));
         }
         let rules = self.method.tensor_rules(&self.layout, weight).into_iter();

@@ -9,7 +9,7 @@ use ebbtide_solver::schedule::Instruction;
 
 use super::bind::Taken;
 use super::program::{Member, Program};
-use crate::device::layout::{Updated, WeightValue, ACCUMULATED};
+use crate::device::layout::{is_accumulated, Updated, WeightValue};
 use crate::device::tensors::TensorUpdate;
 use crate::device::{Operator, Region, UpdateRule, UpdateSlice};
 use crate::error::{Error, Result};
@@ -28,11 +28,11 @@ pub(super) fn on_device(
     let id = id.ok_or_else(|| Error::bad_input("changes no weight"))?;
     let value = program.weight_value(weight.value)?;
     let of_gradient = program.weight_value(gradient.value)?;
+    let accumulated = is_accumulated(&gradient.value.name);
     let right = [
         (of_gradient == value, "the gradient is of another weight"),
         (
-            gradient.value.name.ends_with(ACCUMULATED)
-                == program.method.accumulates(&program.layout, value),
+            accumulated == program.method.accumulates(&program.layout, value),
             "the gradient is not as the method accumulates it",
         ),
         (
@@ -64,7 +64,6 @@ pub(super) fn on_device(
         region: weight.region,
     };
     let first_group = instruction.groups.start;
-    let accumulated = gradient.value.name.ends_with(ACCUMULATED);
     let pieces = match gradient.value.by_groups || accumulated {
         true => vec![gradient.region],
         false => program.layout.pieces(value, gradient.region),

@@ -11,7 +11,7 @@ use ebbtide_solver::units::{Bytes, Nanos};
 use petgraph::graph::NodeIndex;
 
 use super::{update_name, Charge, Flops, Lowering, Renewed, COMPRESS_GRADIENT, LONGEST};
-use crate::device::layout::{Layout, WeightValue};
+use crate::device::layout::{Layout, WeightValue, ACCUMULATED};
 use crate::device::tensors::{Multiplied, Renewal};
 use crate::methods::Method;
 use crate::model::graph::{Stage, WeightGroup};
@@ -191,7 +191,7 @@ impl<'a> Lowering<'a> {
         }
         let bytes = Bytes::new(elements * self.workload.dtype.bytes());
         let sum = self.problem.values.push(Value {
-            name: format!("{}.accumulated", weight.name()),
+            name: format!("{}{ACCUMULATED}", weight.name()),
             fixed_bytes: bytes,
             ..self.problem.values[made].clone()
         });

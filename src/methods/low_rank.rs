@@ -116,6 +116,9 @@ pub struct LowRank {
     pub accumulated: bool,
 }
 
+/// `--rank`, as only CompAct takes it.
+pub(super) const RANK_PART: &str = "--rank with a part of the input";
+
 /// What the command line says of a low-rank method.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Told {
@@ -136,32 +139,19 @@ pub struct Told {
 }
 
 impl Told {
-    /// The flags that were given, and the methods that each is for.
-    pub fn given(&self) -> impl Iterator<Item = (&'static str, &'static [&'static str])> {
-        const ALL: &[&str] = &[
-            "galore",
-            "fira",
-            "apollo",
-            "apollo-mini",
-            "flora",
-            "compact",
-        ];
-        const ADAM: &[&str] = &["galore", "fira", "apollo", "apollo-mini", "compact"];
-        let part = matches!(self.rank, Some(Rank::Part(_)));
+    /// The flags that were given.
+    pub fn given(&self) -> impl Iterator<Item = &'static str> {
         let given = [
-            (part, "--rank with a part of the input", &["compact"][..]),
-            (self.rank.is_some(), "--rank", ALL),
-            (self.refresh.is_some(), "--refresh", ALL),
-            (self.scale.is_some(), "--scale", ADAM),
-            (self.per_layer, "--per-layer", ALL),
-            (self.svd, "--svd", &["galore", "fira"]),
-            (self.eight_bit, "--eight-bit", ADAM),
-            (self.layers.is_some(), "--compress", &["compact"]),
+            (matches!(self.rank, Some(Rank::Part(_))), RANK_PART),
+            (self.rank.is_some(), "--rank"),
+            (self.refresh.is_some(), "--refresh"),
+            (self.scale.is_some(), "--scale"),
+            (self.per_layer, "--per-layer"),
+            (self.svd, "--svd"),
+            (self.eight_bit, "--eight-bit"),
+            (self.layers.is_some(), "--compress"),
         ];
-        given
-            .into_iter()
-            .filter(|flag| flag.0)
-            .map(|flag| (flag.1, flag.2))
+        given.into_iter().filter(|flag| flag.0).map(|flag| flag.1)
     }
 }
 

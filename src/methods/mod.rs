@@ -148,15 +148,27 @@ impl Method {
             other => other,
         }
     }
+    /// Whether a flag for low-rank methods says something to it.
+    fn takes(self, flag: &str) -> bool {
+        match flag {
+            low_rank::RANK_PART | "--compress" => matches!(self, Method::Compact(_)),
+            "--svd" => matches!(self, Method::Galore(_) | Method::Fira(_)),
+            "--scale" | "--eight-bit" => {
+                self.low_rank().is_some() && !matches!(self, Method::Flora(_))
+            }
+            _ => self.low_rank().is_some(),
+        }
+    }
     /// The method as the command line tells it.
     ///
     /// # Errors
     /// What the method cannot be told, or not together.
     pub fn told(self, told: Told) -> Result<Method, Error> {
-        let refused = told.given().find(|(_, of)| !of.contains(&self.name()));
-        if let Some((flag, of)) = refused {
+        if let Some(flag) = told.given().find(|flag| !self.takes(flag)) {
+            let takers = Method::ALL.into_iter().filter(|method| method.takes(flag));
+            let takers = Vec::from_iter(takers.map(Method::name)).join(", ");
             return Err(Error::bad_input(format!("{flag} says nothing to {self}"))
-                .hint(format!("it is for {}", of.join(", "))));
+                .hint(format!("it is for {takers}")));
         }
         let Some(low_rank) = self.low_rank() else {
             return Ok(self);

@@ -8,8 +8,7 @@
 //! Not known: what a kernel loses to cold caches, to a hot device's lower clock, to tiles that do
 //! not fill the last wave. All of it is in the samples, and only there.
 
-use super::{fused_refuses, FusedShape};
-use super::{AttentionRate, Dtype, GemmRate, Profile, Rate, Workspace};
+use super::{fused_refuses, AttentionRate, Dtype, FusedShape, GemmRate, Profile, Rate, Workspace};
 use ebbtide_solver::machine::Link;
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
 use std::fmt;

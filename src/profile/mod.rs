@@ -20,6 +20,7 @@ pub use fused::{fused_refuses, FusedShape};
 
 use crate::error::{Error, Result};
 use crate::files::read_text;
+use crate::format::{self, profile::ProfileFile};
 use cost::Costs;
 use ebbtide_solver::machine::Machine;
 use ebbtide_solver::units::{Bytes, BytesPerSec, Nanos};
@@ -239,7 +240,7 @@ const SHIPPED: [(&str, &str); 3] = [
 ];
 
 /// A profile is never large.
-pub(crate) const LARGEST: Bytes = Bytes::mib(16);
+const LARGEST: Bytes = Bytes::mib(16);
 
 /// The names of the profiles that come with the program.
 pub fn shipped() -> impl Iterator<Item = &'static str> {
@@ -252,21 +253,30 @@ pub fn shipped() -> impl Iterator<Item = &'static str> {
 /// A name that is neither, a file that cannot be read, and whatever is wrong with its content,
 /// said of the file.
 pub fn load(spec: &str) -> Result<Profile> {
-    let text = if Path::new(spec).exists() {
-        read_text(Path::new(spec), LARGEST, "a profile")?
-    } else {
-        let shipped_text = SHIPPED
-            .iter()
-            .find(|(name, _)| *name == spec)
-            .map(|(_, text)| *text);
-        shipped_text.map(String::from).ok_or_else(|| {
-            let names = Vec::from_iter(shipped()).join(", ");
-            Error::bad_input(format!(
-                "\"{spec}\" is no file and no shipped hardware profile"
-            ))
-            .hint(format!("shipped profiles are {names}"))
-        })?
+    let path = Path::new(spec);
+    let file = match path.exists() {
+        true => read(path)?,
+        false => shipped_file(spec)?,
     };
-    let file = crate::format::profile::read(&text);
-    file.and_then(build).map_err(|error| error.within(spec))
+    build(file).map_err(|error| error.within(spec))
+}
+
+fn shipped_file(spec: &str) -> Result<ProfileFile> {
+    let Some((_, text)) = SHIPPED.iter().find(|(name, _)| *name == spec) else {
+        let names = Vec::from_iter(shipped()).join(", ");
+        return Err(Error::bad_input(format!(
+            "\"{spec}\" is no file and no shipped hardware profile"
+        ))
+        .hint(format!("shipped profiles are {names}")));
+    };
+    format::profile::read(text).map_err(|error| error.within(spec))
+}
+
+/// A profile as its file has it.
+///
+/// # Errors
+/// A file that cannot be read or is no profile, said of the file.
+pub fn read(path: &Path) -> Result<ProfileFile> {
+    let text = read_text(path, LARGEST, "a profile")?;
+    format::profile::read(&text).map_err(|error| error.within(path.display()))
 }

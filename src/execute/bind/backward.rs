@@ -4,7 +4,7 @@ use ebbtide_solver::problem::Category;
 
 use super::super::update;
 use super::{cleared, Bound, NORMS, RESIDUAL};
-use crate::device::layout::{WeightValue, ACCUMULATED};
+use crate::device::layout::{is_accumulated, WeightValue};
 use crate::device::{HeadNormsBackward, Operator, Region};
 use crate::error::{Error, Result};
 use crate::model::{Part, Weight};
@@ -259,7 +259,7 @@ impl Bound<'_, '_> {
         }
         let value = self.program.weight_value(gradient.value)?;
         let layout = &self.program.layout;
-        let gradients = match gradient.value.name.ends_with(ACCUMULATED) {
+        let gradients = match is_accumulated(&gradient.value.name) {
             true => vec![vec![gradient.region]],
             false => layout.gradients(value, &layout.pieces(value, gradient.region)),
         };
@@ -274,7 +274,7 @@ impl Bound<'_, '_> {
         let is_gradient = gradient.value.category == Category::Gradients;
         let fits = self.program.weight_value(sum.value)? == value
             && sum.value.block == gradient.value.block
-            && sum.value.name.ends_with(ACCUMULATED);
+            && is_accumulated(&sum.value.name);
         if !is_gradient || gradient.value.by_groups || !fits {
             return Err(Error::bad_input("does not add a gradient to its sum"));
         }
