@@ -121,7 +121,8 @@ fn what_cannot_be_measured_is_refused_at_once() {
     let directory = place.0.to_str().unwrap().to_owned();
     let foreign = place.at("foreign.json");
     let other = r#"{"schema":"ebbtide/measured/1","settings":{"ebbtide_version":"0","model":"m",
-        "config":{},"device":"cpu","dtype":"f32","link_bytes_per_s":null,"tokens":[1]},
+        "config":{},"device":"cpu","dtype":"f32","link_bytes_per_s":null,"deterministic":false,
+        "tokens":[1]},
         "calibration":null,"links":null,"slowdown":null,"host":null,"steps":[]}"#;
     std::fs::write(place.at("foreign.json.partial"), other).unwrap();
     let broken = place.at("broken.json");

@@ -177,7 +177,6 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         progress.seed,
         &mut session,
     )?;
-    remarks.extend(heuristic);
     let stop = interrupts()?;
     let mut trained = Training {
         args,
@@ -198,7 +197,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         )?;
         remarks.push(format!("weights and states in {}", directory.display()));
     }
-    let file = trained.file(&session)?;
+    let mut file = trained.file(&session)?;
+    file.device_notes.extend(heuristic);
     remarks.extend(file.device_notes.iter().cloned());
     if let Some(path) = &args.output {
         write_atomically(path, file::write(&file))?;

@@ -253,7 +253,7 @@ pub trait Device {
     fn copy(&mut self, stream: Stream, instruction: u32, from: Region, to: Region) -> Result<()>;
 
     /// Queues a copy that packs what goes to the host, or unpacks what comes from there; on
-    /// [`Stream::Compute`] one that packs or unpacks within the arena, as [`Packing::unpacks`]
+    /// [`Stream::Compute`] one that packs or unpacks within the arena, as `packing`
     /// says. A device that cannot do this refuses it.
     fn copy_packed(
         &mut self,

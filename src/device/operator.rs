@@ -106,6 +106,13 @@ pub struct Panel {
     pub stride: u64,
 }
 
+impl Panel {
+    /// Elements from its first to its last.
+    pub const fn span(self) -> u64 {
+        self.rows.saturating_sub(1) * self.stride + self.columns
+    }
+}
+
 /// Attention over whole sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
@@ -184,7 +191,7 @@ impl UpdateSlice {
     pub(super) fn fits(&self, rule: UpdateRule, dtype: Dtype) -> bool {
         let (panel, size) = (self.weight, dtype.bytes());
         let elements = panel.rows * panel.columns;
-        let span = panel.rows.saturating_sub(1) * panel.stride + panel.columns;
+        let span = panel.span();
         elements > 0
             && panel.region.bytes == span * size
             && !self.gradients.is_empty()

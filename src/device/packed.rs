@@ -10,7 +10,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::{Region, Space};
+use super::Region;
 use crate::error::Error;
 
 /// Elements that share a scale.
@@ -66,6 +66,8 @@ pub struct Packing {
     pub width: u64,
     /// f32 of a row behind the elements.
     pub extras: u64,
+    /// Whether it unpacks.
+    pub unpacks: bool,
 }
 
 impl Packing {
@@ -74,13 +76,23 @@ impl Packing {
         self.rows * Storage::row_bytes(self.width, self.extras)
     }
 
-    /// Whether a copy between these regions unpacks: what comes from the host does, and on the
-    /// device what has the packed size and goes where there is more room.
-    pub fn unpacks(&self, from: Region, to: Region) -> bool {
-        match (from.space, to.space) {
-            (Space::Host, _) => true,
-            (_, Space::Host) => false,
-            _ => from.bytes == self.packed_bytes() && from.bytes < to.bytes,
+    /// Bytes of the other side, whose elements are of `size` bytes.
+    pub const fn plain_bytes(&self, size: u64) -> u64 {
+        self.rows * (self.width * size + 4 * self.extras)
+    }
+
+    /// Of a copy the side that is not packed, and the one that is.
+    pub const fn sides(&self, from: Region, to: Region) -> (Region, Region) {
+        match self.unpacks {
+            true => (to, from),
+            false => (from, to),
         }
+    }
+
+    /// Where the f32 behind the elements, which are copied as they are, come from and go to.
+    pub fn extras(&self, from: Region, to: Region) -> Option<(Region, Region)> {
+        let bytes = 4 * self.rows * self.extras;
+        let last = |region: Region| region.part(region.bytes - bytes, bytes);
+        (bytes > 0).then(|| (last(from), last(to)))
     }
 }

@@ -144,6 +144,17 @@ pub struct Projection {
     pub refresh: u32,
 }
 
+impl Projection {
+    /// How often it has been renewed once `done` steps are done; it is first drawn in the first.
+    pub const fn epoch(self, done: u64) -> u32 {
+        (done / self.refresh as u64) as u32
+    }
+    /// Whether a step, counted from 1, renews it.
+    pub const fn renews(self, step: u64) -> bool {
+        (step - 1) % self.refresh as u64 == 0
+    }
+}
+
 /// A product `[m × k] · [k × n]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Multiplied {

@@ -242,6 +242,7 @@ impl<'a> Program<'a> {
             rows,
             width,
             extras,
+            unpacks: buffer.packed || buffer.space == Space::Host,
         }))
     }
 

@@ -115,8 +115,12 @@ fn there_and_back(
         .unwrap();
     device.record(Stream::D2h, 1).unwrap();
     device.wait(Stream::H2d, 1).unwrap();
+    let unpacking = Packing {
+        unpacks: true,
+        ..packing
+    };
     device
-        .copy_packed(Stream::H2d, 0, (host, to), packing)
+        .copy_packed(Stream::H2d, 0, (host, to), unpacking)
         .unwrap();
     device.finish().unwrap();
     let mut found = [vec![0; packed as usize], vec![0; values.len()]];
@@ -163,6 +167,7 @@ fn what_is_packed_has_the_processors_bits() {
                     rows,
                     width,
                     extras,
+                    unpacks: false,
                 };
                 let how = (dtype, askew);
                 let [host, back] = there_and_back(card(true), how, packing);

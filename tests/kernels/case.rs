@@ -8,8 +8,8 @@ use std::sync::Mutex;
 
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::device::cuda::launch::{
-    batch, constants, launches, maps, tasks, Argument, BatchFacts, Buffer, Known, Launch, Product,
-    Task, MOST_SHARED_BYTES,
+    batch, constants, launches, maps, tasks, Argument, BatchFacts, Buffer, Launch, Product, Task,
+    MOST_SHARED_BYTES,
 };
 use ebbtide::device::{
     Device, Operator, Region, Reservation, RotaryTable, Space, StepParameters, StepResult, Stream,
@@ -290,16 +290,12 @@ impl Case {
     /// Kernels and, of updates of tensors, the products between them.
     fn launches(&self) -> Vec<Launch> {
         let facts = [BatchFacts::new(&self.batch.0, &self.batch.1)];
-        let known = Known {
-            reservation: &self.reservation,
-            batches: &facts,
-            step: &self.step,
-            scratch_bytes: self.scratch,
-            shared_bytes: self.shared_bytes,
-        };
         let all = |operator: &Operator| match operator {
             Operator::TensorUpdate { .. } | Operator::Project { .. } => {
-                let tasks = tasks(operator, known).unwrap().into_iter();
+                let (held, step) = (&self.reservation, &self.step);
+                let tasks = tasks(operator, held, step, self.scratch)
+                    .unwrap()
+                    .into_iter();
                 tasks.map(|task| self.launch(task)).collect()
             }
             _ => launches(operator, &self.reservation, &facts, self.shared_bytes).unwrap(),

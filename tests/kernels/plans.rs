@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use ebbtide::device::cuda::launch::sources::SOURCES;
 use ebbtide::device::cuda::launch::{
-    launches, tasks, Argument, BatchFacts, Buffer, Known, Task, MOST_SHARED_BYTES, SCRATCH_BYTES,
+    launches, tasks, Argument, BatchFacts, Buffer, Task, MOST_SHARED_BYTES, SCRATCH_BYTES,
 };
 use ebbtide::device::tensors::{
     GradientBlock, Moments, Projection, TensorRule, TensorShape, TensorUpdate,
@@ -271,13 +271,6 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
         clip: None,
         clip_value: Some(1.0),
     };
-    let known = Known {
-        reservation: &bf16,
-        batches: &[],
-        step: &step,
-        scratch_bytes: SCRATCH_BYTES,
-        shared_bytes: MOST_SHARED_BYTES,
-    };
     let matrices = [
         (4096, 4096),
         (11_008, 4096),
@@ -323,7 +316,8 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
             .flat_map(|rule| [(1, false), (4, false), (4, true)].map(|how| (rule, how)))
         {
             let operator = update(rule, (rows, columns), groups, beside);
-            let all = tasks(&operator, known).unwrap_or_else(|f| panic!("{rule:?}: {f}"));
+            let all = tasks(&operator, &bf16, &step, SCRATCH_BYTES)
+                .unwrap_or_else(|f| panic!("{rule:?}: {f}"));
             for task in all {
                 let Task::Multiply(product) = task else {
                     continue;

@@ -221,13 +221,10 @@ impl Device for CpuDevice {
         packing: Packing,
     ) -> Result<()> {
         let state = self.state()?;
-        let (here, there) = match packing.unpacks(from, to) {
-            true => (to, from),
-            false => (from, to),
-        };
-        let row = packing.width * state.reservation.dtype.bytes() + 4 * packing.extras;
-        same_size(here.bytes, packing.rows * row)?;
-        same_size(there.bytes, packing.packed_bytes())?;
+        let (plain, packed) = packing.sides(from, to);
+        let size = state.reservation.dtype.bytes();
+        same_size(plain.bytes, packing.plain_bytes(size))?;
+        same_size(packed.bytes, packing.packed_bytes())?;
         state.check(from)?;
         state.check(to)?;
         self.send(stream, Command::Packed(instruction, from, to, packing))

@@ -11,13 +11,11 @@ mod tensors;
 
 use std::ffi::c_void;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::slice;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use super::slab::Slab;
-use crate::device::cpu::memory::decode;
 use crate::device::cpu::ops::linear::add;
 use crate::device::cpu::ops::update::Constants;
 use crate::device::cpu::update::{blocks, change, tasks, Task, ELEMENTS, OPERANDS, TASK};
@@ -101,8 +99,9 @@ impl Work {
                 }
             }
             Operator::TensorUpdate { tensors, .. } => {
-                let clip = self.clip();
-                tensors.iter().for_each(|tensor| self.tensor(tensor, clip));
+                let constants = Constants::new(&self.parameters, self.clip());
+                let tensors = tensors.iter();
+                tensors.for_each(|tensor| self.tensor(tensor, &constants));
             }
             _ => unreachable!("refused before"),
         }
@@ -170,18 +169,10 @@ impl Work {
 
     /// Elements of a gradient: its copies added up in order, to what is there if it has begun.
     fn gradients(&self, slice: &UpdateSlice, at: u64, out: &mut [f32], mut begun: bool) {
-        let size = self.host.dtype.bytes();
-        for copy in &slice.gradients {
-            let bytes = out.len() as u64 * size;
-            let from = self.host.slab.address(copy.offset_bytes + at * size, bytes);
-            // SAFETY: inside the slab; events order all writes of it before or behind this call.
-            let bytes = unsafe { slice::from_raw_parts(from, bytes as usize) };
+        for &copy in &slice.gradients {
             let mut block = [0.0; ELEMENTS];
             let values = &mut block[..out.len()];
-            match self.host.dtype {
-                Dtype::F32 => bytemuck::cast_slice_mut(values).copy_from_slice(bytes),
-                _ => decode(bytes, values),
-            }
+            self.load(copy, at, self.host.dtype, values);
             match begun {
                 true => add(out, values),
                 false => out.copy_from_slice(values),
@@ -199,16 +190,7 @@ impl Work {
         g: &[f32],
     ) {
         let size = self.host.dtype.bytes();
-        let part = |region: Region, size: u64| {
-            let bytes = g.len() as u64 * size;
-            let base = self
-                .host
-                .slab
-                .address(region.offset_bytes + at * size, bytes);
-            // SAFETY: inside the slab; operands of an update do not overlap, no two threads have
-            // the same elements, and events order all other uses before or behind this call.
-            unsafe { slice::from_raw_parts_mut(base, bytes as usize) }
-        };
+        let part = |region, size| self.bytes(region, at * size, g.len() as u64 * size);
         let mut parts: [&mut [u8]; OPERANDS] = Default::default();
         parts[0] = part(slice.weight.region, size);
         for (to, &state) in parts[1..].iter_mut().zip(&slice.states) {

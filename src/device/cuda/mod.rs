@@ -188,8 +188,7 @@ impl Device for CudaDevice {
     }
 
     fn algorithms(&self) -> Option<AlgorithmsSection> {
-        let reserved = self.reserved.as_ref()?;
-        self.options.times_algorithms.then(|| reserved.algorithms())
+        self.reserved.as_ref()?.algorithms()
     }
 
     fn reserve(&mut self, reservation: Reservation) -> Result<()> {
@@ -264,12 +263,8 @@ impl Device for CudaDevice {
             operator: operator.name(),
         };
         let reserved = self.reserved()?;
-        let launched = match (stream, operator) {
-            (_, Operator::CompressGradient { .. }) => Err(Failure::refused(
-                "gradients are accumulated in a space of low rank, for which a GPU has no kernel \
-                 yet; without --accumulate none are",
-            )),
-            (Stream::Host, _) => reserved.launch_on_host(place, operator),
+        let launched = match stream {
+            Stream::Host => reserved.launch_on_host(place, operator),
             _ => reserved.launch(place, operator),
         };
         launched.map_err(|failure| failure.at(place))

@@ -54,7 +54,7 @@ pub(super) struct Multiplier {
     /// Algorithms by what [`Shape`]s are called.
     given: BTreeMap<String, Algorithm>,
     /// What was timed, where algorithms are timed.
-    timed: Option<RefCell<BTreeMap<String, TimedAlgorithm>>>,
+    timed: Option<RefCell<HashMap<Shape, TimedAlgorithm>>>,
     /// None where the library has no algorithm.
     plans: RefCell<HashMap<Shape, Option<Plan>>>,
 }
@@ -103,10 +103,10 @@ impl Shape {
             (true, true) => " + c + bias",
         };
         let numbers = match numbers {
-            Kind::Elements if from == to => "elements".to_owned(),
-            Kind::Elements => format!("elements to {to}"),
+            Kind::Elements if from == to => from.to_string(),
+            Kind::Elements => format!("{from} to {to}"),
             Kind::Sums(storage) => format!("sums of {storage}"),
-            Kind::Scaled => "scaled fp8".to_owned(),
+            Kind::Scaled => format!("scaled fp8 to {to}"),
         };
         let aligned = aligned.map(|bytes| bytes.to_string()).join(" ");
         format!("{m}x{n}x{k} {turned}{added}, {numbers}, strides {a} {b} {out}, aligned {aligned}")
@@ -219,9 +219,8 @@ impl Multiplier {
         };
         let run = |algorithm| self.run(queue, (plan, factors), addresses, workspace, algorithm);
         if let Some(timed) = &self.timed {
-            let name = shape.name();
-            if !timed.borrow().contains_key(&name) {
-                timed.borrow_mut().insert(name, time(queue, plan, run)?);
+            if !timed.borrow().contains_key(&shape) {
+                timed.borrow_mut().insert(shape, time(queue, plan, run)?);
             }
         }
         run(plan.algorithm.get())
@@ -409,13 +408,16 @@ impl Multiplier {
         }
     }
 
-    /// What was timed.
-    pub fn timed(&self) -> AlgorithmsSection {
-        let timed = self.timed.as_ref().map(|timed| timed.borrow().clone());
-        AlgorithmsSection {
+    /// What was timed, where algorithms are.
+    pub fn timed(&self) -> Option<AlgorithmsSection> {
+        let timed = self.timed.as_ref()?.borrow();
+        let fastest = timed
+            .iter()
+            .map(|(shape, timed)| (shape.name(), timed.clone()));
+        Some(AlgorithmsSection {
             library: library(),
-            fastest: timed.unwrap_or_default(),
-        }
+            fastest: fastest.collect(),
+        })
     }
 }
 

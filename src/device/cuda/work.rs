@@ -14,9 +14,7 @@
 //! library's choice (since 12.9, on Hopper); where it does not, sums are stored and scaled apart.
 
 use super::launch::rounded::{Codes, Rounding, Sums};
-use super::launch::{
-    launches, tasks, Argument, BatchFacts, Buffer, Known, Operands, Task, SCRATCH_BYTES,
-};
+use super::launch::{launches, tasks, Argument, BatchFacts, Buffer, Operands, Task, SCRATCH_BYTES};
 use super::products::{plain, products, turned, Numbers, Product, Sizes};
 use crate::device::arithmetic::{Arithmetic, Scratch};
 use crate::device::operator::Panel;
@@ -46,17 +44,11 @@ impl Setting<'_> {
     /// Shapes that contradict each other, and all that [`launches`] refuses; a layer without the
     /// memory that rounding needs.
     pub fn work(&self, operator: &Operator) -> Result<Vec<Task>> {
-        if let Operator::TensorUpdate { .. } | Operator::Project { .. } = operator {
-            return tasks(
-                operator,
-                Known {
-                    reservation: self.reservation,
-                    batches: self.batches,
-                    step: self.step,
-                    scratch_bytes: SCRATCH_BYTES,
-                    shared_bytes: self.shared_bytes,
-                },
-            );
+        if let Operator::TensorUpdate { .. }
+        | Operator::Project { .. }
+        | Operator::CompressGradient { .. } = operator
+        {
+            return tasks(operator, self.reservation, self.step, SCRATCH_BYTES);
         }
         let dtype = self.reservation.dtype;
         let plain = products(operator, dtype)?;
@@ -70,7 +62,7 @@ impl Setting<'_> {
     }
 
     fn rounded(&self, operator: &Operator, layer: &Layer, storage: Storage) -> Result<Vec<Task>> {
-        let operands = Operands::new(self.reservation, &[], self.shared_bytes)?;
+        let operands = Operands::new(self.reservation, &[])?;
         let rounding = Rounding {
             operands: &operands,
             storage,

@@ -157,11 +157,12 @@ fn operators(
     }
 }
 
-/// The fastest algorithms of all steps; where two timed the same product, the first one counts.
+/// The fastest algorithms of all steps; where two timed the same product, the first one counts, and
+/// so does its library.
 fn algorithms(steps: &[MeasuredStep]) -> Option<AlgorithmsSection> {
     let mut all = steps.iter().filter_map(|step| step.algorithms.clone());
     let mut first = all.next()?;
-    for more in all {
+    for more in all.filter(|more| more.library == first.library) {
         for (product, timed) in more.fastest {
             first.fastest.entry(product).or_insert(timed);
         }

@@ -46,12 +46,6 @@ fn sizes(shape: TensorShape, rank: u64) -> Sizes {
     }
 }
 
-/// How often a projection has been renewed in the step before `done` steps are done; it is first
-/// drawn in the first.
-const fn epoch(done: u64, projection: Projection) -> u32 {
-    (done / projection.refresh as u64) as u32
-}
-
 impl<'a> Runner<'a> {
     /// A random projection `[r × μ]` of variance `1/r`.
     fn drawn(&self, key: u64, epoch: u32, sizes: Sizes) -> Vec<f32> {
@@ -125,7 +119,7 @@ impl<'a> Runner<'a> {
             short: inputs as usize,
             rank: projection.rank as usize,
         };
-        let epoch = epoch(self.state.step().parameters.step - 1, projection);
+        let epoch = projection.epoch(self.state.step().parameters.step - 1);
         let x = self.load(x, rows * inputs)?;
         self.store(z, &project(&x, &self.drawn(key, epoch, sizes), sizes))
     }
@@ -151,7 +145,7 @@ impl<'a> Runner<'a> {
             short: tensor.shape.columns as usize,
             rank: projection.rank as usize,
         };
-        let epoch = epoch(step.step - 1, projection);
+        let epoch = projection.epoch(step.step - 1);
         let basis = self.drawn(tensor.projection_key, epoch, sizes);
         descend(w, &back(g, &basis, sizes), factor, &step);
         Ok(())
@@ -170,7 +164,7 @@ impl<'a> Runner<'a> {
         tall(g, tensor.shape);
         let elements = (sizes.rank * sizes.short) as u64;
         let place = tensor.states[0].part(0, elements * self.dtype().bytes());
-        if (step.step - 1) % u64::from(projection.refresh) == 0 {
+        if projection.renews(step.step) {
             let basis = match (svd, step.step) {
                 (true, _) => singular_basis(g, sizes).ok_or_else(|| {
                     Cause::Failed("the singular values of a gradient do not converge".into())
@@ -219,7 +213,7 @@ impl<'a> Runner<'a> {
         let sizes = sizes(tensor.shape, projection.rank);
         tall(w, tensor.shape);
         tall(g, tensor.shape);
-        let epoch = epoch(step.step - 1, projection);
+        let epoch = projection.epoch(step.step - 1);
         let small = project(g, &self.drawn(tensor.key, epoch, sizes), sizes);
         let mut scaled = small.clone();
         let (norm, moment_states) = tensor.states.split_last().expect("checked before");
@@ -254,8 +248,8 @@ impl<'a> Runner<'a> {
         factored::precondition(g, second, factored::decay(step.step));
         let done = step.step - 1;
         let (old, new) = (
-            epoch(done.saturating_sub(1), projection),
-            epoch(done, projection),
+            projection.epoch(done.saturating_sub(1)),
+            projection.epoch(done),
         );
         let mut m = self.words(momentum)?;
         let mut a = self.drawn(tensor.key, old, sizes);

@@ -99,8 +99,7 @@ impl<'a> Runner<'a> {
                     panel.columns
                 )));
             }
-            let span = panel.rows.saturating_sub(1) * panel.stride + columns;
-            self.sized(panel.region, span, self.dtype())?;
+            self.sized(panel.region, panel.span(), self.dtype())?;
             let (runs, length) = match panel.stride == columns {
                 true => (1, panel.rows * columns),
                 false => (panel.rows, columns),

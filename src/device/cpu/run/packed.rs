@@ -9,26 +9,19 @@ use crate::profile::Dtype;
 impl Runner<'_> {
     /// Copies a piece to its packed side or back; sizes were checked when it was queued.
     pub fn pack(&self, from: Region, to: Region, packing: Packing) -> Outcome {
-        let Packing {
-            storage,
-            rows,
-            width,
-            extras,
-        } = packing;
-        let elements = rows * width;
-        let unpacks = packing.unpacks(from, to);
-        let (here, there) = if unpacks { (to, from) } else { (from, to) };
-        let plain = elements * self.dtype().bytes();
-        let values = here.part(0, plain);
-        let scales = there.part(elements, 4 * rows * width.div_ceil(GROUP));
+        let (storage, width) = (packing.storage, packing.width as usize);
+        let elements = packing.rows * packing.width;
+        let (here, there) = packing.sides(from, to);
+        let values = here.part(0, elements * self.dtype().bytes());
+        let scales = there.part(elements, 4 * packing.rows * packing.width.div_ceil(GROUP));
         let codes = there.part(0, elements);
         let memory = self.state.memory(there.space);
         let mut bytes = vec![0; elements as usize];
-        match unpacks {
+        match packing.unpacks {
             false => {
                 let values = self.load(values, elements)?;
                 let mut groups = self.scratch.take((scales.bytes / 4) as usize);
-                pack(storage, &values, width as usize, &mut bytes, &mut groups);
+                pack(storage, &values, width, &mut bytes, &mut groups);
                 memory.write(codes.offset_bytes, &bytes);
                 self.store_as(scales, &groups, Dtype::F32)?;
             }
@@ -36,25 +29,15 @@ impl Runner<'_> {
                 memory.read(codes.offset_bytes, &mut bytes);
                 let groups = self.words(scales)?;
                 let mut unpacked = self.scratch.take(elements as usize);
-                unpack(storage, &bytes, &groups, width as usize, &mut unpacked);
+                unpack(storage, &bytes, &groups, width, &mut unpacked);
                 self.store(values, &unpacked)?;
             }
         }
-        let behind = 4 * rows * extras;
-        if behind == 0 {
+        let Some((from, to)) = packing.extras(from, to) else {
             return Ok(());
-        }
-        let (here, there) = (
-            here.part(plain, behind),
-            there.part(elements + scales.bytes, behind),
-        );
-        let (from, to) = if unpacks {
-            (there, here)
-        } else {
-            (here, there)
         };
         let (source, target) = (self.state.memory(from.space), self.state.memory(to.space));
-        target.copy_from(to.offset_bytes, source, from.offset_bytes, behind);
+        target.copy_from(to.offset_bytes, source, from.offset_bytes, to.bytes);
         Ok(())
     }
 }

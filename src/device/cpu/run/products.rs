@@ -1,27 +1,25 @@
 //! Linear layers and their gradients.
 
-use half::bf16;
-
+use super::super::memory::rounded;
 use super::super::ops::linear;
 use super::super::ops::packed::{round_columns, round_rows};
 use super::super::scratch::Loan;
 use super::{Outcome, Runner};
 use crate::device::arithmetic::Arithmetic;
 use crate::device::operator::{Operator, Panel};
+use crate::device::packed::Storage;
 use crate::device::{Cause, Region};
-use crate::profile::Dtype;
 
 impl<'a> Runner<'a> {
     fn arithmetic(&self) -> Arithmetic {
         self.state.options.arithmetic
     }
 
-    /// Rounds what is multiplied in the step's type to it.
-    fn as_elements(&self, values: &mut [f32]) {
-        if self.dtype() == Dtype::Bf16 {
-            let narrow = |value: &mut f32| *value = bf16::from_f32(*value).to_f32();
-            values.iter_mut().for_each(narrow);
-        }
+    /// Rounds weights for training that is aware of it, and then to the step's type, in which they
+    /// are multiplied.
+    fn round_aware(&self, format: Storage, w: &mut [f32], inputs: u64) {
+        round_rows(format, w, inputs as usize);
+        w.iter_mut().for_each(|w| *w = rounded(*w, self.dtype()));
     }
 
     /// `x·Wᵀ + b` in scratch.
@@ -36,10 +34,12 @@ impl<'a> Runner<'a> {
         let mut x = self.load(x, rows * inputs)?;
         let (mut w, outputs) = self.load_panels(weight, inputs)?;
         if let Some(format) = self.arithmetic().format() {
-            round_rows(format, &mut w, inputs as usize);
             match self.arithmetic().is_aware() {
-                true => self.as_elements(&mut w),
-                false => round_rows(format, &mut x, inputs as usize),
+                true => self.round_aware(format, &mut w, inputs),
+                false => {
+                    round_rows(format, &mut w, inputs as usize);
+                    round_rows(format, &mut x, inputs as usize);
+                }
             }
         }
         let mut y = self.scratch.take((rows * outputs) as usize);
@@ -80,10 +80,7 @@ impl<'a> Runner<'a> {
                 let mut d_y = self.load(d_y, rows * outputs)?;
                 match (self.arithmetic().format(), self.arithmetic().is_aware()) {
                     (None, _) => {}
-                    (Some(format), true) => {
-                        round_rows(format, &mut w, inputs as usize);
-                        self.as_elements(&mut w);
-                    }
+                    (Some(format), true) => self.round_aware(format, &mut w, inputs),
                     (Some(format), false) => {
                         round_rows(format, &mut d_y, outputs as usize);
                         round_columns(format, &mut w, inputs as usize);

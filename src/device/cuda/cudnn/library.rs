@@ -5,7 +5,7 @@
 //! machine is taken for it.
 
 use std::ffi::{c_char, c_int, c_void, CStr};
-use std::sync::Mutex;
+use std::sync::OnceLock;
 
 use cudarc::cudnn::sys::{
     cudnnBackendAttributeName_t as Attribute, cudnnBackendAttributeType_t as AttributeType,
@@ -46,12 +46,11 @@ impl Library {
     /// # Errors
     /// Why it cannot be used, for a person.
     pub fn open() -> Result<&'static Library, String> {
-        static FOUND: Mutex<Option<&'static Library>> = Mutex::new(None);
-        let mut found = FOUND.lock().unwrap_or_else(|e| e.into_inner());
-        if found.is_none() {
-            *found = Some(Box::leak(Box::new(Library::find()?)));
-        }
-        Ok(found.expect("it was put there"))
+        static FOUND: OnceLock<Result<Library, String>> = OnceLock::new();
+        FOUND
+            .get_or_init(Library::find)
+            .as_ref()
+            .map_err(Clone::clone)
     }
 
     fn find() -> Result<Library, String> {

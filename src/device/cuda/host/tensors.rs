@@ -40,29 +40,27 @@ impl Host {
 
 impl Work {
     /// Updates a tensor on all threads.
-    pub(super) fn tensor(&self, tensor: &TensorUpdate, clip: f64) {
+    pub(super) fn tensor(&self, tensor: &TensorUpdate, constants: &Constants) {
         let TensorRule::Adam(moments) = tensor.rule else {
             unreachable!("refused before");
         };
         let elements = tensor.shape.elements();
         let moments = moments.of(elements);
-        // What is clipped has been so before.
-        let constants = Constants::new(&self.parameters, 1.0);
         let tasks: Vec<_> = tasks(1, elements).collect();
         self.host.threads.install(|| {
             tasks.par_iter().for_each(|&(_, start, end)| {
                 for (at, count) in blocks(start, end) {
                     let mut block = [0.0; ELEMENTS];
                     let g = &mut block[..count];
-                    self.gather(tensor, at, g, clip as f32);
-                    self.adam(tensor, moments, &constants, at, g);
+                    self.gather(tensor, at, g);
+                    self.adam(tensor, moments, constants, at, g);
                 }
             });
         });
     }
 
-    /// Elements of a tensor's gradient: its blocks added up in order, clipped.
-    fn gather(&self, tensor: &TensorUpdate, first: u64, out: &mut [f32], clip: f32) {
+    /// Elements of a tensor's gradient: its blocks added up in order.
+    fn gather(&self, tensor: &TensorUpdate, first: u64, out: &mut [f32]) {
         let columns = tensor.shape.columns;
         let end = first + out.len() as u64;
         let mut at = first;
@@ -85,13 +83,6 @@ impl Work {
                 add(&mut out[to..to + values.len()], values);
             }
             at = until;
-        }
-        if let Some(most) = self.parameters.clip_value {
-            let most = most as f32;
-            out.iter_mut().for_each(|g| *g = g.clamp(-most, most));
-        }
-        if clip < 1.0 {
-            out.iter_mut().for_each(|g| *g *= clip);
         }
     }
 
@@ -153,7 +144,7 @@ impl Work {
 
     /// Bytes of the slab from an element of a region on.
     #[allow(clippy::mut_from_ref, reason = "each thread has elements of its own")]
-    fn bytes(&self, region: Region, at: u64, count: u64) -> &mut [u8] {
+    pub(super) fn bytes(&self, region: Region, at: u64, count: u64) -> &mut [u8] {
         let base = self.host.slab.address(region.offset_bytes + at, count);
         // SAFETY: inside the slab, as was checked; operands of an update do not overlap, no two
         // threads have the same elements and none holds two of the same, and events order all
@@ -176,7 +167,7 @@ impl Work {
         (codes, bytemuck::cast_slice_mut(scales))
     }
 
-    fn load(&self, region: Region, at: u64, dtype: Dtype, values: &mut [f32]) {
+    pub(super) fn load(&self, region: Region, at: u64, dtype: Dtype, values: &mut [f32]) {
         let size = dtype.bytes();
         let bytes = self.bytes(region, at * size, values.len() as u64 * size);
         match dtype {

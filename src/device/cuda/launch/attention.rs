@@ -8,12 +8,16 @@ use crate::profile::Dtype;
 /// Threads of a block that computes on the cores.
 const THREADS: u32 = 256;
 
-pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>> {
+pub fn launches(
+    operands: &Operands,
+    operator: &Operator,
+    shared_bytes: u64,
+) -> Result<Vec<Launch>> {
     match *operator {
         Operator::Attention {
             shape, qkv, o, lse, ..
         } => {
-            let of = Attention::new(operands, shape)?;
+            let of = Attention::new(operands, shape, shared_bytes)?;
             let mut arguments = vec![
                 operands.elements(qkv, of.rows * shape.heads.qkv_width())?,
                 operands.elements(o, of.rows * shape.heads.query_width())?,
@@ -23,7 +27,7 @@ pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>>
             let heads = shape.heads.heads;
             Ok(vec![of.launch(&of.kernels.forward, heads, arguments)?])
         }
-        Operator::AttentionBackward { .. } => attention_backward(operands, operator),
+        Operator::AttentionBackward { .. } => attention_backward(operands, operator, shared_bytes),
         ref other => Err(Failure::refused(format!(
             "{} is no attention",
             other.name()
@@ -102,7 +106,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(operands: &Operands, shape: AttentionShape) -> Result<Attention> {
+    fn new(operands: &Operands, shape: AttentionShape, shared_bytes: u64) -> Result<Attention> {
         let HeadShape {
             heads,
             kv_heads,
@@ -125,7 +129,7 @@ impl Attention {
                 ]
             };
         }
-        let fitting = |large: Kernels, tight| match large.shared_bytes() > operands.shared_bytes {
+        let fitting = |large: Kernels, tight| match large.shared_bytes() > shared_bytes {
             true => tight,
             false => large,
         };
@@ -178,7 +182,11 @@ impl Attention {
     }
 }
 
-fn attention_backward(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>> {
+fn attention_backward(
+    operands: &Operands,
+    operator: &Operator,
+    shared_bytes: u64,
+) -> Result<Vec<Launch>> {
     let Operator::AttentionBackward {
         shape,
         qkv,
@@ -191,7 +199,7 @@ fn attention_backward(operands: &Operands, operator: &Operator) -> Result<Vec<La
     else {
         return Ok(Vec::new());
     };
-    let of = Attention::new(operands, shape)?;
+    let of = Attention::new(operands, shape, shared_bytes)?;
     let heads = shape.heads;
     let group = heads.heads / heads.kv_heads;
     // D of as many heads at once as scratch memory holds; every head is computed alone anyway.

@@ -49,7 +49,7 @@ pub fn fused_calls(
         Ok(of) => of,
         Err(why) => return Ok(Err(why)),
     };
-    let operands = Operands::new(reservation, &[], 0)?;
+    let operands = Operands::new(reservation, &[])?;
     of.check(&operands)?;
     let at_once = match of.at_once(reservation.dtype) {
         Ok(at_once) => at_once,

@@ -19,7 +19,7 @@ pub mod sources;
 mod tensors;
 mod update;
 
-use super::super::{Operator, Region, Reservation, Result, StepParameters};
+use super::super::{Operator, Region, Reservation, Result};
 pub use super::products::{Matrix, Numbers, Product};
 pub use batch::BatchFacts;
 pub use fused::{fused_calls, FusedCall};
@@ -122,34 +122,6 @@ pub enum Task {
     Multiply(Product),
 }
 
-impl Task {
-    /// The parameters of a kernel, or the operands of a product.
-    pub fn arguments(&self) -> Vec<Argument> {
-        match self {
-            Task::Launch(launch) => launch.arguments.clone(),
-            Task::Multiply(product) => {
-                let three = [product.a.at, product.b.at, product.out].into_iter();
-                three.chain(product.added).chain(product.bias).collect()
-            }
-        }
-    }
-}
-
-/// What [`tasks`] know.
-#[derive(Clone, Copy)]
-pub struct Known<'a> {
-    /// Memory, type of elements, tables.
-    pub reservation: &'a Reservation,
-    /// Of each micro-batch.
-    pub batches: &'a [BatchFacts],
-    /// The step.
-    pub step: &'a StepParameters,
-    /// Bytes of [`Buffer::Scratch`] that updates of tensors may use.
-    pub scratch_bytes: u64,
-    /// Shared memory that a block can have.
-    pub shared_bytes: u64,
-}
-
 /// What runs an operator, or what follows its matrix product, on a card whose blocks can have so
 /// much shared memory.
 ///
@@ -162,14 +134,14 @@ pub fn launches(
     batches: &[BatchFacts],
     shared_bytes: u64,
 ) -> Result<Vec<Launch>> {
-    let operands = Operands::new(reservation, batches, shared_bytes)?;
+    let operands = Operands::new(reservation, batches)?;
     match operator {
         Operator::Linear { .. } | Operator::LinearInputGradient { .. } => Ok(Vec::new()),
         Operator::QkvProjection { .. } | Operator::RotaryBackward { .. } => {
             heads::launches(&operands, operator)
         }
         Operator::Attention { .. } | Operator::AttentionBackward { .. } => {
-            attention::launches(&operands, operator)
+            attention::launches(&operands, operator, shared_bytes)
         }
         Operator::GradientNorm { .. } | Operator::Update { .. } => {
             update::launches(&operands, operator)

@@ -14,8 +14,6 @@ const PARTIAL_BYTES: u64 = 32 << 20;
 pub struct Operands<'a> {
     /// Memory, type of elements, tables.
     pub reservation: &'a Reservation,
-    /// The most shared memory of a block.
-    pub shared_bytes: u64,
     batches: &'a [BatchFacts],
 }
 
@@ -32,17 +30,12 @@ macro_rules! kernel {
 pub(super) use kernel;
 
 impl<'a> Operands<'a> {
-    pub fn new(
-        reservation: &'a Reservation,
-        batches: &'a [BatchFacts],
-        shared_bytes: u64,
-    ) -> Result<Self> {
+    pub fn new(reservation: &'a Reservation, batches: &'a [BatchFacts]) -> Result<Self> {
         if reservation.dtype == Dtype::Fp8 {
             return Err(Failure::refused("operators on elements of fp8"));
         }
         Ok(Operands {
             reservation,
-            shared_bytes,
             batches,
         })
     }

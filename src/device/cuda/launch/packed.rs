@@ -1,9 +1,10 @@
-//! Copies that pack what goes to the host and unpack what comes back, in parts that fit a stage.
+//! Copies that pack what goes to the host and unpack what comes back, in parts that fit a stage;
+//! and those that do so within the arena, at once.
 
 use super::super::super::packed::{Packing, Storage, GROUP};
 use super::super::super::{Failure, Region, Reservation, Result, Space};
 use super::operand::{kernel, launch, number, Operands};
-use super::{Argument, Buffer, Launch, MOST_SHARED_BYTES};
+use super::{Argument, Buffer, Launch};
 
 /// Bytes of one of the stages that packed rows pass in the device's own memory: long enough for a
 /// copy to be much longer than a launch.
@@ -36,28 +37,13 @@ pub fn parts(
     (from, to): Copy,
     packing: Packing,
 ) -> Result<(Vec<Part>, Option<Copy>)> {
-    let operands = Operands::new(reservation, &[], MOST_SHARED_BYTES)?;
-    let Packing {
-        storage,
-        rows,
-        width,
-        extras,
-    } = packing;
-    let (here, there) = match from.space {
-        Space::Device => (from, to),
-        Space::Host => (to, from),
-    };
-    let (groups, size) = (width.div_ceil(GROUP), operands.size());
-    let row = width * size + 4 * extras;
-    let sizes = [rows * row, rows * Storage::row_bytes(width, extras)];
-    if (here.space, there.space) != (Space::Device, Space::Host)
-        || [here.bytes, there.bytes] != sizes
-    {
-        return Err(Failure::refused(format!(
-            "a copy of {} bytes to {} that packs {rows} rows of {width} elements",
-            from.bytes, to.bytes
-        )));
+    let operands = Operands::new(reservation, &[])?;
+    let Packing { rows, width, .. } = packing;
+    let (here, there) = check(&operands, (from, to), packing)?;
+    if (here.space, there.space) != (Space::Device, Space::Host) {
+        return Err(Failure::refused("a packed copy between other memories"));
     }
+    let (groups, size) = (width.div_ceil(GROUP), operands.size());
     let at_once = STAGE_BYTES.saturating_sub(16) / Storage::row_bytes(width, 0).max(1);
     if at_once == 0 {
         return Err(Failure::refused(format!("packed rows of {width} elements")));
@@ -66,25 +52,14 @@ pub fn parts(
         let rows = at_once.min(rows - first);
         let (codes, scales) = (rows * width, rows * groups);
         let behind_codes = codes.next_multiple_of(16);
-        let stage = Buffer::Stage(turn % 2 + if from.space == Space::Device { 0 } else { 2 });
+        let stage = Buffer::Stage(turn % 2 + if packing.unpacks { 2 } else { 0 });
         let values = here.part(first * width * size, codes * size);
         let values = operands.elements(values, codes)?;
         let staged = [Argument::Own(stage, 0), Argument::Own(stage, behind_codes)];
-        let (name, mut arguments) = match from.space {
-            Space::Device => (
-                kernel!(operands, "pack"),
-                vec![values, staged[0], staged[1]],
-            ),
-            Space::Host => (
-                kernel!(operands, "unpack"),
-                vec![staged[0], staged[1], values],
-            ),
-        };
-        arguments.extend([Argument::U64(scales), number(width)?, format(storage)]);
         let behind = packing.rows * width;
         Ok(Part {
             stage,
-            launch: launch(name, [scales.div_ceil(WARPS), 1, 1], 256, 0, arguments)?,
+            launch: kernel_of(&operands, packing, values, staged, scales)?,
             copies: [
                 (0, there.part(first * width, codes)),
                 (
@@ -96,12 +71,7 @@ pub fn parts(
     };
     let firsts = (0..rows).step_by(usize::try_from(at_once).unwrap_or(usize::MAX));
     let parts = firsts.zip(0..).filter(|_| width > 0).map(part);
-    let extras = 4 * rows * extras;
-    let behind = (extras > 0).then(|| {
-        let at = |region: Region| region.part(region.bytes - extras, extras);
-        (at(from), at(to))
-    });
-    Ok((parts.collect::<Result<_>>()?, behind))
+    Ok((parts.collect::<Result<_>>()?, packing.extras(from, to)))
 }
 
 /// What packs or unpacks within the arena, and what is copied as it is: the f32 behind the rows.
@@ -113,42 +83,47 @@ pub fn within(
     (from, to): Copy,
     packing: Packing,
 ) -> Result<(Launch, Option<Copy>)> {
-    let operands = Operands::new(reservation, &[], MOST_SHARED_BYTES)?;
-    let Packing {
-        storage,
-        rows,
-        width,
-        extras,
-    } = packing;
-    let unpacks = packing.unpacks(from, to);
-    let (plain, packed) = if unpacks { (to, from) } else { (from, to) };
+    let operands = Operands::new(reservation, &[])?;
+    let (plain, packed) = check(&operands, (from, to), packing)?;
+    let Packing { rows, width, .. } = packing;
     let (codes, scales) = (rows * width, rows * width.div_ceil(GROUP));
-    let (values, behind) = (codes * operands.size(), 4 * rows * extras);
-    if [plain.bytes, packed.bytes] != [values + behind, packing.packed_bytes()] {
-        return Err(Failure::refused(format!(
-            "a copy of {} bytes to {} that packs {rows} rows of {width} elements",
-            from.bytes, to.bytes
-        )));
-    }
-    let values = operands.elements(plain.part(0, values), codes)?;
+    let values = operands.elements(plain.part(0, codes * operands.size()), codes)?;
     let packed = [
         operands.bytes(packed.part(0, codes))?,
         operands.floats(packed.part(codes, 4 * scales), scales)?,
     ];
-    let (name, mut arguments) = match unpacks {
-        false => (
-            kernel!(operands, "pack"),
-            vec![values, packed[0], packed[1]],
-        ),
-        true => (
-            kernel!(operands, "unpack"),
-            vec![packed[0], packed[1], values],
-        ),
+    let launch = kernel_of(&operands, packing, values, packed, scales)?;
+    Ok((launch, packing.extras(from, to)))
+}
+
+/// The plain and the packed side of a copy, both as large as they should be.
+fn check(operands: &Operands, (from, to): Copy, packing: Packing) -> Result<Copy> {
+    let (plain, packed) = packing.sides(from, to);
+    let sizes = [packing.plain_bytes(operands.size()), packing.packed_bytes()];
+    if [plain.bytes, packed.bytes] != sizes {
+        return Err(Failure::refused(format!(
+            "a copy of {} bytes to {} that packs {} rows of {} elements",
+            from.bytes, to.bytes, packing.rows, packing.width
+        )));
+    }
+    Ok((plain, packed))
+}
+
+/// What packs or unpacks so many groups: values on one side, codes and scales on the other.
+fn kernel_of(
+    operands: &Operands,
+    packing: Packing,
+    values: Argument,
+    [codes, scales]: [Argument; 2],
+    groups: u64,
+) -> Result<Launch> {
+    let (name, mut arguments) = match packing.unpacks {
+        false => (kernel!(operands, "pack"), vec![values, codes, scales]),
+        true => (kernel!(operands, "unpack"), vec![codes, scales, values]),
     };
-    arguments.extend([Argument::U64(scales), number(width)?, format(storage)]);
-    let launch = launch(name, [scales.div_ceil(WARPS), 1, 1], 256, 0, arguments)?;
-    let at = |region: Region| region.part(region.bytes - behind, behind);
-    Ok((launch, (behind > 0).then(|| (at(from), at(to)))))
+    let format = format(packing.storage);
+    arguments.extend([Argument::U64(groups), number(packing.width)?, format]);
+    launch(name, [groups.div_ceil(WARPS), 1, 1], 256, 0, arguments)
 }
 
 /// A format as the kernels know it.

@@ -50,8 +50,7 @@ pub struct Rounding<'a> {
 
 impl Rounding<'_> {
     fn panel(&self, panel: &Panel) -> Result<Argument> {
-        let span = panel.rows.saturating_sub(1) * panel.stride + panel.columns;
-        self.operands.elements(panel.region, span)
+        self.operands.elements(panel.region, panel.span())
     }
 
     fn threads(&self, columns: u64) -> u32 {

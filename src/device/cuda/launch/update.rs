@@ -188,7 +188,7 @@ fn update(
     let panel = slice.weight;
     let (mut rows, mut columns) = (panel.rows, panel.columns);
     let elements = rows * columns;
-    let span = rows.saturating_sub(1) * panel.stride + columns;
+    let span = panel.span();
     let planes = rule.planes(operands.reservation.dtype) as usize;
     if elements == 0 || slice.gradients.is_empty() || slice.states.len() != planes {
         let what = format!("an update of {elements} parameters without what it needs");

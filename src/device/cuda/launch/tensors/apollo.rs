@@ -4,7 +4,7 @@ use super::super::super::super::{Region, Result};
 use super::super::operand::{blocks, kernel, number};
 use super::super::{Argument, Buffer};
 use super::by_gradient;
-use super::low_rank::{epoch, Space, Workspace};
+use super::low_rank::{Space, Workspace};
 use super::sequence::{Area, Gradient, Sequence, MOST_PARTIALS};
 use crate::device::tensors::{Moments, Projection, TensorUpdate};
 
@@ -23,7 +23,7 @@ impl Sequence<'_> {
         let mut workspace = Workspace::of(tensor, workspace)?;
         let at = workspace.take(space.rank * space.short * self.operands.size());
         let small = workspace.take(4 * elements);
-        let epoch = epoch(self.step.step, projection);
+        let epoch = projection.epoch(self.step.step - 1);
         let basis = self.draw(at, tensor.key, epoch, space)?;
         self.project(tensor, space, basis, small)?;
         let of_gradient = self.row_squares(small, space)?;

@@ -33,8 +33,7 @@ impl Sequence<'_> {
         let direction = workspace.take(4 * long * short);
         // Steps that are done.
         let done = self.step.step - 1;
-        let [before, now] = [done.saturating_sub(1), done]
-            .map(|done| (done / u64::from(projection.refresh)) as u32);
+        let [before, now] = [done.saturating_sub(1), done].map(|done| projection.epoch(done));
         let a = self.draw(old, tensor.key, before, space)?;
         let renewed = match before == now {
             true => None,

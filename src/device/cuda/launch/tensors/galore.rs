@@ -30,7 +30,7 @@ impl Sequence<'_> {
         let size = self.operands.size();
         let place = tensor.states[0].part(0, space.rank * space.short * size);
         let at = self.operands.elements(place, space.rank * space.short)?;
-        if (self.step.step - 1) % u64::from(projection.refresh) == 0 {
+        if projection.renews(self.step.step) {
             if self.step.step == 1 {
                 self.draw(at, tensor.key, 0, space)?;
             }

@@ -104,11 +104,6 @@ pub struct Basis {
     pub factor: f32,
 }
 
-/// How often a projection has been renewed in a step; it is first drawn in the first.
-pub const fn epoch(step: u64, projection: Projection) -> u32 {
-    ((step - 1) / projection.refresh as u64) as u32
-}
-
 /// The planned scratch memory of an update, given out from its start.
 pub struct Workspace {
     region: Region,
@@ -201,7 +196,7 @@ impl Sequence<'_> {
             turned: false,
         };
         let z = self.operands.elements(z, rows * space.rank)?;
-        let epoch = epoch(self.step.step, projection);
+        let epoch = projection.epoch(self.step.step - 1);
         for first in (0..space.rank).step_by(at_once as usize) {
             let some = at_once.min(space.rank - first);
             let basis = self.draw_rows(room, (key, epoch), (first, some), space)?;
@@ -356,7 +351,7 @@ impl Sequence<'_> {
         let space = Space::of_inputs(shape.rows, tensor.shape.columns, projection);
         let mut workspace = Workspace::of(tensor, workspace)?;
         let at = workspace.take(space.rank * space.short * self.operands.size());
-        let epoch = epoch(self.step.step, projection);
+        let epoch = projection.epoch(self.step.step - 1);
         let basis = self.draw(at, tensor.projection_key, epoch, space)?;
         self.back(tensor, (space, basis), factor, directed)
     }

@@ -11,12 +11,17 @@ mod galore;
 mod low_rank;
 mod sequence;
 
-use super::super::super::{Failure, Operator, Region, Result};
+use super::super::super::{Failure, Operator, Region, Reservation, Result, StepParameters};
 use super::operand::{blocks, kernel, Operands};
-use super::{update, Argument, Buffer, Known, Task};
+use super::{update, Argument, Buffer, Task};
 use crate::device::cpu::ops::quantised::{SIGNED, UNSIGNED};
 use crate::device::tensors::{Moments, TensorRule, TensorUpdate};
 use sequence::{Area, Gradient, Sequence};
+
+/// What is said of FLORA's accumulation.
+const NO_SUMS: &str =
+    "gradients accumulated in a space of low rank, for which a GPU has no kernel \
+                       yet; without --accumulate none are";
 
 /// Bytes of [`Buffer::Maps`].
 pub const MAPS_BYTES: u64 = 2 * 256 * 4;
@@ -26,25 +31,31 @@ pub fn maps() -> Vec<f32> {
     SIGNED.iter().chain(&*UNSIGNED).copied().collect()
 }
 
-/// All that runs an operator.
+/// All that runs an operator, in so many bytes of [`Buffer::Scratch`].
 ///
 /// # Errors
 /// Operands of other sizes than they should have, tensors of which too little fits into scratch
 /// memory.
-pub fn tasks(operator: &Operator, known: Known<'_>) -> Result<Vec<Task>> {
-    let operands = Operands::new(known.reservation, known.batches, known.shared_bytes)?;
-    let mut all = Sequence::new(operands, known.step, known.scratch_bytes);
+pub fn tasks(
+    operator: &Operator,
+    reservation: &Reservation,
+    step: &StepParameters,
+    scratch_bytes: u64,
+) -> Result<Vec<Task>> {
+    let operands = Operands::new(reservation, &[])?;
+    let mut all = Sequence::new(operands, step, scratch_bytes);
     match operator {
         Operator::Project { .. } => all.project_inputs(operator)?,
         Operator::TensorUpdate { tensors, workspace } => {
             let clips = update::clip_factor(&all.operands)?;
             all.tasks.extend(clips.map(Task::Launch));
             for tensor in tensors {
-                tensor.check(known.reservation.dtype)?;
+                tensor.check(reservation.dtype)?;
                 all.release(0);
                 all.change(tensor, *workspace)?;
             }
         }
+        Operator::CompressGradient { .. } => return Err(Failure::refused(NO_SUMS)),
         other => {
             let what = format!("{} changes no tensors", other.name());
             return Err(Failure::refused(what));
@@ -82,10 +93,7 @@ impl Sequence<'_> {
             TensorRule::Fira { .. } => Err(Failure::refused(
                 "fira's residual, for which a GPU has no kernel yet; galore's are there",
             )),
-            TensorRule::Flora { .. } => Err(Failure::refused(
-                "gradients accumulated in a space of low rank, for which a GPU has no kernel yet; \
-                 without --accumulate none are",
-            )),
+            TensorRule::Flora { .. } => Err(Failure::refused(NO_SUMS)),
         }
     }
 
