@@ -54,7 +54,7 @@ define_id! {
 }
 
 /// A vector that only `I` indexes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Table<I, T> {
     entries: Vec<T>,
     id: PhantomData<I>,

@@ -46,7 +46,7 @@ pub struct Hold {
 }
 
 /// One decision for everything that can be decided.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Plan {
     /// For every storable tensor.
     pub fates: Table<TensorId, Fate>,

@@ -4,12 +4,13 @@ mod support;
 
 use std::cell::Cell;
 
-use ebbtide_solver::build::{build, with_addresses};
+use ebbtide_solver::build::{build, with_addresses, Built};
 use ebbtide_solver::check::check;
 use ebbtide_solver::ids::{Id, OpId};
+use ebbtide_solver::plan::Plan;
 use ebbtide_solver::problem::{Problem, Value};
 use ebbtide_solver::schedule::{Action, Instruction, Schedule, Stream, GRADIENT_NORM};
-use ebbtide_solver::search::{contexts, solve, Options, Solution, Status, Strategy};
+use ebbtide_solver::search::{contexts, solve, Context, Options, Solution, Status, Strategy};
 use ebbtide_solver::simulate::{simulate, Timeline};
 use ebbtide_solver::units::{Bytes, Nanos};
 use support::problems::{random_plan, random_problem, Shape};
@@ -86,7 +87,9 @@ fn every_strategys_plan_checks_fits_and_is_no_faster_than_the_bound() {
             if peak > problem.budget.device {
                 return broken(format!("peak {peak} over {}", problem.budget.device));
             }
-            let mut schedule = with_addresses(solution.found.candidate.built);
+            let candidate = solution.found.candidate;
+            takes_its_least(&contexts[0], &candidate.plan, &candidate.built)?;
+            let mut schedule = with_addresses(candidate.built);
             if schedule.arena_bytes < peak {
                 return broken(format!("arena {} below {peak}", schedule.arena_bytes));
             }
@@ -106,6 +109,16 @@ fn every_strategys_plan_checks_fits_and_is_no_faster_than_the_bound() {
         missed.get(),
         placed.get()
     );
+}
+
+/// A plan takes no less than was told without building it.
+fn takes_its_least(context: &Context<'_>, plan: &Plan, built: &Built) -> Result<(), String> {
+    let least = context.least(plan);
+    let takes = (built.timeline.step, built.peak, built.schedule.host_bytes);
+    match least.0 <= takes.0 && least.1 <= takes.1 && least.2 <= takes.2 {
+        true => Ok(()),
+        false => Err(format!("takes {takes:?}, at least {least:?}: {plan:?}")),
+    }
 }
 
 /// Whether no weight changes before all gradients have been counted, where they are.
@@ -133,7 +146,8 @@ fn updates_wait(schedule: &Schedule, timeline: &Timeline) -> bool {
 fn every_plan_that_builds_checks_and_is_no_faster_than_the_bound() {
     for_seeds(300, |seed| {
         let problem = random_problem(seed, shape(seed, SMALL));
-        let bound = bound(&problem);
+        let contexts = contexts(std::slice::from_ref(&problem), &Options::default());
+        let bound = contexts[0].bound();
         let mut random = Random::new(seed);
         for _ in 0..30 {
             let plan = random_plan(&problem, &mut random);
@@ -148,6 +162,7 @@ fn every_plan_that_builds_checks_and_is_no_faster_than_the_bound() {
             if !updates_wait(&built.schedule, &timeline) {
                 return Err(format!("an update does not wait for all norms: {plan:?}"));
             }
+            takes_its_least(&contexts[0], &plan, &built)?;
             let mut schedule = with_addresses(built);
             // A quick placement may miss the budget; that is the search's affair, not the plan's.
             schedule.budget.device = schedule.budget.device.max(schedule.arena_bytes);

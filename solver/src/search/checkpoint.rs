@@ -43,12 +43,13 @@ fn inputs(context: &Context<'_>, fate: impl Fn(u32) -> Fate) -> Result<Candidate
     let plan = plan(context.problem, fate);
     let mut best: Option<Result<Candidate, Infeasible>> = None;
     for hold in Hold::CHOICES {
-        let found = context.best_of(context.placed(&Plan {
+        let plans = context.placed(&Plan {
             hold,
             ..plan.clone()
-        }));
+        });
+        let found = context.best_of(plans.iter().cloned());
         // Holding less is slower: it is tried only where holding more does not fit.
-        let fits = found.is_ok();
+        let fits = plans.iter().any(|plan| context.fits(plan));
         best = Some(match best {
             Some(best) => super::better(best, found),
             None => found,

@@ -1,15 +1,16 @@
 //! A variant of the problem with all that strategies want to know of it, and the one way in which
 //! they build plans: what cannot beat the best plan known is not built.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::coarse::{coarsen, Coarse};
 use super::lp::Unsolved;
 use super::outline::{outline, Outline};
-use super::relaxation::{proved_bound, relax, Margins, Relaxed};
-use super::{better, simple, Candidate, Options};
+use super::relaxation::{relax, Margins, Relaxed};
+use super::{better, needs, simple, Candidate, Options};
 use crate::build::{build, Built, Infeasible, STACK_BYTES};
 use crate::plan::{Fate, Placement, Plan};
 use crate::problem::Problem;
@@ -25,13 +26,17 @@ pub struct Context<'a> {
     /// The same, coarser.
     pub coarse: Coarse,
     relaxed: OnceLock<Result<Relaxed, Unsolved>>,
-    bound: OnceLock<Nanos>,
     infeasible: OnceLock<Infeasible>,
     deadline: Option<Instant>,
     gap: f64,
     /// Step of the best plan that is known of any variant, in nanoseconds: plans that cannot beat
     /// it are not built.
     cutoff: Arc<AtomicU64>,
+    /// The steps of plans that have been built, in nanoseconds: strategies have plans in common.
+    built: Mutex<HashMap<Plan, Result<u64, Infeasible>>>,
+    /// Of plans that were sure not to fit the one that needs least, with what it needs at least; of
+    /// equals the last, which holds least.
+    unbuilt: Mutex<Option<(u64, Plan)>>,
 }
 
 impl<'a> Context<'a> {
@@ -47,11 +52,12 @@ impl<'a> Context<'a> {
             outline,
             coarse,
             relaxed: OnceLock::new(),
-            bound: OnceLock::new(),
             infeasible: OnceLock::new(),
             deadline: options.deadline,
             gap: options.gap,
             cutoff: Arc::clone(cutoff),
+            built: Mutex::default(),
+            unbuilt: Mutex::default(),
         }
     }
     /// What is searched from now on ends at another time and gap.
@@ -66,14 +72,18 @@ impl<'a> Context<'a> {
     /// No plan of this variant is faster: proved by weak duality, and never less than every
     /// operator once. There is none where the relaxation is infeasible.
     pub fn bound(&self) -> Nanos {
-        *self.bound.get_or_init(|| {
-            let proved = proved_bound(self.problem, &self.coarse);
-            // That nothing fits is believed where both methods say so.
-            if proved.is_err() && matches!(self.relaxed(), Err(Unsolved::Infeasible)) {
-                return Nanos::MAX;
-            }
-            Nanos::new(proved.unwrap_or(0)).max(self.compute())
-        })
+        match self.relaxed() {
+            Err(Unsolved::Infeasible) => Nanos::MAX,
+            Err(Unsolved::Failed) => self.compute(),
+            Ok(relaxed) => Nanos::new(relaxed.bound_ns).max(self.compute()),
+        }
+    }
+    /// The bound where it is known already, and what it is never less than where it is not.
+    pub(super) fn rough_bound(&self) -> Nanos {
+        match self.relaxed.get() {
+            Some(_) => self.bound(),
+            None => self.compute(),
+        }
     }
     /// Every operator as often as it must run, apart from updates that depend on placement.
     fn compute(&self) -> Nanos {
@@ -99,57 +109,76 @@ impl<'a> Context<'a> {
         let miss = || built().err().unwrap_or_default();
         self.infeasible.get_or_init(miss).clone()
     }
-    /// No build of the plan is faster: its operators, run back to back.
+    /// No build of the plan is faster: its operators, run back to back, and its copies likewise.
     pub(super) fn plan_floor(&self, plan: &Plan) -> u64 {
-        let again = plan.iter().map(|(id, fate)| {
-            let tensor = &self.outline.tensors[id];
-            let pieces = u64::from(tensor.pieces.max(1));
-            tensor.recompute_ns / pieces * u64::from(fate.recompute(tensor.pieces))
-                + tensor.packing_ns / pieces * u64::from(fate.pack)
-        });
-        let again = again.sum::<u64>() * u64::from(self.problem.rounds());
-        let updates = self.outline.groups.iter().zip(&plan.placements);
-        let updates = updates
-            .filter(|(_, p)| **p == Placement::Resident)
-            .map(|(g, _)| g.update_ns);
-        self.compute().get() + again + updates.sum::<u64>()
+        let (problem, outline) = (self.problem, &self.outline);
+        let links = problem.machine.links;
+        let travels = Bytes::new(needs::swapped(problem, plan));
+        let copies = links.d2h.time(travels).max(links.h2d.time(travels));
+        let beside = needs::beside_compute_ns(problem, outline, plan);
+        (self.compute().get() + beside).max(copies.get())
+    }
+    /// What a plan takes at the least, told without building it: its step, and bytes of the device
+    /// and of the host.
+    pub fn least(&self, plan: &Plan) -> (Nanos, Bytes, Bytes) {
+        let (problem, outline) = (self.problem, &self.outline);
+        (
+            Nanos::new(self.plan_floor(plan)),
+            Bytes::new(needs::device(problem, outline, plan)),
+            Bytes::new(needs::host(problem, outline, plan)),
+        )
     }
     /// Builds and simulates a plan, unless it cannot beat the best one known.
-    pub(super) fn candidate(&self, mut plan: Plan) -> Result<Candidate, Infeasible> {
-        // What backward does not read need not travel or be packed.
+    pub(super) fn candidate(&self, plan: Plan) -> Result<Candidate, Infeasible> {
+        let plan = self.without_unread(plan);
+        if !self.can_win(self.plan_floor(&plan)) {
+            return Err(Infeasible::default());
+        }
+        if let Some(Err(miss)) = lock(&self.built).get(&plan) {
+            return Err(miss.clone());
+        }
+        let built = build(self.problem, &plan);
+        let outcome = match &built {
+            Ok(built) => Ok(built.timeline.step.get()),
+            Err(miss) => Err(miss.clone()),
+        };
+        lock(&self.built).insert(plan.clone(), outcome);
+        Ok(self.found(plan, built?))
+    }
+    /// What backward does not read need not travel or be packed.
+    fn without_unread(&self, mut plan: Plan) -> Plan {
         let tensors = self.outline.tensors.values().zip(plan.fates.values_mut());
         for (_, fate) in
             tensors.filter(|(tensor, fate)| !tensor.read && fate.keep < fate.retained())
         {
             *fate = Fate::RECOMPUTED;
         }
-        if !self.can_win(self.plan_floor(&plan)) {
-            return Err(Infeasible::default());
-        }
-        let (needed, limit) = (self.states_on_device(&plan), self.problem.budget.device);
-        if needed > limit {
-            return Err(Infeasible {
-                step: Some("model states".into()),
-                needed,
-                limit,
-                ..Infeasible::default()
-            });
-        }
-        let built = build(self.problem, &plan)?;
-        Ok(self.found(plan, built))
+        plan
     }
-    /// Device memory that a plan's weights and optimizer states take at all times.
-    fn states_on_device(&self, plan: &Plan) -> Bytes {
-        let groups = self.outline.groups.iter().zip(&plan.placements);
-        let bytes = groups.map(|(group, placement)| match placement {
-            Placement::Resident => group.weight_bytes + group.state_bytes,
-            Placement::HostOptimizer => group.weight_bytes,
-            Placement::Streamed => 0,
-        });
-        Bytes::new(bytes.sum())
+    /// Whether a plan is sure not to fit, which is then remembered.
+    pub(super) fn surely_misses(&self, plan: &Plan) -> bool {
+        let (problem, budget) = (self.problem, self.problem.budget);
+        let host = needs::host(problem, &self.outline, plan);
+        let device = || needs::device(problem, &self.outline, plan);
+        let misses = |needed: u64, limit: Bytes| (needed > limit.get()).then_some(needed);
+        let missed = misses(host, budget.host).or_else(|| misses(device(), budget.device));
+        let Some(needed) = missed else {
+            return false;
+        };
+        let mut nearest = lock(&self.unbuilt);
+        if nearest.as_ref().is_none_or(|(least, _)| needed <= *least) {
+            *nearest = Some((needed, plan.clone()));
+        }
+        true
+    }
+    /// Why the nearest miss of all plans that were sure not to fit, and so not built, does not.
+    pub(super) fn unbuilt_miss(&self) -> Option<Infeasible> {
+        let nearest = lock(&self.unbuilt).take();
+        nearest.and_then(|(_, plan)| self.candidate(plan).err())
     }
     /// Starts anew: any plan may be the best.
     pub(super) fn forget_best(&self) {
+        lock(&self.unbuilt).take();
         self.cutoff.store(u64::MAX, Ordering::Relaxed);
     }
     /// A plan that fits: slower ones are not built any more.
@@ -166,25 +195,27 @@ impl<'a> Context<'a> {
     }
     /// Host memory that the model states of a plan take.
     pub(super) fn states_on_host(&self, plan: &Plan) -> u64 {
-        let groups = self
-            .outline
-            .groups
-            .iter()
-            .zip(&self.problem.states)
-            .zip(&plan.placements);
-        let there = groups.filter(|(_, placement)| **placement != Placement::Resident);
-        there
-            .map(|((outline, group), _)| outline.host_bytes(group))
-            .sum()
+        needs::states_on_host(self.problem, &self.outline, plan)
     }
-    /// Builds every plan and keeps the fastest.
+    /// Whether a plan has been built and fits.
+    pub(super) fn fits(&self, plan: &Plan) -> bool {
+        let plan = self.without_unread(plan.clone());
+        lock(&self.built).get(&plan).is_some_and(Result::is_ok)
+    }
+    /// Builds every plan that may fit, and win, and keeps the fastest.
     pub(super) fn best_of(
         &self,
         plans: impl IntoIterator<Item = Plan>,
     ) -> Result<Candidate, Infeasible> {
         let mut best: Option<Result<Candidate, Infeasible>> = None;
         for plan in plans {
-            let found = self.candidate(plan);
+            let plan = self.without_unread(plan);
+            let known = lock(&self.built).get(&plan).cloned();
+            let slower = known.is_some_and(|step| step.is_ok_and(|step| !self.can_win(step)));
+            let found = match slower || self.surely_misses(&plan) {
+                true => Err(Infeasible::default()),
+                false => self.candidate(plan),
+            };
             best = Some(match best {
                 Some(best) => better(best, found),
                 None => found,
@@ -210,19 +241,8 @@ impl<'a> Context<'a> {
                 ..plan.clone()
             }
         };
-        let swapped: u64 = plan
-            .iter()
-            .map(|(id, fate)| {
-                problem
-                    .pieces_host_bytes(id, fate.keep, fate.keep + fate.swap)
-                    .get()
-            })
-            .sum();
-        let room = problem
-            .budget
-            .host
-            .get()
-            .saturating_sub(swapped * u64::from(problem.rounds()));
+        let host = problem.budget.host.get();
+        let room = host.saturating_sub(needs::swapped(problem, plan));
         let mut plans = vec![with(groups, Placement::Resident)];
         for placement in [Placement::HostOptimizer, Placement::Streamed] {
             if placement == Placement::HostOptimizer
@@ -241,6 +261,10 @@ impl<'a> Context<'a> {
         }
         plans
     }
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// All variants, prepared in parallel.

@@ -40,6 +40,9 @@ fn with_states(context: &Context<'_>, start: Plan) -> Result<Candidate, Infeasib
             bare.fates[id] = Fate::swapped(tensor.pieces);
         }
     }
+    if context.surely_misses(&bare) {
+        return Err(Infeasible::default());
+    }
     let used = match build(problem, &bare) {
         Ok(built) => built.peak,
         Err(infeasible) => return Err(infeasible),

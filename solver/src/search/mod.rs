@@ -18,6 +18,7 @@ mod greedy;
 mod ilp;
 pub mod lp;
 mod memo;
+mod needs;
 pub mod outline;
 mod polish;
 mod protrain;
@@ -41,8 +42,8 @@ pub struct Options {
     pub deadline: Option<Instant>,
     /// A plan this close to the bound, as a fraction, is good enough.
     pub gap: f64,
-    /// How many variants [`ilp`] searches side by side: 1 where other threads have work, for one
-    /// that is good enough saves the next.
+    /// How many variants are bounded and searched side by side: 1 where other threads have work,
+    /// for one that is good enough saves the next.
     pub abreast: usize,
 }
 
@@ -160,7 +161,7 @@ pub fn solve(
     strategy: Strategy,
     options: &Options,
 ) -> Result<Solution, Infeasible> {
-    let bound = lowest_bound(contexts);
+    let bound = lowest_bound(contexts, options.abreast);
     let mut solution = Solution {
         found: find(contexts, strategy, options)?,
         bound,
@@ -196,11 +197,11 @@ pub fn find(
         tasks.collect()
     };
     if strategy == Strategy::Ilp {
-        let bound = lowest_bound(contexts);
+        let bound = lowest_bound(contexts, options.abreast);
         // Variants by bound, a few at a time, one that cannot win any more left out. The likely
         // winners first: what cannot beat them is not built. So the others come after these.
         let mut variants: Vec<usize> = (0..contexts.len()).collect();
-        variants.sort_by_key(|&v| contexts[v].bound());
+        variants.sort_by_key(|&v| contexts[v].rough_bound());
         for (nth, few) in variants.chunks(options.abreast.max(1)).enumerate() {
             let open = |v: &&usize| match best.step() {
                 Some(step) => gap(step, bound) > options.gap && contexts[**v].bound() < step,
@@ -229,16 +230,26 @@ pub fn find(
         best.consider(&all.collect::<Vec<_>>());
     }
     best.found.ok_or_else(|| {
-        let leanest = contexts.iter().map(Context::infeasible);
+        let unbuilt = contexts.iter().filter_map(Context::unbuilt_miss);
+        let leanest = unbuilt.chain(contexts.iter().map(Context::infeasible));
         let miss = leanest.fold(best.miss, |miss, one| Some(nearer(miss, one)));
         miss.unwrap_or_default()
     })
 }
 
-/// No plan of any variant is faster.
-fn lowest_bound(contexts: &[Context<'_>]) -> Nanos {
-    let bounds = parallel(contexts, Context::bound);
-    bounds.into_iter().min().unwrap_or(Nanos::ZERO)
+/// No plan of any variant is faster. Those that cannot have the lowest bound are not asked.
+fn lowest_bound(contexts: &[Context<'_>], abreast: usize) -> Nanos {
+    let mut order: Vec<_> = contexts.iter().collect();
+    order.sort_by_key(|context| context.rough_bound());
+    let mut lowest = Nanos::MAX;
+    for few in order.chunks(abreast.max(1)) {
+        if few[0].rough_bound() >= lowest {
+            break;
+        }
+        let bounds = parallel(few, |context| context.bound());
+        lowest = bounds.into_iter().fold(lowest, Nanos::min);
+    }
+    lowest
 }
 
 /// How much slower than the bound a step is, as a fraction of the step.

@@ -88,9 +88,10 @@ pub fn solve(context: &Context<'_>) -> Result<Candidate, Infeasible> {
     configs.sort_by_key(|c| c.estimate_ns);
     let mut miss = None;
     for config in configs.iter().take(TRIES) {
-        match context.best_of([plan(context, &blocks, config)]) {
-            Ok(candidate) => return Ok(candidate),
-            Err(infeasible) => miss = miss.or(Some(infeasible)),
+        let plan = plan(context, &blocks, config);
+        match context.best_of([plan.clone()]) {
+            Err(infeasible) if !context.fits(&plan) => miss = miss.or(Some(infeasible)),
+            found => return found,
         }
     }
     // Its memory estimate was too kind: the leanest configurations it knows.

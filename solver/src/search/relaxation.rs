@@ -103,18 +103,6 @@ pub fn relax(problem: &Problem, coarse: &Coarse, margins: &Margins) -> Result<Re
     Ok(model.read(&optimum))
 }
 
-/// No plan is faster than this, in nanoseconds: by weak duality, so whatever the solver's
-/// arithmetic did. Columns without a limit are times: one beyond the bound makes no better step.
-///
-/// # Errors
-/// As [`Lp::lower_bound`].
-pub fn proved_bound(problem: &Problem, coarse: &Coarse) -> Result<u64, Unsolved> {
-    let margins = Margins::default();
-    let model = Model::built(problem, coarse, &margins);
-    let bound = model.lp.lower_bound()? - NUDGE * FLOOR;
-    Ok((bound.max(0.0) * model.units.nanos) as u64)
-}
-
 struct Model<'a> {
     problem: &'a Problem,
     coarse: &'a Coarse,
@@ -530,9 +518,7 @@ impl<'a> Model<'a> {
     }
 
     fn read(&self, optimum: &Optimum) -> Relaxed {
-        // Tolerances of the solver are not in the plan's favour: take them off.
-        let ties = NUDGE * FLOOR;
-        let objective = (optimum.objective * (1.0 - 1e-7) - ties).max(0.0);
+        let bound = (optimum.bound - NUDGE * FLOOR).max(0.0);
         let value = |c: Column| optimum.value(c);
         let fractions = |c: usize| Fractions {
             keep: value(self.keep[c]),
@@ -540,7 +526,7 @@ impl<'a> Model<'a> {
             swap: value(self.swap[c]),
         };
         Relaxed {
-            bound_ns: (objective * self.units.nanos) as u64,
+            bound_ns: (bound * self.units.nanos) as u64,
             fates: (0..self.keep.len()).map(fractions).collect(),
             placements: self
                 .placed

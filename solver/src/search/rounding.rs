@@ -119,7 +119,11 @@ fn rounded(
     }
     for kind in kinds.into_values() {
         let (ids, kind): (Vec<_>, Vec<_>) = kind.into_iter().unzip();
-        for (id, fate) in ids.into_iter().zip(choose(&kind)) {
+        for (id, mut fate) in ids.into_iter().zip(choose(&kind)) {
+            // Of a kind, what cannot stay packed stays as it is.
+            if !problem.packs(id) {
+                fate.keep += std::mem::take(&mut fate.pack);
+            }
             plan.fates[id] = fate;
         }
     }
