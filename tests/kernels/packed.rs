@@ -64,7 +64,7 @@ impl Turned {
             nothing(4 * groups),
             nothing(rows * columns * size),
         ];
-        let mut request = Request::default();
+        let mut request = Request::new();
         request.number(buffers.len() as u32);
         for buffer in &buffers {
             request.buffer(buffer.len() as u64, 0, buffer);
