@@ -126,8 +126,14 @@ fn compile(compiler: &str, kernels: &Path, place: &Path, sanitized: bool) {
     let [bf16, f32] = ["bf16.o", "f32.o"].map(|object| work.join(object));
     let [bf16, f32] = [bf16.to_str().unwrap(), f32.to_str().unwrap()];
     let name = "-Wl,-soname,libebbtide_kernels.so";
-    // What runs them is worth more of the compiler's time than they are.
-    let parts = ["-shared", "-O2", name, "host/fibres.cpp", "host/matrices.cpp"];
+    // These run all kernels, and compile in no time.
+    let parts = [
+        "-shared",
+        "-O2",
+        name,
+        "host/fibres.cpp",
+        "host/matrices.cpp",
+    ];
     finished(vec![command(
         &[&parts[..], &[bf16, f32]].concat(),
         "libebbtide_kernels.so",
