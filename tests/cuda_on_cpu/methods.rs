@@ -45,7 +45,8 @@ fn names(first: usize) -> impl Iterator<Item = &'static str> {
 }
 
 /// An ε so large that elements which are 0 but for rounding do not count; clipped by value. Steps
-/// of AdaLomo and FLORA are shares of a weight, and long: shorter ones are less than bf16 may be off.
+/// of AdaLomo and FLORA are shares of a weight, and long: shorter ones are less than bf16 may be
+/// off.
 fn with(method: Method) -> Optimizer {
     let learning_rate = match method {
         Method::AdaLomo | Method::Flora(_) => 0.3,

@@ -30,7 +30,7 @@ const FAMILIES: [&str; 7] = [
 const TOLERANCE: f64 = 1e-4;
 const SEQ: u64 = 48;
 
-/// Those of some cases that the nth family is held to: all, or where a device is slow one, in turns.
+/// Those of some cases that the nth family is held to: all, or one in turns where a device is slow.
 fn met<T: Clone>(nth: usize, cases: &[T]) -> Vec<T> {
     match super::every_case() {
         true => cases.to_vec(),

@@ -1,5 +1,5 @@
-//! Every plan gives the bits of the step without a plan. Plans of a cut share weights and tokens, so
-//! that the step without one runs once for all; delays are each plan's own.
+//! Every plan gives the bits of the step without a plan. Plans of a cut share weights and tokens,
+//! so that the step without one runs once for all; delays are each plan's own.
 //! `SEEDS=10 cargo test --release --test execute identity` runs each with so many of both.
 
 use std::collections::BTreeSet;
