@@ -19,6 +19,7 @@ use ebbtide_solver::problem::{Budget, Problem};
 use ebbtide_solver::schedule::{Action, Schedule, Stream};
 use ebbtide_solver::search::{contexts, solve, Options, Strategy};
 use ebbtide_solver::units::Bytes;
+use rayon::prelude::*;
 use support::tiny::mutation::{difference, random_fault};
 use support::tiny::oracle::{good_outcome, is_harmful};
 use support::tiny::random::Random;
@@ -162,19 +163,21 @@ fn schedules(name: &str, problem: &Problem) -> Vec<(String, Schedule)> {
 fn faults_in_real_schedules_are_refused() {
     let faults: u64 =
         std::env::var("FAULTS").map_or(40, |n| n.parse().expect("FAULTS is a number"));
-    let mut cases = Vec::new();
-    for (model, seq) in [(layers("tiny", 2), 256), (layers("llama-3.2-1b", 3), 4096)] {
-        for (name, problem) in problems(&model, seq) {
-            for problem in budgets(&problem) {
-                let found = schedules(&name, &problem);
-                cases.extend(
-                    found
-                        .into_iter()
-                        .map(|(name, s)| (name, s, problem.clone())),
-                );
-            }
-        }
-    }
+    let models = [(layers("tiny", 2), 256), (layers("llama-3.2-1b", 3), 4096)];
+    let problems = models
+        .iter()
+        .flat_map(|(model, seq)| problems(model, *seq))
+        .flat_map(|(name, problem)| {
+            budgets(&problem)
+                .into_iter()
+                .map(move |p| (name.clone(), p))
+        });
+    let problems: Vec<(String, Problem)> = problems.collect();
+    let planned = problems.par_iter().flat_map_iter(|(name, problem)| {
+        let found = schedules(name, problem).into_iter();
+        found.map(|(name, schedule)| (name, schedule, problem.clone()))
+    });
+    let mut cases: Vec<(String, Schedule, Problem)> = planned.collect();
     let mut unclean = Vec::new();
     let mut used: BTreeMap<&str, u32> = BTreeMap::new();
     for (name, schedule, problem) in &cases {
@@ -199,24 +202,31 @@ fn faults_in_real_schedules_are_refused() {
     let mut tally: BTreeMap<&str, [u64; 3]> = BTreeMap::new();
     let mut missed = Vec::new();
     let mut faulty: BTreeMap<&str, u32> = BTreeMap::new();
-    for (n, (name, good, problem)) in cases.iter().enumerate() {
+    let judged = cases.par_iter().enumerate().map(|(n, (name, good, _))| {
         let outcome = good_outcome(good);
-        features(problem, good)
-            .iter()
-            .for_each(|f| *faulty.entry(f).or_default() += 1);
-        for fault in 0..faults {
+        let judge = |fault| {
             let seed = n as u64 * 1_000_003 + fault;
             let mut bad = good.clone();
             let kind = random_fault(&mut bad, &mut Random::new(seed));
-            let result = if !check(&bad).is_empty() {
-                0
+            if !check(&bad).is_empty() {
+                (kind, 0, None)
             } else if bad == *good || !is_harmful(&bad, &outcome) {
-                1
+                (kind, 1, None)
             } else {
-                missed.push(format!("{name}, {kind}: {}", difference(seed, good, &bad)));
-                2
-            };
+                let what = difference(seed, good, &bad);
+                (kind, 2, Some(format!("{name}, {kind}: {what}")))
+            }
+        };
+        (0..faults).map(judge).collect::<Vec<_>>()
+    });
+    let judged: Vec<Vec<(&str, usize, Option<String>)>> = judged.collect();
+    for ((_, good, problem), results) in cases.iter().zip(judged) {
+        for feature in features(problem, good) {
+            *faulty.entry(feature).or_default() += 1;
+        }
+        for (kind, result, told) in results {
             tally.entry(kind).or_default()[result] += 1;
+            missed.extend(told);
         }
     }
     println!("faults in {} of them, {faulty:?}", cases.len());

@@ -78,7 +78,7 @@ static void prepare(Context& context, char* stack, size_t bytes, void (*entry)()
 
 namespace host {
 
-Thread* current;
+HOST_THREAD_LOCAL Thread* current;
 
 namespace {
 
@@ -106,29 +106,71 @@ struct Named {
     char* bytes;
 };
 
-const Kernel* kernels;
-void (*kernel_call)(void**);
-void** kernel_arguments;
-const char* kernel_name;
-std::vector<Fibre> fibres;
-std::vector<Warp> warps;
-std::vector<std::unique_ptr<char[]>> stacks;
-std::vector<Named> named;
-char* dynamic_bytes;
-unsigned waiting_in_block;
-Context scheduler;
-void* scheduler_fake_stack;
-const void* scheduler_stack;
-size_t scheduler_stack_bytes;
+// What runs one launch, on the OS thread that asked for it.
+struct Machine {
+    void (*call)(void**);
+    void** arguments;
+    const char* name;
+    std::vector<Fibre> fibres;
+    std::vector<Warp> warps;
+    std::vector<std::unique_ptr<char[]>> stacks;
+    std::vector<Named> named;
+    char* dynamic_bytes;
+    unsigned waiting_in_block;
+    Context scheduler;
+    void* scheduler_fake_stack;
+    const void* scheduler_stack;
+    size_t scheduler_stack_bytes;
 
-[[noreturn]] void fail(const char* what) {
-    std::fprintf(stderr, "kernel %s: %s\n", kernel_name, what);
+    void run(const unsigned grid[3], unsigned threads, unsigned shared_bytes);
+    void run_block(const std::vector<unsigned>& turns, size_t together, unsigned shared_bytes);
+    size_t resume_some(const unsigned* turns, size_t count, bool& moved);
+    void resume(Fibre& fibre);
+    void pause(State state);
+    void ready(State from, size_t first, size_t count);
+    [[noreturn]] void fail(const char* what);
+};
+
+const Kernel* kernels;
+// The one that this thread runs a kernel with.
+HOST_THREAD_LOCAL Machine* machine;
+
+// Machines that run nothing. They are kept for their stacks; there are as many as there were
+// launches at once.
+std::mutex idle_lock;
+std::vector<std::unique_ptr<Machine>> idle;
+
+// A machine out of those, while a launch runs.
+class Lent {
+public:
+    Lent() {
+        const std::lock_guard<std::mutex> guard(idle_lock);
+        if (idle.empty()) {
+            mine.reset(new Machine());
+        } else {
+            mine = std::move(idle.back());
+            idle.pop_back();
+        }
+        machine = mine.get();
+    }
+    ~Lent() {
+        machine = nullptr;
+        const std::lock_guard<std::mutex> guard(idle_lock);
+        idle.push_back(std::move(mine));
+    }
+
+private:
+    std::unique_ptr<Machine> mine;
+};
+
+void Machine::fail(const char* what) {
+    std::fprintf(stderr, "kernel %s: %s\n", name, what);
     std::abort();
 }
 
 Fibre& running() { return *static_cast<Fibre*>(current); }
 
-void pause(State state) {
+void Machine::pause(State state) {
     Fibre& fibre = running();
     fibre.state = state;
     BEFORE_SWITCH(&fibre.fake_stack, scheduler_stack, scheduler_stack_bytes);
@@ -137,16 +179,17 @@ void pause(State state) {
 }
 
 void enter() {
-    AFTER_SWITCH(nullptr, &scheduler_stack, &scheduler_stack_bytes);
-    kernel_call(kernel_arguments);
+    Machine& mine = *machine;
+    AFTER_SWITCH(nullptr, &mine.scheduler_stack, &mine.scheduler_stack_bytes);
+    mine.call(mine.arguments);
     Fibre& fibre = running();
     fibre.state = State::Ended;
-    BEFORE_SWITCH(nullptr, scheduler_stack, scheduler_stack_bytes);
-    ebbtide_switch(&fibre.context, &scheduler);
+    BEFORE_SWITCH(nullptr, mine.scheduler_stack, mine.scheduler_stack_bytes);
+    ebbtide_switch(&fibre.context, &mine.scheduler);
     std::abort();
 }
 
-void resume(Fibre& fibre) {
+void Machine::resume(Fibre& fibre) {
     current = &fibre;
     BEFORE_SWITCH(&scheduler_fake_stack, fibre.stack, STACK_BYTES);
     ebbtide_switch(&scheduler, &fibre.context);
@@ -167,7 +210,7 @@ void order(std::vector<unsigned>& numbers, unsigned long long seed) {
 }
 
 // Resumes threads by turns, each if it may run; how many ended.
-size_t resume_some(const unsigned* turns, size_t count, bool& moved) {
+size_t Machine::resume_some(const unsigned* turns, size_t count, bool& moved) {
     size_t ended = 0;
     for (size_t i = 0; i < count; i++) {
         Fibre& fibre = fibres[turns[i]];
@@ -180,7 +223,8 @@ size_t resume_some(const unsigned* turns, size_t count, bool& moved) {
 }
 
 // `together`: as many threads as keep abreast.
-void run_block(const std::vector<unsigned>& turns, size_t together, unsigned shared_bytes) {
+void Machine::run_block(const std::vector<unsigned>& turns, size_t together,
+                        unsigned shared_bytes) {
     dynamic_bytes = static_cast<char*>(std::malloc(shared_bytes ? shared_bytes : 1));
     std::memset(dynamic_bytes, 0xFF, shared_bytes);
     for (Warp& warp : warps) warp.waiting = 0;
@@ -207,9 +251,43 @@ void run_block(const std::vector<unsigned>& turns, size_t together, unsigned sha
     std::free(dynamic_bytes);
 }
 
-void ready(State from, size_t first, size_t count) {
+void Machine::ready(State from, size_t first, size_t count) {
     for (size_t i = first; i < first + count; i++)
         if (fibres[i].state == from) fibres[i].state = State::Ready;
+}
+
+void Machine::run(const unsigned grid[3], unsigned threads, unsigned shared_bytes) {
+    while (stacks.size() < threads) stacks.emplace_back(new char[STACK_BYTES]);
+    fibres.resize(threads);
+    warps.resize(threads / WARP);
+    const char* text = std::getenv("EBBTIDE_ORDER");
+    const unsigned long long seed = text ? std::strtoull(text, nullptr, 10) : 0;
+    std::vector<unsigned> blocks(size_t(grid[0]) * grid[1] * grid[2]);
+    std::vector<unsigned> turns(threads), lanes(WARP), of_warps(threads / WARP);
+    order(blocks, seed);
+    for (unsigned i = 0; i < threads; i++) {
+        Fibre& fibre = fibres[i];
+        fibre.thread = {i, 0, 0};
+        fibre.block_dim = {threads, 1, 1};
+        fibre.grid_dim = {grid[0], grid[1], grid[2]};
+        fibre.stack = stacks[i].get();
+    }
+    bool first = true;
+    for (unsigned number : blocks) {
+        // Blocks are shuffled each in its own way; else all have the same turns.
+        if (first || seed > 1) {
+            const unsigned long long of_block = seed > 1 ? seed + number : seed;
+            order(lanes, of_block);
+            order(of_warps, of_block);
+            for (unsigned i = 0; i < threads; i++)
+                turns[i] = of_warps[i / WARP] * WARP + lanes[i % WARP];
+            first = false;
+        }
+        const Index block = {number % grid[0], number / grid[0] % grid[1],
+                             number / grid[0] / grid[1]};
+        for (Fibre& fibre : fibres) fibre.block = block;
+        run_block(turns, seed % 2 ? threads : WARP, shared_bytes);
+    }
 }
 
 }  // namespace
@@ -222,36 +300,37 @@ Kernel::Kernel(const char* name, unsigned most_threads, Kernel from) : Kernel(fr
 }
 
 void block_barrier() {
-    if (++waiting_in_block < fibres.size()) return pause(State::AtBlockBarrier);
-    waiting_in_block = 0;
-    ready(State::AtBlockBarrier, 0, fibres.size());
+    Machine& mine = *machine;
+    if (++mine.waiting_in_block < mine.fibres.size()) return mine.pause(State::AtBlockBarrier);
+    mine.waiting_in_block = 0;
+    mine.ready(State::AtBlockBarrier, 0, mine.fibres.size());
 }
 
 const Gift* exchange(const void* mine, size_t bytes) {
     Fibre& fibre = running();
     const unsigned lane = fibre.thread.x % WARP, number = fibre.thread.x / WARP;
-    Warp& warp = warps[number];
+    Warp& warp = machine->warps[number];
     Gift* const gifts = warp.gifts[fibre.exchanges++ % 2];
     std::memcpy(gifts[lane], mine, bytes);
     if (++warp.waiting < WARP) {
-        pause(State::AtWarpBarrier);
+        machine->pause(State::AtWarpBarrier);
     } else {
         warp.waiting = 0;
-        ready(State::AtWarpBarrier, number * WARP, WARP);
+        machine->ready(State::AtWarpBarrier, number * WARP, WARP);
     }
     return gifts;
 }
 
 void* shared(const void* name, size_t bytes) {
-    for (const Named& memory : named)
+    for (const Named& memory : machine->named)
         if (memory.name == name) return memory.bytes;
     char* memory = static_cast<char*>(std::malloc(bytes));
     std::memset(memory, 0xFF, bytes);
-    named.push_back({name, memory});
+    machine->named.push_back({name, memory});
     return memory;
 }
 
-void* dynamic_shared() { return dynamic_bytes; }
+void* dynamic_shared() { return machine->dynamic_bytes; }
 
 }  // namespace host
 
@@ -279,8 +358,6 @@ extern "C" int ebbtide_host_parameters(const char* kernel, const size_t** bytes)
 extern "C" int ebbtide_host_launch(const char* kernel, const unsigned grid[3],
                                    const unsigned block[3], unsigned shared_bytes,
                                    void** arguments) {
-    static std::mutex one_at_a_time;
-    const std::lock_guard<std::mutex> guard(one_at_a_time);
     const Kernel* found = find(kernel);
     if (!found) return 1;
     const unsigned threads = block[0];
@@ -289,33 +366,10 @@ extern "C" int ebbtide_host_launch(const char* kernel, const unsigned grid[3],
                           grid[2] > 0 && grid[0] <= 0x7FFFFFFF && grid[1] <= 65535 &&
                           grid[2] <= 65535 && shared_bytes <= 227 << 10;
     if (!possible) return 2;
-    kernel_name = kernel;
-    kernel_call = found->call;
-    kernel_arguments = arguments;
-    while (stacks.size() < threads) stacks.emplace_back(new char[STACK_BYTES]);
-    fibres.resize(threads);
-    warps.resize(threads / WARP);
-    const char* text = std::getenv("EBBTIDE_ORDER");
-    const unsigned long long seed = text ? std::strtoull(text, nullptr, 10) : 0;
-    std::vector<unsigned> blocks(size_t(grid[0]) * grid[1] * grid[2]);
-    std::vector<unsigned> turns(threads), lanes(WARP), of_warps(threads / WARP);
-    order(blocks, seed);
-    for (unsigned number : blocks) {
-        const unsigned long long of_block = seed > 1 ? seed + number : seed;
-        order(lanes, of_block);
-        order(of_warps, of_block);
-        for (unsigned i = 0; i < threads; i++)
-            turns[i] = of_warps[i / WARP] * WARP + lanes[i % WARP];
-        for (unsigned i = 0; i < threads; i++) {
-            Fibre& fibre = fibres[i];
-            fibre.thread = {i, 0, 0};
-            fibre.block = {number % grid[0], number / grid[0] % grid[1],
-                           number / grid[0] / grid[1]};
-            fibre.block_dim = {threads, 1, 1};
-            fibre.grid_dim = {grid[0], grid[1], grid[2]};
-            fibre.stack = stacks[i].get();
-        }
-        run_block(turns, seed % 2 ? threads : WARP, shared_bytes);
-    }
+    const Lent lent;
+    machine->name = kernel;
+    machine->call = found->call;
+    machine->arguments = arguments;
+    machine->run(grid, threads, shared_bytes);
     return 0;
 }

@@ -45,12 +45,19 @@ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
         return value;
     };
     const unsigned row = lane() / 4, column = lane() % 4 * 2;
-    for (unsigned i = 0; i < 4; i++)
-        for (unsigned k = 0; k < 16; k++) {
-            const unsigned left = of(row * 4 + k % 8 / 2, i / 2 + k / 8 * 2);
-            const unsigned right = of((column + i % 2) * 4 + k % 8 / 2, 4 + k / 8);
-            c[i] += widened(left, k % 2) * widened(right, k % 2);
+    // Of two rows of a and two columns of b, each read once.
+    float left[2][16], right[2][16];
+    for (unsigned which = 0; which < 2; which++)
+        for (unsigned pair = 0; pair < 8; pair++) {
+            const unsigned of_a = of(row * 4 + pair % 4, which + pair / 4 * 2);
+            const unsigned of_b = of((column + which) * 4 + pair % 4, 4 + pair / 4);
+            for (unsigned half = 0; half < 2; half++) {
+                left[which][2 * pair + half] = widened(of_a, half);
+                right[which][2 * pair + half] = widened(of_b, half);
+            }
         }
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned k = 0; k < 16; k++) c[i] += left[i / 2][k] * right[i % 2][k];
 }
 
 }  // namespace host

@@ -1,8 +1,8 @@
 // `run ORDER...`: runs launches that are asked for through its input and says what is in memory
-// then. They run from the start in each order of threads and blocks; a result that depends on it is
-// an error. One request after the other, to the end of the input.
+// then. They run from the start in each order of threads and blocks that a request wants; a result
+// that depends on it is an error. One request after the other, to the end of the input.
 //
-// A request, all little-endian: u32 buffers, of each u64 bytes, u64 bytes that it begins behind a
+// A request, all little-endian: u32 with a bit for each order that is wanted; u32 buffers, of each u64 bytes, u64 bytes that it begins behind a
 // multiple of 16, u64 bytes that are given and those, NaNs behind them; u32 launches, of each u32
 // length and the kernel's name, u32 grid [3], block [3], shared bytes, arguments, of each argument
 // u32 kind (0 address, 1 null, 2 a number of 4 bytes, 3 one of 8), u32 buffer, u64 value or offset.
@@ -129,13 +129,18 @@ int main(int count, char** arguments) {
     check(count > 1, "run ORDER...");
     for (int next; (next = std::getc(stdin)) != EOF;) {
         std::ungetc(next, stdin);
+        const unsigned wanted = get<unsigned>(stdin);
+        check(wanted && wanted >> (count - 1) == 0, "orders that there are not");
         const std::vector<Buffer> buffers = read_buffers(stdin);
         const std::vector<Launch> launches = read_launches(stdin);
         std::string first;
+        bool begun = false;
         for (int i = 1; i < count; i++) {
+            if (!(wanted >> (i - 1) & 1)) continue;
             setenv("EBBTIDE_ORDER", arguments[i], 1);
             const std::string result = result_of(buffers, launches);
-            if (i == 1) first = result;
+            if (!begun) first = result;
+            begun = true;
             check(result == first, std::string("another result in order ") + arguments[i]);
         }
         const u64 bytes = first.size();

@@ -18,11 +18,15 @@ struct Index {
     unsigned x, y, z;
 };
 
+// A variable of each OS thread, at a fixed place: the library is small enough to have that where it
+// is opened late.
+#define HOST_THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
+
 // The thread that runs.
 struct Thread {
     Index thread, block, block_dim, grid_dim;
 };
-extern Thread* current;
+extern HOST_THREAD_LOCAL Thread* current;
 
 // Waits for all threads of the block.
 void block_barrier();

@@ -3,10 +3,12 @@
 mod support;
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+use std::thread;
 
 use ebbtide_solver::build::{build, with_addresses, Built};
 use ebbtide_solver::check::check;
-use ebbtide_solver::ids::{Id, OpId};
 use ebbtide_solver::plan::Plan;
 use ebbtide_solver::problem::{Problem, Value};
 use ebbtide_solver::schedule::{Action, Instruction, Schedule, Stream, GRADIENT_NORM};
@@ -28,9 +30,14 @@ const SMALL: Shape = Shape {
     unit_machine: false,
 };
 
+/// How many problems there are, unless another number is asked for.
+fn cases(otherwise: u64) -> u64 {
+    std::env::var("LAWS").map_or(otherwise, |n| n.parse().expect("LAWS is a number"))
+}
+
 /// Runs a law on the problems of many seeds and names those that break it.
-fn for_seeds(cases: u64, law: impl Fn(u64) -> Result<(), String>) {
-    let cases = std::env::var("LAWS").map_or(cases, |n| n.parse().expect("LAWS is a number"));
+fn for_seeds(some: u64, law: impl Fn(u64) -> Result<(), String>) {
+    let cases = cases(some);
     let broken: Vec<String> = (0..cases)
         .filter_map(|seed| law(seed).err().map(|why| format!("seed {seed}: {why}")))
         .collect();
@@ -65,45 +72,120 @@ fn find(problem: &Problem, strategy: Strategy) -> Option<Solution> {
     .ok()
 }
 
+/// What every strategy finds of one problem; each problem is solved once for all laws.
+struct Solved {
+    problem: Problem,
+    found: Vec<(Strategy, Option<Found>)>,
+}
+
+struct Found {
+    step: Nanos,
+    /// Whether a value stays packed in part.
+    packs: bool,
+    /// Whether its arena is over the budget, where nothing is wrong with it; else what is.
+    verdict: Result<bool, String>,
+}
+
+impl Solved {
+    fn new(seed: u64) -> Self {
+        let problem = random_problem(seed, shape(seed, SMALL));
+        let options = Options::default();
+        let contexts = contexts(std::slice::from_ref(&problem), &options);
+        let strategies = Strategy::ALL.into_iter();
+        let found = strategies.filter(|s| *s != Strategy::Exhaustive);
+        let found = found.map(|strategy| {
+            let solution = solve(&contexts, strategy, &options).ok();
+            (
+                strategy,
+                solution.map(|solution| judge(&contexts[0], solution)),
+            )
+        });
+        Self {
+            found: found.collect(),
+            problem,
+        }
+    }
+
+    fn step(&self, of: Strategy) -> Option<Nanos> {
+        self.of(of).map(|found| found.step)
+    }
+
+    fn of(&self, of: Strategy) -> Option<&Found> {
+        let found = self.found.iter().find(|(strategy, _)| *strategy == of);
+        found?.1.as_ref()
+    }
+}
+
+/// Checks a plan.
+fn judge(context: &Context<'_>, solution: Solution) -> Found {
+    let budget = context.problem.budget.device;
+    let step = solution.step();
+    let plan = &solution.found.candidate.plan;
+    let packs = plan.fates.values().any(|fate| fate.pack > 0);
+    let verdict = (|| {
+        let peak = solution.found.candidate.built.peak;
+        if step < solution.bound {
+            return Err(format!("{step} is less than the bound {}", solution.bound));
+        }
+        if peak > budget {
+            return Err(format!("peak {peak} over {budget}"));
+        }
+        let candidate = solution.found.candidate;
+        takes_its_least(context, &candidate.plan, &candidate.built)?;
+        let mut schedule = with_addresses(candidate.built);
+        if schedule.arena_bytes < peak {
+            return Err(format!("arena {} below {peak}", schedule.arena_bytes));
+        }
+        let over = schedule.arena_bytes > budget;
+        if over {
+            schedule.budget.device = schedule.arena_bytes;
+        }
+        match check(&schedule).first() {
+            Some(violation) => Err(format!("{violation:?}")),
+            None => Ok(over),
+        }
+    })();
+    Found {
+        step,
+        packs,
+        verdict,
+    }
+}
+
+/// The first problems, solved by whichever test asks first, on two threads.
+fn solved() -> &'static [Solved] {
+    static SOLVED: OnceLock<Vec<Solved>> = OnceLock::new();
+    SOLVED.get_or_init(|| {
+        // As many as any test looks at.
+        let cases = cases(300).max(200);
+        let every_second = |from: u64| (from..cases).step_by(2).map(Solved::new).collect();
+        let [even, odd]: [Vec<Solved>; 2] = thread::scope(|scope| {
+            let odd = scope.spawn(|| every_second(1));
+            [every_second(0), odd.join().expect("no law panics")]
+        });
+        let mut odd = odd.into_iter();
+        let pairs = even.into_iter().flat_map(|even| [Some(even), odd.next()]);
+        pairs.flatten().collect()
+    })
+}
+
 #[test]
 fn every_strategys_plan_checks_fits_and_is_no_faster_than_the_bound() {
     let (placed, missed) = (Cell::new(0), Cell::new(0));
     for_seeds(300, |seed| {
-        let problem = random_problem(seed, shape(seed, SMALL));
-        let options = Options::default();
-        let contexts = contexts(std::slice::from_ref(&problem), &options);
-        for strategy in Strategy::ALL
-            .into_iter()
-            .filter(|s| *s != Strategy::Exhaustive)
-        {
-            let Ok(solution) = solve(&contexts, strategy, &options) else {
-                continue;
-            };
-            let broken = |what: String| Err(format!("{}: {what}", strategy.name()));
-            let (peak, step) = (solution.found.candidate.built.peak, solution.step());
-            if step < solution.bound {
-                return broken(format!("{step} is less than the bound {}", solution.bound));
-            }
-            if peak > problem.budget.device {
-                return broken(format!("peak {peak} over {}", problem.budget.device));
-            }
-            let candidate = solution.found.candidate;
-            takes_its_least(&contexts[0], &candidate.plan, &candidate.built)?;
-            let mut schedule = with_addresses(candidate.built);
-            if schedule.arena_bytes < peak {
-                return broken(format!("arena {} below {peak}", schedule.arena_bytes));
-            }
-            if schedule.arena_bytes > problem.budget.device {
-                missed.set(missed.get() + 1);
-                schedule.budget.device = schedule.arena_bytes;
-            }
-            placed.set(placed.get() + 1);
-            if let Some(violation) = check(&schedule).first() {
-                return broken(format!("{violation:?}"));
+        for (strategy, found) in &solved()[seed as usize].found {
+            match found.as_ref().map(|found| &found.verdict) {
+                None => {}
+                Some(Ok(over)) => {
+                    placed.set(placed.get() + 1);
+                    missed.set(missed.get() + u64::from(*over));
+                }
+                Some(Err(what)) => return Err(format!("{}: {what}", strategy.name())),
             }
         }
         Ok(())
     });
+    assert!(placed.get() > 0);
     println!(
         "{} of {} arenas are over the budget",
         missed.get(),
@@ -231,17 +313,11 @@ fn no_plan_of_a_tiny_problem_is_faster_than_the_bound_and_ilp_is_within_its_gap(
 
 #[test]
 fn ilp_is_never_slower_than_another_strategy() {
-    for_seeds(200, |seed| {
-        let problem = random_problem(seed, shape(seed, SMALL));
-        let options = Options::default();
-        let contexts = contexts(std::slice::from_ref(&problem), &options);
-        let step = |s| solve(&contexts, s, &options).map(|s| s.step()).ok();
-        let ilp = step(Strategy::Ilp);
-        for strategy in Strategy::ALL
-            .into_iter()
-            .filter(|s| *s != Strategy::Exhaustive)
-        {
-            match (ilp, step(strategy)) {
+    for_seeds(300, |seed| {
+        let solved = &solved()[seed as usize];
+        let ilp = solved.step(Strategy::Ilp);
+        for (strategy, found) in &solved.found {
+            match (ilp, found.as_ref().map(|found| found.step)) {
                 (Some(ilp), Some(other)) if other < ilp => {
                     return Err(format!("{} {other} beats ilp {ilp}", strategy.name()));
                 }
@@ -308,24 +384,34 @@ fn building_and_simulating_are_functions() {
 fn random_problems_are_varied() {
     let (mut groups, mut batches, mut ragged, mut host, mut fits) = (0, 0, 0, 0, 0);
     let (mut passes, mut packs, mut packed) = (0, 0, 0);
-    for seed in 0..200 {
-        let problem = random_problem(seed, shape(seed, SMALL));
+    let mut lengths = BTreeSet::new();
+    for solved in &solved()[..200] {
+        let problem = &solved.problem;
         groups += u32::from(problem.groups > 1);
         batches += u32::from(problem.micro_batches > 1);
         passes += u32::from(problem.passes > 1);
         ragged += u32::from(problem.tokens.get() % problem.granule.get() > 0);
         host += u32::from(problem.states[0].host.is_some());
         packs += u32::from(problem.values.values().any(Value::packs));
-        let found = find(&problem, Strategy::Ilp);
+        let found = solved.of(Strategy::Ilp);
         fits += u32::from(found.is_some());
-        let fates = found.map(|solution| solution.found.candidate.plan.fates);
-        packed += u32::from(fates.is_some_and(|fates| fates.values().any(|f| f.pack > 0)));
-        assert!(problem.ops.get(OpId::from_index(0)).is_some());
+        packed += u32::from(found.is_some_and(|found| found.packs));
+        lengths.insert(problem.ops.len());
     }
     println!("groups {groups}, micro-batches {batches}, ragged {ragged}, host {host}, fits {fits}");
     println!("passes {passes}, packs {packs}, a plan that packs {packed}");
     assert!(packed > 0);
-    assert!([groups, batches, passes, ragged, host, fits, packs]
-        .iter()
-        .all(|&n| n > 20));
+    for (what, count) in [
+        ("groups", groups),
+        ("micro-batches", batches),
+        ("passes", passes),
+        ("ragged tiles", ragged),
+        ("updates on the host", host),
+        ("plans that fit", fits),
+        ("values that pack", packs),
+    ] {
+        assert!(count > 20, "{what}: {count} of 200");
+    }
+    assert!(fits < 200, "everything fits");
+    assert!(lengths.len() > 10, "as many operators: {lengths:?}");
 }

@@ -15,7 +15,7 @@ fn succeeds(args: &[&str], environment: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn what_is_measured_is_what_was_set() {
+fn profile_plan_and_step_follow_a_clock_that_is_known() {
     if !is_there() {
         return;
     }

@@ -1,16 +1,21 @@
 //! When attention is cuDNN's and when it is not, as commands tell it: a run says so and goes on,
 //! unless a call that was made fails.
 
+use std::sync::OnceLock;
+
 use serde_json::Value;
 
 use super::is_there;
 use super::place::{ebbtide, folder, libraries, stderr, CUDNN, LIBRARIES};
 
-/// A schedule in bf16 by a profile with cuDNN's scratch memory, or without.
-fn schedule(profile: &str) -> String {
-    // Tests run side by side.
-    let thread = format!("{:?}.json", std::thread::current().id());
-    let path = folder("cudnn").join(thread);
+/// A schedule in bf16 by a profile with cuDNN's scratch memory.
+fn schedule() -> &'static str {
+    static PLANNED: OnceLock<String> = OnceLock::new();
+    PLANNED.get_or_init(|| planned_by("h100-sxm5-80gb"))
+}
+
+fn planned_by(profile: &str) -> String {
+    let path = folder("cudnn").join(format!("{profile}.json"));
     let path = path.to_str().unwrap().to_owned();
     let what = "plan --model tiny --seq 64 --dtype bf16 --profile";
     let args: Vec<&str> = what.split(' ').chain([profile, "-o", &path]).collect();
@@ -18,8 +23,6 @@ fn schedule(profile: &str) -> String {
     assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
     path
 }
-
-const WITH: &str = "h100-sxm5-80gb";
 
 /// What a run says of its device.
 fn notes(schedule: &str, more: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
@@ -38,12 +41,12 @@ fn a_run_says_what_attention_was_computed_by() {
     if !is_there() {
         return;
     }
-    let schedule = schedule(WITH);
+    let schedule = schedule();
     let by = |by: &str| ["attention", "attention_backward"].map(|what| format!("{what} by {by}"));
-    assert_eq!(notes(&schedule, &[], &[]), by("cuDNN 9.19.0"));
+    assert_eq!(notes(schedule, &[], &[]), by("cuDNN 9.19.0"));
     let ours = by("ebbtide's kernels (--deterministic)");
-    assert_eq!(notes(&schedule, &["--deterministic"], &[]), ours);
-    let args = ["run", &schedule, "--device", "cuda:0", "--steps", "1"];
+    assert_eq!(notes(schedule, &["--deterministic"], &[]), ours);
+    let args = ["run", schedule, "--device", "cuda:0", "--steps", "1"];
     let out = ebbtide(&args, &[]);
     let text = String::from_utf8_lossy(&out.stdout);
     assert!(
@@ -57,7 +60,7 @@ fn without_cudnn_attention_is_ours_and_says_why() {
     if !is_there() {
         return;
     }
-    let schedule = schedule(WITH);
+    let schedule = schedule();
     let bare = folder("without-cudnn");
     let lone = folder("cudnn-alone");
     for library in LIBRARIES {
@@ -95,12 +98,18 @@ fn without_cudnn_attention_is_ours_and_says_why() {
             "cuDNN 9.19.0 has no plan for it: it proposes no",
         ),
     ] {
-        let notes = notes(&schedule, &[], &[(variable, value)]);
+        let notes = notes(schedule, &[], &[(variable, value)]);
         let ours = format!("attention by ebbtide's kernels ({words}");
         assert!(notes[0].starts_with(&ours), "{notes:?}");
     }
-    let planned_without = self::schedule("unit");
-    let notes = notes(&planned_without, &[], &[]);
+}
+
+#[test]
+fn without_scratch_memory_the_backward_is_ours_and_says_why() {
+    if !is_there() {
+        return;
+    }
+    let notes = notes(&planned_by("unit"), &[], &[]);
     assert_eq!(notes[0], "attention by cuDNN 9.19.0");
     let words = "attention_backward by ebbtide's kernels (the schedule plans no scratch memory";
     assert!(notes[1].starts_with(words), "{notes:?}");
@@ -111,7 +120,7 @@ fn a_call_that_fails_ends_the_run() {
     if !is_there() {
         return;
     }
-    let schedule = schedule(WITH);
+    let schedule = schedule();
     for (fault, words) in [
         (
             "cudnnBackendExecute:2=1",
@@ -119,7 +128,7 @@ fn a_call_that_fails_ends_the_run() {
         ),
         ("attention:3=719", "CUDA_ERROR_LAUNCH_FAILED"),
     ] {
-        let args = ["run", &schedule, "--device", "cuda:0", "--steps", "2"];
+        let args = ["run", schedule, "--device", "cuda:0", "--steps", "2"];
         let out = ebbtide(&args, &[("EBBTIDE_STANDIN_FAIL", fault)]);
         let error = stderr(&out);
         assert_eq!(out.status.code(), Some(4), "{fault}: {error}");

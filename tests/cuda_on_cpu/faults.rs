@@ -2,13 +2,15 @@
 //! commands that fail while they run. Always one clear line, exit code 4, and nothing half-written.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use super::is_there;
 use super::place::{alias, ebbtide, folder, libraries, stderr, LIBRARIES};
 
 /// A schedule of the tiny model that copies, recomputes and updates on the host.
-fn schedule() -> String {
-    plan("s.json", &["--device-memory", "600KiB"])
+fn schedule() -> &'static str {
+    static PLANNED: OnceLock<String> = OnceLock::new();
+    PLANNED.get_or_init(|| plan("s.json", &["--device-memory", "600KiB"]))
 }
 
 fn plan(name: &str, more: &[&str]) -> String {
@@ -23,7 +25,7 @@ fn plan(name: &str, more: &[&str]) -> String {
 
 /// Runs, and holds what is said to some words.
 fn fails(environment: &[(&str, &str)], words: &[&str]) {
-    fails_with(&schedule(), environment, words);
+    fails_with(schedule(), environment, words);
 }
 
 fn fails_with(schedule: &str, environment: &[(&str, &str)], words: &[&str]) {
@@ -56,7 +58,7 @@ fn it_runs_where_nothing_fails() {
     }
     let schedule = schedule();
     let args = [
-        "run", &schedule, "--device", "cuda:0", "--steps", "2", "--json",
+        "run", schedule, "--device", "cuda:0", "--steps", "2", "--json",
     ];
     let out = ebbtide(&args, &[("EBBTIDE_STANDIN_DELAYS", "7")]);
     assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));
@@ -204,7 +206,7 @@ fn a_spoilt_cache_is_made_again() {
     let cache = folder("cache-of-its-own");
     let environment = [("XDG_CACHE_HOME", cache.to_str().unwrap())];
     let schedule = schedule();
-    let args = ["run", &schedule, "--device", "cuda:0", "--steps", "1"];
+    let args = ["run", schedule, "--device", "cuda:0", "--steps", "1"];
     let run = || {
         let out = ebbtide(&args, &environment);
         assert_eq!(out.status.code(), Some(0), "{}", stderr(&out));

@@ -25,15 +25,10 @@ pub fn folder(name: &str) -> PathBuf {
 
 /// Has the host's compiler make a shared library.
 fn compile(args: &[&str]) {
-    let out = Command::new("g++")
-        .args(args)
-        .output()
-        .expect("g++ is installed");
-    assert!(
-        out.status.success(),
-        "{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    let compiler = library::compiler();
+    let out = Command::new(&compiler).args(args).output();
+    let out = out.unwrap_or_else(|error| panic!("{compiler}: {error}"));
+    assert!(out.status.success(), "{}", stderr(&out));
 }
 
 /// The stand-in, as cargo has built it for this test.
@@ -108,7 +103,7 @@ pub fn stand_in() {
 /// The kernels, compiled for the host; none without a compiler, and then this has been said.
 pub fn kernels() -> Option<&'static Path> {
     static MADE: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let made = MADE.get_or_init(|| library::build(false).map(|built| built.library));
+    let made = MADE.get_or_init(|| library::build(false).map(|built| built.library.clone()));
     made.as_deref()
 }
 

@@ -16,7 +16,7 @@ use super::plans::{
     by_strategies, file_of, mixed, problem, random_cut, random_plan, schedule, with_budget, Cut,
 };
 use super::runs::{batches, optimizer, outcome, session_on, Outcome, STEPS};
-use super::straight::straight;
+use super::straight::{straight, Kept};
 use super::support::tiny::random::Random;
 use super::{card, has_cudnn, is_there};
 
@@ -114,8 +114,14 @@ pub fn apart(found: &[u32], expected: &[u32]) -> f64 {
     }
 }
 
-/// Holds losses, weights and states to others'.
-pub fn assert_near(what: &str, found: &Outcome, expected: &Outcome, tolerance: f64) {
+/// Holds losses and weights to others', and states by a tolerance of their own: second moments are
+/// squares.
+pub fn assert_near(
+    what: &str,
+    found: &Outcome,
+    expected: &Outcome,
+    (tolerance, of_states): (f64, f64),
+) {
     for (a, b) in found.losses.iter().zip(&expected.losses) {
         let (a, b) = (f64::from_bits(*a), f64::from_bits(*b));
         assert!(
@@ -131,7 +137,7 @@ pub fn assert_near(what: &str, found: &Outcome, expected: &Outcome, tolerance: f
     for ((name, a), b) in found.states.iter().zip(expected.states.values()) {
         let apart = apart(a, b);
         assert!(
-            apart <= 10.0 * tolerance,
+            apart <= of_states,
             "{what} states of {name}: {apart:.1e} apart"
         );
     }
@@ -150,9 +156,16 @@ fn step(name: &str, method: Method, dtype: Dtype, deterministic: bool) {
     let how = (steps, &with);
     let (found, notes) = run_noted(card(deterministic), (&model, &cut, &planned), how);
     let as_asked = |note: &String| note.contains(" by cuDNN") != deterministic;
-    assert!(notes.iter().all(as_asked), "{what}: {notes:?}");
+    assert!(
+        !notes.is_empty() && notes.iter().all(as_asked),
+        "{what}: {notes:?}"
+    );
     let expected = run(processor(), (&model, &cut, &planned), how);
-    let tolerance = if dtype == Dtype::F32 { 2e-5 } else { 5e-2 };
+    let tolerance = match dtype {
+        // A card rounds sums otherwise than the stand-in does.
+        Dtype::F32 => (2e-5, 5e-6),
+        _ => (5e-2, 2e-2),
+    };
     assert_near(&what, &found, &expected, tolerance);
     if deterministic {
         let plain = run(card(true), (&model, &cut, &straight(&planned)), how);
@@ -191,12 +204,18 @@ fn models_in_bf16_by_cudnn() {
     }
 }
 
-/// A plan and the step without one leave the same bits.
-fn same_bits(what: &str, model: &ModelConfig, cut: &Cut, planned: &Schedule) {
+/// A plan and the step without one leave the same bits; `plain`: what those of this cut left.
+fn same_bits(
+    what: &str,
+    (model, cut, planned): (&ModelConfig, &Cut, &Schedule),
+    plain: &mut Kept<Outcome>,
+) {
     let how = (STEPS, &optimizer());
     let found = run(card(true), (model, cut, planned), how);
-    let plain = run(card(true), (model, cut, &straight(planned)), how);
-    assert_eq!(found.difference(&plain), None, "{what}");
+    let plain = plain.of(planned, |straight| {
+        run(card(true), (model, cut, straight), how)
+    });
+    assert_eq!(found.difference(plain), None, "{what}");
 }
 
 #[test]
@@ -209,10 +228,11 @@ fn strategies_give_the_same_bits() {
     cut.workload.accumulate = 2;
     let free = problem(&model, &cut);
     let mut seen: Vec<Schedule> = Vec::new();
+    let mut plain = Kept::new();
     for (strategy, mut planned) in by_strategies(&with_budget(&free, 25)) {
         planned.budget = free.budget;
         if seen.len() < 4 && !seen.contains(&planned) {
-            same_bits(&strategy, &model, &cut, &planned);
+            same_bits(&strategy, (&model, &cut, &planned), &mut plain);
             seen.push(planned);
         }
     }
@@ -230,7 +250,7 @@ fn random_plans_give_the_same_bits() {
         let cut = random_cut(method, model.kv_heads, &mut random);
         let problem = problem(&model, &cut);
         let planned = schedule(&problem, &random_plan(&problem, &mut random));
-        same_bits(name, &model, &cut, &planned);
+        same_bits(name, (&model, &cut, &planned), &mut Kept::new());
     }
 }
 
@@ -254,6 +274,11 @@ fn clipped_gradients() {
         let how = (steps, &with);
         let found = run(card(true), (&model, &cut, &planned), how);
         let expected = run(processor(), (&model, &cut, &planned), how);
-        assert_near(&format!("{method} clipped"), &found, &expected, 2e-5);
+        assert_near(
+            &format!("{method} clipped"),
+            &found,
+            &expected,
+            (5e-6, 5e-6),
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! Every plan gives the bits of the step without a plan. Each is run at a seed of its own;
-//! `SEEDS=10 cargo test --release --test execute identity` runs each at so many.
+//! Every plan gives the bits of the step without a plan. Plans of a cut share weights and tokens,
+//! so that the step without one runs once for all; delays are each plan's own.
+//! `SEEDS=10 cargo test --release --test execute identity` runs each with so many of both.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,8 +16,8 @@ use ebbtide_solver::schedule::{Action, Schedule, Stream};
 
 use super::models::{self, model};
 use super::plans::*;
-use super::runs::run;
-use super::straight::straight;
+use super::runs::{run, Outcome};
+use super::straight::Kept;
 use super::support::tiny::random::Random;
 
 fn delays(seed: u64) -> CpuOptions {
@@ -54,34 +55,60 @@ fn features(schedule: &Schedule) -> BTreeSet<&'static str> {
 
 /// Runs a planned file and the straight one and compares.
 fn compare(name: &str, model: &ModelConfig, cut: &Cut, schedule: Schedule, seed: u64) {
-    assert_eq!(check(&schedule), [], "{name}");
-    let plain = file_of(model, cut, straight(&schedule));
-    let planned: ScheduleFile = file_of(model, cut, schedule);
-    let seeds = std::env::var("SEEDS").map_or(1, |n| n.parse().expect("SEEDS is a number"));
-    for nth in 0..seeds {
-        compare_at(name, model, (&plain, &planned), seed + 1000 * nth);
-    }
+    Cases::new(model, cut, seed).compare(name, schedule, seed);
 }
 
-fn compare_at(
-    name: &str,
-    model: &ModelConfig,
-    (plain, planned): (&ScheduleFile, &ScheduleFile),
-    seed: u64,
-) {
-    let told = |error: ebbtide::error::Error| -> ! { panic!("{name}: {error}") };
-    let (expected, _) = run(plain, model, CpuOptions::default(), seed).unwrap_or_else(|e| told(e));
-    let loss = f64::from_bits(expected.losses[0]);
-    assert!(loss > 1.0 && loss < 20.0, "{name}: loss {loss}");
-    assert_ne!(expected.losses[0], expected.losses[1], "{name}");
-    let (found, used) = run(planned, model, delays(seed), seed).unwrap_or_else(|e| told(e));
-    if let Some(difference) = found.difference(&expected) {
-        panic!("{name}, seed {seed}: {difference}");
+/// Plans of one cut, all from the same weights and on the same tokens.
+struct Cases<'a> {
+    model: &'a ModelConfig,
+    cut: &'a Cut,
+    seeds: Vec<u64>,
+    /// What the straight ones left from each seed.
+    expected: Kept<Vec<Outcome>>,
+}
+
+impl<'a> Cases<'a> {
+    fn new(model: &'a ModelConfig, cut: &'a Cut, seed: u64) -> Self {
+        let seeds = std::env::var("SEEDS").map_or(1, |n| n.parse().expect("SEEDS is a number"));
+        Self {
+            model,
+            cut,
+            seeds: (0..seeds).map(|nth| seed + 1000 * nth).collect(),
+            expected: Kept::new(),
+        }
     }
-    let schedule = &planned.schedule;
-    assert_eq!(used.high_water_bytes, schedule.arena_bytes.get(), "{name}");
-    let peak = memory::peak(schedule).bytes.get();
-    assert_eq!(used.peak_live_bytes, peak, "{name}");
+
+    fn compare(&mut self, name: &str, schedule: Schedule, delayed: u64) {
+        assert_eq!(check(&schedule), [], "{name}");
+        let &mut Cases { model, cut, .. } = self;
+        let run = |file: &ScheduleFile, options, seed| {
+            let told = |error| panic!("{name}, seed {seed}: {error}");
+            run(file, model, options, seed).unwrap_or_else(told)
+        };
+        let seeds = &self.seeds;
+        let expected = self.expected.of(&schedule, |straight| {
+            let plain = file_of(model, cut, straight.clone());
+            let left = |&seed: &u64| {
+                let (left, _) = run(&plain, CpuOptions::default(), seed);
+                let loss = f64::from_bits(left.losses[0]);
+                assert!(loss > 1.0 && loss < 20.0, "{name}: loss {loss}");
+                assert_ne!(left.losses[0], left.losses[1], "{name}");
+                left
+            };
+            seeds.iter().map(left).collect()
+        });
+        let planned = file_of(model, cut, schedule);
+        for (nth, (&seed, expected)) in (0..).zip(seeds.iter().zip(expected)) {
+            let (found, used) = run(&planned, delays(delayed + 1000 * nth), seed);
+            if let Some(difference) = found.difference(expected) {
+                panic!("{name}, seed {seed}: {difference}");
+            }
+            let schedule = &planned.schedule;
+            assert_eq!(used.high_water_bytes, schedule.arena_bytes.get(), "{name}");
+            let peak = memory::peak(schedule).bytes.get();
+            assert_eq!(used.peak_live_bytes, peak, "{name}");
+        }
+    }
 }
 
 /// All strategies and hand-made extremes of one model by every method.
@@ -89,17 +116,18 @@ fn all_plans(name: &str) {
     let model = model(name);
     let mut used = BTreeSet::new();
     let mut seen: Vec<Schedule> = Vec::new();
-    for method in Method::ALL {
+    for (nth, method) in Method::ALL.into_iter().enumerate() {
         for groups in [1, 2] {
             let cut = Cut::new(method, groups);
+            let mut cases = Cases::new(&model, &cut, seen.len() as u64);
             let free = problem(&model, &cut);
             let mut plans = vec![
                 ("mixed".to_owned(), mixed(&free)),
                 ("segments".to_owned(), segments(&free)),
             ];
-            for percent in if groups == 1 { vec![60] } else { vec![25, 60] } {
-                plans.extend(by_strategies(&with_budget(&free, percent)));
-            }
+            // In turns, since methods make much the same plans of much the same memory.
+            let percent = if groups == 2 && nth % 2 == 0 { 25 } else { 60 };
+            plans.extend(by_strategies(&with_budget(&free, percent)));
             for (strategy, mut schedule) in plans {
                 used.extend(features(&schedule));
                 schedule.budget = free.budget;
@@ -107,7 +135,7 @@ fn all_plans(name: &str) {
                     continue;
                 }
                 let what = format!("{name} {method} {groups} groups {strategy}");
-                compare(&what, &model, &cut, schedule.clone(), seen.len() as u64);
+                cases.compare(&what, schedule.clone(), seen.len() as u64);
                 seen.push(schedule);
             }
         }

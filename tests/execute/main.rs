@@ -27,6 +27,11 @@ fn device() -> Box<dyn Device> {
     Box::new(CpuDevice::new(CpuOptions::default()))
 }
 
+/// Whether every fixture meets every case on it.
+fn every_case() -> bool {
+    true
+}
+
 /// Whether there is such a device.
 fn is_there() -> bool {
     true

@@ -1,6 +1,7 @@
 //! The same step without a plan: every operator of a schedule once, in order, on buffers that hold
 //! whole values side by side. What a plan keeps, moves, frees and makes again must not change a
 //! bit.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::collections::BTreeMap;
 
@@ -59,6 +60,28 @@ pub fn straight(planned: &Schedule) -> Schedule {
         .for_each(|g| g.on_host = false);
     straight.budget.device = straight.arena_bytes;
     straight
+}
+
+/// What runs of straight schedules left: plans of one cut have much the same straight one.
+pub struct Kept<T>(Vec<(Schedule, T)>);
+
+impl<T> Kept<T> {
+    /// None yet.
+    pub fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    /// What the straight schedule of a planned one left; it is run where none like it was.
+    pub fn of(&mut self, planned: &Schedule, run: impl FnOnce(&Schedule) -> T) -> &T {
+        let straight = straight(planned);
+        let known = self.0.iter().position(|(known, _)| *known == straight);
+        let known = known.unwrap_or_else(|| {
+            let left = run(&straight);
+            self.0.push((straight, left));
+            self.0.len() - 1
+        });
+        &self.0[known].1
+    }
 }
 
 struct Whole<'a> {

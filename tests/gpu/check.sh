@@ -122,7 +122,8 @@ table)
     python3 tests/gpu/table.py "$out" | tee "$out/table.txt"
     ;;
 *)
-    sed -n '2,11p' "$0" >&2
+    # What this file begins with, without the #.
+    sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$0" >&2
     exit 2
     ;;
 esac

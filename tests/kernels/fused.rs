@@ -159,7 +159,7 @@ fn lse_stays_within_scratch_memory() {
 /// Runs a launch on lse and scratch memory.
 fn turned(launch: &Launch, lse: &[f32], scratch: &[f32]) -> Option<[Vec<f32>; 2]> {
     let built = library::build(true)?;
-    let mut request = Request::default();
+    let mut request = Request::new();
     request.number(2);
     for values in [lse, scratch] {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();

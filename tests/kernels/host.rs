@@ -10,7 +10,7 @@ use crate::library;
 /// Runs one launch on a buffer of 64 bytes; what the program says where it fails.
 fn told(kernel: &'static str, block: u32, bytes: u64) -> Option<String> {
     let built = library::build(true)?;
-    let mut request = Request::default();
+    let mut request = Request::new();
     request.number(1);
     request.buffer(64, 0, &[1; 64]);
     request.number(1);

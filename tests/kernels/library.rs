@@ -12,7 +12,7 @@ use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::OnceLock;
 
 /// What was built.
 #[derive(Clone, Debug)]
@@ -26,7 +26,8 @@ pub struct Library {
 const FLAGS: [&str; 11] = [
     "-std=c++17",
     "-O1",
-    "-g",
+    // Lines for the sanitizers' words, without the types that templates make.
+    "-g1",
     "-fPIC",
     "-Wall",
     "-Wextra",
@@ -43,10 +44,19 @@ const SANITIZED: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-rec
 
 /// The library; none without a compiler, and then this has been said. `sanitized`: with the
 /// address and undefined-behaviour sanitizers, which only the program can be run with.
-pub fn build(sanitized: bool) -> Option<Library> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+pub fn build(sanitized: bool) -> Option<&'static Library> {
+    static BUILT: [OnceLock<Option<Library>>; 2] = [const { OnceLock::new() }; 2];
+    let built = &BUILT[usize::from(sanitized)];
+    built.get_or_init(|| found_or_made(sanitized)).as_ref()
+}
+
+/// The C++ compiler at hand.
+pub fn compiler() -> String {
+    std::env::var("CXX").unwrap_or_else(|_| "c++".into())
+}
+
+fn found_or_made(sanitized: bool) -> Option<Library> {
+    let compiler = compiler();
     let Ok(version) = Command::new(&compiler).arg("--version").output() else {
         let line = format!("skipped: no C++ compiler (`{compiler}`) to run the kernels with");
         return skip(&line);
@@ -116,7 +126,14 @@ fn compile(compiler: &str, kernels: &Path, place: &Path, sanitized: bool) {
     let [bf16, f32] = ["bf16.o", "f32.o"].map(|object| work.join(object));
     let [bf16, f32] = [bf16.to_str().unwrap(), f32.to_str().unwrap()];
     let name = "-Wl,-soname,libebbtide_kernels.so";
-    let parts = ["-shared", name, "host/fibres.cpp", "host/matrices.cpp"];
+    // These run all kernels, and compile in no time.
+    let parts = [
+        "-shared",
+        "-O2",
+        name,
+        "host/fibres.cpp",
+        "host/matrices.cpp",
+    ];
     finished(vec![command(
         &[&parts[..], &[bf16, f32]].concat(),
         "libebbtide_kernels.so",

@@ -64,7 +64,7 @@ impl Turned {
             nothing(4 * groups),
             nothing(rows * columns * size),
         ];
-        let mut request = Request::default();
+        let mut request = Request::new();
         request.number(buffers.len() as u32);
         for buffer in &buffers {
             request.buffer(buffer.len() as u64, 0, buffer);
@@ -176,7 +176,7 @@ impl Turned {
 }
 
 #[test]
-fn columns_are_rounded_as_rows_are() {
+fn rows_columns_weights_and_groups_are_rounded_alike() {
     for bf16 in [false, true] {
         for (rows, columns) in [(1, 1), (5, 130), (128, 64), (70, 33), (129, 20), (300, 8)] {
             for format in [0, 1] {

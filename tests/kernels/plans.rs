@@ -279,6 +279,7 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
         (28_672, 8192),
     ];
     let moments = Moments::EightBit;
+    let mut in_scratch = 0;
     for (rows, columns) in matrices {
         let projection = |rank| Projection { rank, refresh: 200 };
         let rules = [
@@ -322,16 +323,39 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
                 let Task::Multiply(product) = task else {
                     continue;
                 };
-                let [m, n, _] = product.sizes;
-                if let Argument::Own(buffer, at) = product.out {
-                    let end = at + 4 * ((n - 1) * product.stride + m);
-                    assert_eq!(buffer, Buffer::Scratch);
-                    assert!(
-                        end <= SCRATCH_BYTES,
-                        "{rule:?} of {rows} × {columns}: {end}"
-                    );
+                let [m, n, k] = product.sizes;
+                let [of, to] = product.dtypes.map(Dtype::bytes);
+                let (a, b) = (product.a, product.b);
+                // As it lies, columns first: where it begins, rows, columns, from one to the next.
+                let turned = |[rows, columns]: [u64; 2], turned| match turned {
+                    true => [columns, rows],
+                    false => [rows, columns],
+                };
+                let mut operands = vec![
+                    ("a", a.at, turned([m, k], a.turned), a.stride, of),
+                    ("b", b.at, turned([k, n], b.turned), b.stride, of),
+                    ("out", product.out, [m, n], product.stride, to),
+                ];
+                let added = product.added.into_iter();
+                operands.extend(added.map(|at| ("added", at, [m, n], product.stride, to)));
+                for (name, at, [inner, outer], stride, size) in operands {
+                    let what = format!("{name} of {rule:?} of {rows} × {columns}");
+                    assert!(inner <= stride || outer == 1, "{what}: columns overlap");
+                    let bytes = size * ((outer - 1) * stride + inner);
+                    match at {
+                        Argument::Own(buffer, at) => {
+                            assert_eq!(buffer, Buffer::Scratch, "{what}");
+                            assert!(at + bytes <= SCRATCH_BYTES, "{what}: {}", at + bytes);
+                            in_scratch += 1;
+                        }
+                        Argument::Region(region) => {
+                            assert!(bytes <= region.bytes, "{what}: {bytes} of {region:?}");
+                        }
+                        _ => panic!("{what} is nowhere"),
+                    }
                 }
             }
         }
     }
+    assert!(in_scratch > 100, "{in_scratch}");
 }

@@ -24,7 +24,9 @@ pub enum Lies {
 pub const WAYS: [Lies; 4] = [Lies::Whole, Lies::Below, Lies::Beside, Lies::Twice];
 
 /// Rows and columns; a block of 8-bit moments more or less, a vector, a tensor of several areas.
-const SHAPES: [(u64, u64); 5] = [(1, 1), (37, 1), (40, 103), (64, 80), (301, 24)];
+const SHAPES: [(u64, u64); 5] = [(1, 1), (37, 1), (40, 103), (64, 80), SEVERAL_AREAS];
+/// In half of the settings of each rule.
+const SEVERAL_AREAS: (u64, u64) = (301, 24);
 
 pub fn case(setting: Setting, seed: u64) -> Case {
     let mut case = Case::new(setting, seed);
@@ -157,8 +159,11 @@ pub fn tensor(case: &mut Case, rule: TensorRule, (rows, columns): (u64, u64), li
 #[test]
 fn adam_gives_the_same_bits_however_moments_are_kept() {
     for setting in SETTINGS {
-        for kept in [Moments::F32, Moments::AsWeights, Moments::EightBit] {
+        for (rule, kept) in (0..).zip([Moments::F32, Moments::AsWeights, Moments::EightBit]) {
             for (nth, shape) in (0..).zip(SHAPES) {
+                if shape == SEVERAL_AREAS && !setting.serves_long(rule) {
+                    continue;
+                }
                 let lies = WAYS[nth % WAYS.len()];
                 let mut case = case(setting, nth as u64);
                 for lies in [Lies::Whole, lies] {
@@ -174,10 +179,15 @@ fn adam_gives_the_same_bits_however_moments_are_kept() {
 fn adalomo_is_near() {
     for setting in SETTINGS {
         for (nth, shape) in (0..).zip(SHAPES) {
-            for step in [1, 3] {
+            for (which, step) in [(0, 1), (1, 3)] {
+                if shape == SEVERAL_AREAS && !setting.serves_long(which) {
+                    continue;
+                }
                 let lies = WAYS[(nth + step) % WAYS.len()];
                 let mut case = case(setting, nth as u64);
                 (case.tolerance, case.step.step) = (2e-6, step as u64);
+                // A step that is more than bf16 may be off.
+                case.step.learning_rate = 0.3;
                 for lies in [Lies::Whole, lies] {
                     tensor(&mut case, TensorRule::AdaLomo, shape, lies);
                 }

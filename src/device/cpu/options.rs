@@ -24,7 +24,7 @@ impl LinkSpeed {
     }
 }
 
-/// Sleeps of random length before operators and copies, so that a missing wait shows.
+/// Sleeps of random length before one in four operators and copies, so that a missing wait shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delays {
     /// Decides them all.
