@@ -23,7 +23,7 @@ use crate::device::packed::Storage;
 use crate::error::{Error, Result};
 use crate::methods::{Method, Updates};
 use crate::model::graph::{Cut, Layout, Operator, Role, Stage, StepGraph, Work};
-use crate::model::ModelConfig;
+use crate::model::{ModelConfig, Positions};
 use crate::profile::cost::{Attention, Costs, Gemm};
 use crate::profile::{Dtype, Profile};
 
@@ -118,6 +118,18 @@ impl Workload {
     pub fn tokens(&self) -> u64 {
         self.seq * self.batch
     }
+    /// What a device keeps of a step beside its arena and that grows with the length: the table of
+    /// rotations (cosines and sines of half a head in f32), and of every token of an optimizer step
+    /// itself, its label and its place among equals (4 numbers of 32 bits).
+    pub fn beside_arena(&self, model: &ModelConfig) -> Bytes {
+        let table = match model.positions {
+            Positions::Rope { .. } => self.seq.saturating_mul(2 * 4 * (model.head_dim / 2)),
+            Positions::Learned { .. } => 0,
+        };
+        let tokens = self.seq.saturating_mul(self.batch);
+        let batches = tokens.saturating_mul(16 * u64::from(self.accumulate));
+        Bytes::new(table.saturating_add(batches))
+    }
     /// Refuses what cannot be planned.
     pub fn check(&self, model: &ModelConfig) -> Result<()> {
         let tokens = self
@@ -140,7 +152,7 @@ impl Workload {
             ))
             .hint("a shorter --seq, a smaller --batch, or --accumulate"));
         }
-        if let crate::model::Positions::Learned { positions } = model.positions {
+        if let Positions::Learned { positions } = model.positions {
             if self.seq > positions {
                 return Err(Error::bad_input(format!(
                     "{} has learned positions for {positions} tokens; --seq {} is beyond them",

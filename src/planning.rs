@@ -54,6 +54,10 @@ pub struct Request<'a> {
 }
 
 impl Request<'_> {
+    /// Device memory beside the arena: of context and libraries, and of the length.
+    fn beside_arena(&self) -> Bytes {
+        self.profile.device.overhead + self.workload.beside_arena(self.model)
+    }
     /// Refuses what cannot be planned, whatever the budget.
     ///
     /// # Errors
@@ -260,7 +264,7 @@ fn complete(
         },
         hardware: file::Hardware {
             name: request.profile.name.clone(),
-            overhead: request.profile.device.overhead,
+            overhead: request.beside_arena(),
             peak_flops_per_s: peak_flops_per_s(request),
             host_memory: request.profile.host.memory,
         },

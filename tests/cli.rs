@@ -514,7 +514,7 @@ fn bad_schedules_are_refused() {
 fn a_schedule_with_a_violation_is_refused() {
     let scratch = Scratch::new("violation");
     let path = scratch.path("good.json");
-    prints(&tiny(&["-o", &path]));
+    prints(&tiny(&["--device-memory", "1TiB", "-o", &path]));
     let good = fs::read_to_string(&path).unwrap();
     let bad = good.replacen("\"device_bytes\":1099511627776", "\"device_bytes\":1024", 1);
     assert_ne!(good, bad);

@@ -213,6 +213,7 @@ impl<'a> Comparing<'a> {
             batch,
             accumulate,
             clip,
+            arena_alone: _,
         } = &self.setting;
         let mut all = DefaultHasher::new();
         format!("{model:?}{profile:?}{clip}").hash(&mut all);

@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, value_name = "TYPE", value_parser = parse::dtype())]
     pub dtype: Option<Dtype>,
     /// Device memory for the plan, such as 72GiB [default: what the profile says is usable, less
-    /// the constant overhead]
+    /// what lies beside the plan]
     #[arg(long, value_name = "BYTES", value_parser = parse::bytes, allow_hyphen_values = true)]
     pub device_memory: Option<Bytes>,
     /// Host memory for the plan, such as 110GiB [default: 90 % of the profile's]
@@ -115,6 +115,9 @@ pub struct Setting {
     pub dtype: Dtype,
     /// The limits.
     pub budget: Budget,
+    /// Whether the device's limit is for the arena alone. Where nobody asked for one, what grows
+    /// with the length has to fit beside it.
+    pub arena_alone: bool,
 }
 
 impl Args {
@@ -129,6 +132,7 @@ impl Args {
             batch: self.batch,
             accumulate: self.accumulate,
             clip: self.clip,
+            arena_alone: self.device_memory.is_some(),
             dtype: self.dtype.unwrap_or(profile.default_dtype),
             budget: Budget {
                 device: self.device_memory.unwrap_or(profile.device.budget()),
@@ -144,20 +148,27 @@ impl Args {
 impl Setting {
     /// To plan a method for sequences of so many tokens.
     pub fn request(&self, method: Method, seq: u64) -> Request<'_> {
+        let workload = Workload {
+            seq,
+            batch: self.batch,
+            accumulate: self.accumulate,
+            dtype: self.dtype,
+            clip: self.clip,
+        };
+        let mut budget = self.budget;
+        if !self.arena_alone {
+            budget.device = budget
+                .device
+                .saturating_sub(workload.beside_arena(&self.model));
+        }
         Request {
             model: &self.model,
             profile: &self.profile,
-            workload: Workload {
-                seq,
-                batch: self.batch,
-                accumulate: self.accumulate,
-                dtype: self.dtype,
-                clip: self.clip,
-            },
+            workload,
             method,
             storage: None,
             arithmetic: Arithmetic::Plain,
-            budget: self.budget,
+            budget,
         }
     }
 }

@@ -102,7 +102,7 @@ pub(super) fn predict(
         hfu: of_peak(executed),
         peak_live: crate::memory::peak(schedule).bytes,
         arena: schedule.arena_bytes,
-        device: schedule.arena_bytes + request.profile.device.overhead,
+        device: schedule.arena_bytes + request.beside_arena(),
         host: schedule.host_bytes,
         d2h: copied_bytes(schedule, Stream::D2h),
         h2d: copied_bytes(schedule, Stream::H2d),

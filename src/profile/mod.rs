@@ -71,7 +71,7 @@ pub struct Device {
     pub memory: Bytes,
     /// What a process can get of it.
     pub usable: Bytes,
-    /// What context and libraries take of the usable memory.
+    /// What context and libraries take of the usable memory, whatever the length.
     pub overhead: Bytes,
     /// Datasheet peak in FLOP/s for dense products: what MFU is counted against.
     pub peak_flops_per_s: BTreeMap<Dtype, u64>,

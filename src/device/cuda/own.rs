@@ -105,6 +105,7 @@ fn places(reservation: &Reservation) -> Vec<(Buffer, u64, u64)> {
 mod tests {
     use super::*;
     use crate::device::RotaryTable;
+    use crate::lower::Workload;
     use crate::profile::Dtype;
 
     #[test]
@@ -144,5 +145,44 @@ mod tests {
         }
         let scratch = place(Buffer::Scratch).unwrap();
         assert_eq!(Own::bytes(&reservation), scratch.1 + SCRATCH_BYTES);
+    }
+
+    /// Plans leave room for what grows with the length, as much as is taken.
+    #[test]
+    fn what_grows_with_the_length_is_planned() {
+        let model = crate::model::load("llama-3.1-8b").unwrap();
+        let of = |seq: u64| {
+            let workload = Workload {
+                seq,
+                batch: 2,
+                accumulate: 3,
+                dtype: Dtype::Bf16,
+                clip: false,
+            };
+            let reservation = Reservation {
+                dtype: Dtype::Bf16,
+                arena_bytes: 0,
+                slab_bytes: 0,
+                events: 0,
+                rows: 2 * seq,
+                micro_batches: 3,
+                loss_slots: 3,
+                norm_slots: 0,
+                carry_elements: 0,
+                rotary: Some(RotaryTable {
+                    half: model.head_dim / 2,
+                    positions: seq,
+                    cos: Vec::new(),
+                    sin: Vec::new(),
+                }),
+            };
+            (
+                Own::bytes(&reservation),
+                workload.beside_arena(&model).get(),
+            )
+        };
+        let (short, long) = (of(4096), of(1 << 20));
+        assert_eq!(long.0 - short.0, long.1 - short.1);
+        assert!(long.1 > 512 << 20, "{} bytes", long.1);
     }
 }

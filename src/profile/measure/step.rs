@@ -84,6 +84,8 @@ pub(super) fn step(
     }
     let (device, host) = (schedule.arena_bytes, schedule.host_bytes);
     let overhead = request.target.overhead(request.memory, device, host)?;
+    // What grows with the length is known, and counted for each.
+    let overhead = overhead.saturating_sub(planned.file.hardware.overhead);
     let mut measured = MeasuredStep {
         tokens: dimension(tokens),
         groups: dimension(u64::from(tiling.groups)),
