@@ -5,7 +5,7 @@ use super::super::operand::{blocks, kernel, number};
 use super::super::{Argument, Buffer};
 use super::by_gradient;
 use super::low_rank::{Space, Workspace};
-use super::sequence::{Area, Gradient, Sequence, MOST_PARTIALS};
+use super::sequence::{Area, Sequence};
 use crate::device::tensors::{Moments, Projection, TensorUpdate};
 
 impl Sequence<'_> {
@@ -70,24 +70,13 @@ impl Sequence<'_> {
         factor: f64,
     ) -> Result<()> {
         let shape = tensor.shape;
-        let at_once = match Gradient::is_whole(tensor) {
-            true => shape.rows,
-            // Partial sums are beside it.
-            false => {
-                let sides = (shape.rows, shape.columns);
-                self.at_once(self.left() / 8 * 7, sides, 4 * shape.columns)?
-            }
-        };
         let of_area = |area: Area| match by {
             1 => factors.behind(4 * area.row),
             _ => factors,
         };
-        let areas: Vec<Area> = Area::of(shape).by_rows(at_once).collect();
-        let across = blocks(shape.columns.div_ceil(4), 256, MOST_PARTIALS);
-        let down = (MOST_PARTIALS / across).min(at_once);
-        let parts = across * down * areas.len() as u64;
-        let partials = self.take(8 * parts)?;
-        for (nth, &area) in (0..).zip(&areas) {
+        let partials = self.partials()?;
+        let areas = self.areas(tensor, shape)?;
+        for &area in &areas {
             let mark = self.mark();
             let gradient = self.gradient(tensor, area)?;
             let arguments = vec![
@@ -98,13 +87,12 @@ impl Sequence<'_> {
                 Argument::Own(Buffer::Constants, 0),
                 number(area.rows)?,
                 number(shape.columns)?,
-                partials.behind(8 * across * down * nth),
             ];
             let name = by_gradient!(self.operands, gradient, "scaled_squares");
-            self.launch(name, [across, down, 1], 256, arguments)?;
+            self.square(name, (area.rows, shape.columns), arguments, partials)?;
             self.release(mark);
         }
-        let squares = self.sum(partials, parts)?;
+        let squares = self.squared(partials)?;
         let growth = self.take(4)?;
         let name = kernel!(self.operands, "limited_growth");
         self.launch(name, [1; 3], 32, vec![squares, norm, growth])?;

@@ -4,7 +4,7 @@ use super::super::super::super::Result;
 use super::super::operand::{blocks, kernel, number};
 use super::super::{Argument, Buffer};
 use super::by_gradient;
-use super::sequence::{Area, Gradient, Sequence, MOST_PARTIALS};
+use super::sequence::{Area, Gradient, Sequence};
 use crate::device::cpu::ops::factored::decay;
 use crate::device::tensors::{TensorShape, TensorUpdate};
 
@@ -51,23 +51,13 @@ impl Sequence<'_> {
         let weight = self.operands.elements(tensor.weight, elements)?;
         let factors = self.second_moments(tensor)?;
         let of_weights = self.squares(weight, elements, false)?;
-        let at_once = match Gradient::is_whole(tensor) {
-            true => shape.rows,
-            // Partial sums are beside it.
-            false => {
-                let sides = (shape.rows, shape.columns);
-                self.at_once(self.left() / 8 * 7, sides, 4 * shape.columns)?
-            }
-        };
         let of_gradient = |area| match tensor.shape.is_vector() {
             true => Area::of(tensor.shape),
             false => area,
         };
-        let areas: Vec<Area> = Area::of(shape).by_rows(at_once).collect();
-        let across = blocks(shape.columns.div_ceil(4), 256, MOST_PARTIALS);
-        let down = (MOST_PARTIALS / across).min(at_once);
-        let partials = self.take(8 * across * down * areas.len() as u64)?;
-        for (nth, &area) in (0..).zip(&areas) {
+        let partials = self.partials()?;
+        let areas = self.areas(tensor, shape)?;
+        for &area in &areas {
             let mark = self.mark();
             let gradient = self.gradient(tensor, of_gradient(area))?;
             let mut arguments = vec![gradient.at, Argument::U64(shape.columns)];
@@ -76,13 +66,12 @@ impl Sequence<'_> {
                 Argument::Own(Buffer::Constants, 0),
                 number(area.rows)?,
                 number(shape.columns)?,
-                partials.behind(8 * across * down * nth),
             ]);
             let name = by_gradient!(self.operands, gradient, "factored_squares");
-            self.launch(name, [across, down, 1], 256, arguments)?;
+            self.square(name, (area.rows, shape.columns), arguments, partials)?;
             self.release(mark);
         }
-        let of_update = self.sum(partials, across * down * areas.len() as u64)?;
+        let of_update = self.squared(partials)?;
         let rate = self.rate(of_weights, of_update, elements)?;
         for area in areas {
             let mark = self.mark();

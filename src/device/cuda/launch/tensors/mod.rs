@@ -16,7 +16,7 @@ use super::operand::{blocks, kernel, Operands};
 use super::{update, Argument, Buffer, Task};
 use crate::device::cpu::ops::quantised::{SIGNED, UNSIGNED};
 use crate::device::tensors::{Moments, TensorRule, TensorUpdate};
-use sequence::{Area, Gradient, Sequence};
+use sequence::Sequence;
 
 /// What is said of FLORA's accumulation.
 const NO_SUMS: &str =
@@ -102,14 +102,7 @@ impl Sequence<'_> {
         let shape = tensor.shape;
         let moments = self.moments(moments, shape.elements(), &tensor.states)?;
         let weight = self.operands.elements(tensor.weight, shape.elements())?;
-        let at_once = match Gradient::is_whole(tensor) {
-            true => shape.rows,
-            false => {
-                let sides = (shape.rows, shape.columns);
-                self.at_once(self.left(), sides, 4 * shape.columns)?
-            }
-        };
-        for area in Area::of(shape).by_rows(at_once) {
+        for area in self.areas(tensor, shape)? {
             let mark = self.mark();
             let gradient = self.gradient(tensor, area)?;
             let name = match moments.kind {

@@ -1,16 +1,13 @@
 //! Tasks as they are put together: scratch memory, gradients in one piece, products row by row.
 
 use super::super::super::super::{Failure, Result, StepParameters};
-use super::super::operand::{blocks, kernel, launch, number, Operands};
+use super::super::operand::{blocks, kernel, launch, number, Operands, MOST_SQUARES};
 use super::super::{Argument, Buffer, Matrix, Numbers, Product, Task};
 use crate::device::tensors::{TensorShape, TensorUpdate, EIGHT_BIT_BLOCK};
 use crate::profile::Dtype;
 
 /// All places in scratch memory are multiples of this.
 const ALIGNMENT: u64 = 256;
-
-/// Partial sums that one launch leaves, at most.
-pub const MOST_PARTIALS: u64 = 1024;
 
 /// Tasks in order, and the scratch memory that they use.
 pub struct Sequence<'a> {
@@ -169,28 +166,59 @@ impl<'a> Sequence<'a> {
         self.launch(name, [across, rows.min(65_535), 1], 256, arguments)
     }
 
+    /// The sum of squares of a vector of elements, or of f32 where it is `summed`: its address.
+    pub fn squares(&mut self, of: Argument, count: u64, summed: bool) -> Result<Argument> {
+        let partials = self.take(8 * MOST_SQUARES)?;
+        let (squares, parts) = self.operands.squares((of, summed), count, partials)?;
+        self.tasks.push(Task::Launch(squares));
+        self.sum(partials, parts)
+    }
+
     /// The sum of f64 in `from`, of which there are so many: its address.
     pub fn sum(&mut self, from: Argument, count: u64) -> Result<Argument> {
         let out = self.take(8)?;
-        let name = kernel!(self.operands, "sum_doubles");
-        self.launch(name, [1; 3], 1024, vec![from, number(count)?, out])?;
+        let sum = self.operands.sum_doubles(from, count, out)?;
+        self.tasks.push(Task::Launch(sum));
         Ok(out)
     }
 
-    /// The sum of squares of a vector of elements, or of f32 where it is `summed`: its address.
-    pub fn squares(&mut self, of: Argument, count: u64, summed: bool) -> Result<Argument> {
-        let name = match summed {
-            true => kernel!(self.operands, "squares_summed"),
-            false => kernel!(self.operands, "squares"),
-        };
-        let squaring = blocks(count.div_ceil(self.operands.wide()), 256, MOST_PARTIALS);
-        let partials = self.take(8 * squaring)?;
-        let arguments = vec![of, Argument::U64(count), partials];
-        self.launch(name, [squaring, 1, 1], 256, arguments)?;
-        self.sum(partials, squaring)
+    /// Partial sums of the squares of an update, which launches of [`Self::square`] add to.
+    pub fn partials(&mut self) -> Result<Argument> {
+        let partials = self.take(8 * MOST_SQUARES)?;
+        self.zero(partials, 8 * MOST_SQUARES)?;
+        Ok(partials)
+    }
+
+    /// A launch over a matrix, each of whose blocks adds to a partial sum.
+    pub fn square(
+        &mut self,
+        name: &'static str,
+        (rows, columns): (u64, u64),
+        mut arguments: Vec<Argument>,
+        partials: Argument,
+    ) -> Result<()> {
+        let across = blocks(columns.div_ceil(4), 256, MOST_SQUARES);
+        let down = (MOST_SQUARES / across).min(rows);
+        arguments.push(partials);
+        self.launch(name, [across, down, 1], 256, arguments)
+    }
+
+    /// What [`Self::square`] has added up: its address.
+    pub fn squared(&mut self, partials: Argument) -> Result<Argument> {
+        self.sum(partials, MOST_SQUARES)
     }
 
     // ---- gradients ----------------------------------------------------------------------------
+
+    /// All rows of a matrix of a gradient's elements, or as many at once as can be gathered.
+    pub fn areas(&self, tensor: &TensorUpdate, shape: TensorShape) -> Result<Vec<Area>> {
+        let TensorShape { rows, columns } = shape;
+        let at_once = match Gradient::is_whole(tensor) {
+            true => rows,
+            false => self.at_once(self.left(), (rows, columns), 4 * columns)?,
+        };
+        Ok(Area::of(shape).by_rows(at_once).collect())
+    }
 
     /// An area of a tensor's gradient, in one piece: where it lies, or gathered in scratch memory.
     pub fn gradient(&mut self, tensor: &TensorUpdate, area: Area) -> Result<Gradient> {
@@ -301,10 +329,9 @@ impl<'a> Sequence<'a> {
     }
 
     fn zero(&mut self, at: Argument, bytes: u64) -> Result<()> {
-        let name = kernel!(self.operands, "zero");
-        let arguments = vec![at, Argument::U64(bytes)];
-        // 16 KiB a block.
-        self.launch(name, [bytes.div_ceil(16 << 10), 1, 1], 256, arguments)
+        let zero = self.operands.zero(at, bytes)?;
+        self.tasks.push(Task::Launch(zero));
+        Ok(())
     }
 
     /// Adds elements to f32; strides from row to row of these and of those.
