@@ -2,10 +2,10 @@
 // products between are cuBLASLt's (src/device/cpu/run/low_rank.rs has the order).
 #include "update.cuh"
 
-// Elements `first ...` of a random projection, as whole numbers, which bf16 holds exactly: ones of 32
+// Elements `first ...` of a random projection for a purpose, as whole numbers, which bf16 holds exactly: ones of 32
 // fair bits, less 16. What they are multiplied with is the product's.
-KERNEL(256, draw, E* out, u64 key, u32 epoch, u64 first, u64 count) {
-    const Draws draws = {key, epoch, PROJECTION};
+KERNEL(256, draw, E* out, u64 key, u32 epoch, u32 purpose, u64 first, u64 count) {
+    const Draws draws = {key, epoch, purpose};
     const u64 step = u64(gridDim.x) * blockDim.x, end = first + count;
     for (u64 block = first / 4 + u64(blockIdx.x) * blockDim.x + threadIdx.x; block * 4 < end;
          block += step) {

@@ -5,8 +5,8 @@
 
 // ---- random numbers ----------------------------------------------------------------------------
 
-// What numbers are drawn for: philox.rs's `Purpose`.
-constexpr u32 WEIGHTS = 0, FIRST_MOMENT = 1, SECOND_MOMENT = 2, PROJECTION = 3;
+// What numbers that round are drawn for: philox.rs's `Purpose`, which has more.
+constexpr u32 WEIGHTS = 0, FIRST_MOMENT = 1, SECOND_MOMENT = 2;
 
 // The numbers of one tensor for one purpose in one epoch.
 struct Draws {

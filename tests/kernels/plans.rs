@@ -7,7 +7,7 @@ use ebbtide::device::cuda::launch::{
     launches, tasks, Argument, BatchFacts, Buffer, Task, MOST_SHARED_BYTES, SCRATCH_BYTES,
 };
 use ebbtide::device::tensors::{
-    GradientBlock, Moments, Projection, TensorRule, TensorShape, TensorUpdate,
+    GradientBlock, GradientSum, Moments, Projection, TensorRule, TensorShape, TensorUpdate,
 };
 use ebbtide::device::{
     AttentionShape, HeadShape, NormShape, Operator, Region, Reservation, Rows, Space,
@@ -222,10 +222,8 @@ fn every_file_of_kernels_is_among_the_sources() {
     }
 }
 
-/// An update of a tensor whose gradient lies in columns or rows of so many head groups.
-fn update(rule: TensorRule, (rows, columns): (u64, u64), groups: u64, beside: bool) -> Operator {
-    let shape = TensorShape { rows, columns };
-    let all = rule.gradient_shape(shape);
+/// A gradient that lies in columns or rows of so many head groups.
+fn gradient(all: TensorShape, groups: u64, beside: bool) -> Vec<GradientBlock> {
     let block = |group| {
         let (rows, columns) = match beside {
             true => (all.rows, all.columns / groups),
@@ -239,12 +237,33 @@ fn update(rule: TensorRule, (rows, columns): (u64, u64), groups: u64, beside: bo
             columns,
         }
     };
+    (0..groups).map(block).collect()
+}
+
+/// A sum of micro-batches' gradients, which lie so.
+fn sum(rank: u64, shape: TensorShape, (groups, beside): (u64, bool)) -> Operator {
+    let (long, short) = shape.sides();
+    Operator::CompressGradient {
+        tensors: vec![GradientSum {
+            shape,
+            gradient: gradient(shape, groups, beside),
+            rank: Some(rank),
+            sum: region(0, 2 * long * rank),
+            key: 1,
+        }],
+        accumulate: true,
+        workspace: Some(region(0, 4 * (long + short) * rank)),
+    }
+}
+
+/// An update of a tensor whose gradient lies so.
+fn update(rule: TensorRule, shape: TensorShape, (groups, beside): (u64, bool)) -> Operator {
     let states = rule.states(shape, Dtype::Bf16).into_iter();
     let tensor = TensorUpdate {
         rule,
         shape,
-        weight: region(0, 2 * rows * columns),
-        gradient: (0..groups).map(block).collect(),
+        weight: region(0, 2 * shape.elements()),
+        gradient: gradient(rule.gradient_shape(shape), groups, beside),
         states: states.map(|bytes| region(0, bytes)).collect(),
         key: 1,
         projection_key: 2,
@@ -288,6 +307,10 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
                 projection: projection(128),
                 accumulated: false,
             },
+            TensorRule::Flora {
+                projection: projection(128),
+                accumulated: true,
+            },
             TensorRule::Galore {
                 projection: projection(1024),
                 scale: 0.25,
@@ -311,13 +334,14 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
                 moments,
             },
         ];
-        for (rule, (groups, beside)) in rules
+        let shape = TensorShape { rows, columns };
+        let ways = [(1, false), (4, false), (4, true)];
+        let updates = rules
             .into_iter()
-            .flat_map(|rule| [(1, false), (4, false), (4, true)].map(|how| (rule, how)))
-        {
-            let operator = update(rule, (rows, columns), groups, beside);
+            .flat_map(|rule| ways.map(|how| update(rule, shape, how)));
+        for operator in updates.chain(ways.map(|how| sum(128, shape, how))) {
             let all = tasks(&operator, &bf16, &step, SCRATCH_BYTES)
-                .unwrap_or_else(|f| panic!("{rule:?}: {f}"));
+                .unwrap_or_else(|f| panic!("{operator:?}: {f}"));
             for task in all {
                 let Task::Multiply(product) = task else {
                     continue;
@@ -326,10 +350,7 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
                 if let Argument::Own(buffer, at) = product.out {
                     let end = at + 4 * ((n - 1) * product.stride + m);
                     assert_eq!(buffer, Buffer::Scratch);
-                    assert!(
-                        end <= SCRATCH_BYTES,
-                        "{rule:?} of {rows} × {columns}: {end}"
-                    );
+                    assert!(end <= SCRATCH_BYTES, "{operator:?}: {end}");
                 }
             }
         }

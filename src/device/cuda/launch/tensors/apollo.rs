@@ -4,8 +4,8 @@ use super::super::super::super::{Region, Result};
 use super::super::operand::{blocks, kernel, number};
 use super::super::{Argument, Buffer};
 use super::by_gradient;
-use super::low_rank::{Space, Workspace};
-use super::sequence::{Area, Sequence};
+use super::low_rank::{Projected, Space, Workspace};
+use super::sequence::{Area, Given, Sequence};
 use crate::device::tensors::{Moments, Projection, TensorUpdate};
 
 impl Sequence<'_> {
@@ -25,9 +25,9 @@ impl Sequence<'_> {
         let small = workspace.take(4 * elements);
         let epoch = projection.epoch(self.step.step - 1);
         let basis = self.draw(at, tensor.key, epoch, space)?;
-        self.project(tensor, space, basis, small)?;
+        self.project(Given::of(tensor), (space, basis), Projected::floats(small))?;
         let of_gradient = self.row_squares(small, space)?;
-        self.directed(small, &kept, elements, tensor.key)?;
+        self.directed((small, small), &kept, elements, tensor.key)?;
         let of_direction = self.row_squares(small, space)?;
         let (of_gradient, of_direction, count, by) = match channels {
             true => (
@@ -75,10 +75,10 @@ impl Sequence<'_> {
             _ => factors,
         };
         let partials = self.partials()?;
-        let areas = self.areas(tensor, shape)?;
+        let areas = self.areas(Given::of(tensor), shape)?;
         for &area in &areas {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, area)?;
+            let gradient = self.gradient(Given::of(tensor), area)?;
             let arguments = vec![
                 gradient.at,
                 Argument::U64(shape.columns),
@@ -98,7 +98,7 @@ impl Sequence<'_> {
         self.launch(name, [1; 3], 32, vec![squares, norm, growth])?;
         for area in areas {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, area)?;
+            let gradient = self.gradient(Given::of(tensor), area)?;
             let mut arguments = self.part(tensor, area)?;
             arguments.extend([
                 gradient.at,

@@ -4,7 +4,7 @@ use super::super::super::super::Result;
 use super::super::operand::{blocks, kernel, number};
 use super::super::{Argument, Buffer};
 use super::by_gradient;
-use super::sequence::{Area, Gradient, Sequence};
+use super::sequence::{Area, Given, Sequence};
 use crate::device::cpu::ops::factored::decay;
 use crate::device::tensors::{TensorShape, TensorUpdate};
 
@@ -56,10 +56,11 @@ impl Sequence<'_> {
             false => area,
         };
         let partials = self.partials()?;
-        let areas = self.areas(tensor, shape)?;
+        let given = Given::of(tensor);
+        let areas = self.areas(given, shape)?;
         for &area in &areas {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, of_gradient(area))?;
+            let gradient = self.gradient(given, of_gradient(area))?;
             let mut arguments = vec![gradient.at, Argument::U64(shape.columns)];
             arguments.extend(factors.of(area));
             arguments.extend([
@@ -75,7 +76,7 @@ impl Sequence<'_> {
         let rate = self.rate(of_weights, of_update, elements)?;
         for area in areas {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, of_gradient(area))?;
+            let gradient = self.gradient(given, of_gradient(area))?;
             let mut arguments = vec![
                 weight,
                 Argument::U64(area.row * shape.columns),
@@ -127,7 +128,7 @@ impl Sequence<'_> {
                 let count = tensor.shape.elements();
                 let moments = self.operands.floats(whole, count)?;
                 let mark = self.mark();
-                let gradient = self.gradient(tensor, Area::of(tensor.shape))?;
+                let gradient = self.gradient(Given::of(tensor), Area::of(tensor.shape))?;
                 let [old, fresh] = self.shares();
                 let arguments = vec![
                     moments,
@@ -152,7 +153,7 @@ impl Sequence<'_> {
                 let (rows, columns) = (tensor.states[0], tensor.states[1]);
                 let rows = self.operands.floats(rows, tensor.shape.rows)?;
                 let columns = self.operands.floats(columns, tensor.shape.columns)?;
-                self.factors(tensor, rows, columns)?;
+                self.factors(Given::of(tensor), rows, columns)?;
                 Ok(Factors {
                     rows,
                     row_mean: self.mean(rows, tensor.shape.rows)?,
@@ -180,7 +181,7 @@ impl Sequence<'_> {
     /// Moves the moments of a matrix's rows and columns by its gradient.
     pub(super) fn factors(
         &mut self,
-        tensor: &TensorUpdate,
+        given: Given<'_>,
         rows: Argument,
         columns: Argument,
     ) -> Result<()> {
@@ -188,16 +189,16 @@ impl Sequence<'_> {
         let TensorShape {
             rows: height,
             columns: width,
-        } = tensor.shape;
+        } = given.shape;
         let pieces = width.div_ceil(PIECE);
-        let gathered = if Gradient::is_whole(tensor) { 0 } else { width };
+        let gathered = if given.is_whole() { 0 } else { width };
         // An eighth of what is left is for the columns.
         let room = self.left() / 8;
         let at_once = {
             let sides = (height, width);
             self.at_once(self.left() - room, sides, 4 * (gathered + pieces))?
         };
-        let areas: Vec<Area> = Area::of(tensor.shape).by_rows(at_once).collect();
+        let areas: Vec<Area> = Area::of(given.shape).by_rows(at_once).collect();
         let runs = room / (4 * width) / areas.len() as u64;
         let runs = runs.clamp(1, MOST_RUNS.min(at_once));
         let parts = runs * areas.len() as u64;
@@ -206,7 +207,7 @@ impl Sequence<'_> {
         let count = |n: u64| Argument::F32(n as f32);
         for (nth, area) in (0..).zip(areas) {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, area)?;
+            let gradient = self.gradient(given, area)?;
             let of_rows = self.take(4 * pieces * area.rows)?;
             let arguments = vec![
                 gradient.at,
