@@ -15,13 +15,11 @@ use super::{card, is_there};
 /// Projections are renewed in the first step and in the third.
 const STEPS: u64 = 3;
 
-/// Every method that changes tensors but Fira, which a GPU has no kernels for; of those that have
-/// the choice, also with moments in 8 bits and layer by layer, FLORA without and with sums of low
-/// rank.
+/// Every method that changes tensors; of those that have the choice, also with moments in 8 bits
+/// and layer by layer, FLORA without and with sums of low rank.
 fn methods() -> Vec<Method> {
     let mut all = vec![Method::AdamWBf16Sr, Method::AdamW8bit, Method::AdaLomo];
-    let served = |m: &Method| m.low_rank().is_some() && !matches!(m, Method::Fira(_));
-    for method in Method::ALL.into_iter().filter(served) {
+    for method in Method::ALL.into_iter().filter(|m| m.low_rank().is_some()) {
         let told = |eight_bit, per_layer| {
             let told = Told {
                 refresh: Some(2),

@@ -94,12 +94,13 @@ methods)
     # does not run is named and left out.
     [ -e "$profile" ] || profile=h100-sxm5-80gb
     end=$(($(date +%s) + 450))
-    for method in lomo adalomo sgd adamw-bf16-sr adamw8bit flora flora-sums apollo-mini apollo galore compact; do
+    for method in lomo adalomo sgd adamw-bf16-sr adamw8bit flora flora-sums apollo-mini apollo galore \
+        fira compact; do
         more=()
         case $method in
         # Over micro-batches its gradients are added up in a space of low rank.
         flora-sums) more=(--accumulate 2) ;;
-        flora | apollo* | galore | compact) more=(--per-layer) ;;
+        flora | apollo* | galore | fira | compact) more=(--per-layer) ;;
         esac
         left=$((end - $(date +%s)))
         [ "$left" -gt 0 ] || left=1

@@ -35,6 +35,15 @@ fn galore(rank: u64, moments: Moments) -> TensorRule {
     }
 }
 
+fn fira(rank: u64, scale: f64, moments: Moments) -> TensorRule {
+    TensorRule::Fira {
+        projection: projection(rank),
+        scale,
+        svd: false,
+        moments,
+    }
+}
+
 fn flora(accumulated: bool) -> TensorRule {
     TensorRule::Flora {
         projection: projection(5),
@@ -110,6 +119,12 @@ fn flora_is_near() {
 #[test]
 fn galore_is_near() {
     all("GaLore", galore(5, Moments::F32));
+}
+
+#[test]
+fn fira_is_near() {
+    all("Fira", fira(5, 0.25, Moments::F32));
+    all("Fira of moments in bf16", fira(4, 1.0, Moments::AsWeights));
 }
 
 /// A sum of a micro-batch's gradient and of what was there, or of nothing.
@@ -189,6 +204,7 @@ fn moments_of_low_rank_in_8_bits() {
             compact(Some(8), Moments::EightBit),
             apollo(8, true, Moments::EightBit),
             galore(8, Moments::EightBit),
+            fira(8, 0.25, Moments::EightBit),
         ] {
             let mut case = case(setting, 3);
             // A code is up to a hundredth of its block's largest.
@@ -206,6 +222,7 @@ fn gradients_of_low_rank_are_clipped() {
             compact(Some(5), Moments::F32),
             apollo(5, true, Moments::F32),
             galore(5, Moments::F32),
+            fira(5, 0.5, Moments::F32),
             flora(false),
             flora(true),
         ] {

@@ -311,6 +311,12 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
                 projection: projection(128),
                 accumulated: true,
             },
+            TensorRule::Fira {
+                projection: projection(1024),
+                scale: 0.25,
+                svd: false,
+                moments,
+            },
             TensorRule::Galore {
                 projection: projection(1024),
                 scale: 0.25,

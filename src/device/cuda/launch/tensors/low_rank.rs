@@ -110,6 +110,16 @@ pub struct Basis {
     pub factor: f32,
 }
 
+impl Basis {
+    /// The same times a number.
+    pub fn times(self, factor: f64) -> Basis {
+        Basis {
+            factor: self.factor * factor as f32,
+            ..self
+        }
+    }
+}
+
 /// Random numbers of a tensor: its key, when, and what for.
 pub type Drawn = (u64, u32, Purpose);
 

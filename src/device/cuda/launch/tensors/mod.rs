@@ -6,6 +6,7 @@
 
 mod apollo;
 mod factored;
+mod fira;
 mod flora;
 mod galore;
 mod low_rank;
@@ -82,9 +83,12 @@ impl Sequence<'_> {
                 svd,
                 moments,
             } => self.galore(tensor, projection, (scale, svd, moments), workspace),
-            TensorRule::Fira { .. } => Err(Failure::refused(
-                "fira's residual, for which a GPU has no kernel yet; galore's are there",
-            )),
+            TensorRule::Fira {
+                projection,
+                scale,
+                svd,
+                moments,
+            } => self.fira(tensor, projection, (scale, svd, moments), workspace),
             TensorRule::Apollo {
                 projection,
                 scale,
