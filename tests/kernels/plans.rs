@@ -274,12 +274,8 @@ fn update(rule: TensorRule, shape: TensorShape, (groups, beside): (u64, bool)) -
     }
 }
 
-/// Matrices of models of 7 to 70 G parameters, in one piece and by head groups, at the ranks that
-/// methods default to: what is handed on stays inside scratch memory.
-#[test]
-fn updates_of_large_tensors_stay_inside_scratch_memory() {
-    let bf16 = reservation(Dtype::Bf16);
-    let step = StepParameters {
+fn step() -> StepParameters {
+    StepParameters {
         step: 1,
         learning_rate: 1e-3,
         beta1: 0.9,
@@ -289,7 +285,45 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
         loss_scale: 1.0,
         clip: None,
         clip_value: Some(1.0),
+    }
+}
+
+#[test]
+fn what_updates_of_tensors_cannot_be_is_refused() {
+    let bf16 = reservation(Dtype::Bf16);
+    let told = |operator: &Operator| {
+        let refused = tasks(operator, &bf16, &step(), SCRATCH_BYTES).unwrap_err();
+        refused.to_string()
     };
+    let shape = TensorShape {
+        rows: 64,
+        columns: 48,
+    };
+    let whole = (1, false);
+    let decomposed = TensorRule::Fira {
+        projection: Projection {
+            rank: 8,
+            refresh: 2,
+        },
+        scale: 0.25,
+        svd: true,
+        moments: Moments::F32,
+    };
+    assert!(told(&update(decomposed, shape, whole)).contains("without --svd"));
+    let mut other = sum(8, shape, whole);
+    let Operator::CompressGradient { tensors, .. } = &mut other else {
+        unreachable!("it was made so");
+    };
+    tensors[0].sum.bytes += 2;
+    assert!(told(&other).contains("64 × 48: its sum has another size"));
+}
+
+/// Matrices of models of 7 to 70 G parameters, in one piece and by head groups, at the ranks that
+/// methods default to: what is handed on stays inside scratch memory.
+#[test]
+fn updates_of_large_tensors_stay_inside_scratch_memory() {
+    let bf16 = reservation(Dtype::Bf16);
+    let step = step();
     let matrices = [
         (4096, 4096),
         (11_008, 4096),
