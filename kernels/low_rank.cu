@@ -2,10 +2,10 @@
 // products between are cuBLASLt's (src/device/cpu/run/low_rank.rs has the order).
 #include "update.cuh"
 
-// Elements `first ...` of a random projection, as whole numbers, which bf16 holds exactly: ones of 32
+// Elements `first ...` of a random projection for a purpose, as whole numbers, which bf16 holds exactly: ones of 32
 // fair bits, less 16. What they are multiplied with is the product's.
-KERNEL(256, draw, E* out, u64 key, u32 epoch, u64 first, u64 count) {
-    const Draws draws = {key, epoch, PROJECTION};
+KERNEL(256, draw, E* out, u64 key, u32 epoch, u32 purpose, u64 first, u64 count) {
+    const Draws draws = {key, epoch, purpose};
     const u64 step = u64(gridDim.x) * blockDim.x, end = first + count;
     for (u64 block = first / 4 + u64(blockIdx.x) * blockDim.x + threadIdx.x; block * 4 < end;
          block += step) {
@@ -36,7 +36,7 @@ KERNEL(256, descended, E* weight, u64 first, u64 width, const float* update, u64
     descend(part, Stored{update, stride}, constants, factor, decay);
 }
 
-// ---- APOLLO ------------------------------------------------------------------------------------
+// ---- APOLLO, Fira ------------------------------------------------------------------------------
 
 // The sum of squares of every row; a warp for each.
 KERNEL(256, row_squares, const float* x, u32 rows, u32 columns, double* sums) {
@@ -62,22 +62,33 @@ KERNEL(256, channel_factors, const double* of_gradient, const double* of_directi
 }
 
 // A gradient by the factors of its rows (1), its columns (2) or one for all (0), times `growth`.
+// APOLLO's as it is; Fira's is a residual: `taken`, negative and not yet scaled by the norm of all,
+// is added before, and what Adam made of what was taken, `added`, behind.
 template <class G>
 struct Scaled {
     const G* gradient;
     u64 stride;
+    const float* taken;
+    u64 taken_stride;
     const float* factors;
     u32 by;
     float growth;
+    const float* added;
+    u64 added_stride;
 
-    __device__ bool wide() const { return stride % 4 == 0 && aligned(gradient); }
+    __device__ bool wide() const {
+        return (stride | taken_stride | added_stride) % 4 == 0 && aligned(gradient, taken, added);
+    }
     template <int N>
     __device__ __forceinline__ void load(u32 row, u32 column, const Constants& c,
                                          float (&to)[N]) const {
         ::load<N>(gradient + (row * stride + column), to);
+        float less[N] = {}, more[N] = {};
+        if (taken) ::load<N>(taken + (row * taken_stride + column), less);
+        if (added) ::load<N>(added + (row * added_stride + column), more);
         for (int i = 0; i < N; i++) {
             const float factor = factors[by == 0 ? 0 : by == 1 ? row : column + i];
-            to[i] = clipped(to[i], c) * factor * growth;
+            to[i] = (clipped(to[i], c) + less[i] * c.clip) * factor * growth + more[i];
         }
     }
 };
@@ -92,17 +103,20 @@ KERNEL(32, limited_growth, const double* squares, float* norm, float* growth) {
 }
 
 #define SCALED(suffix, G)                                                                         \
-    KERNEL(256, scaled_squares##suffix, const G* gradient, u64 stride, const float* factors,      \
-           u32 by, const Constants* constants, u32 rows, u32 columns, double* partials) {         \
-        const Scaled<G> u = {gradient, stride, factors, by, 1.0f};                                \
+    KERNEL(256, scaled_squares##suffix, const G* gradient, u64 stride, const float* taken,        \
+           u64 taken_stride, const float* factors, u32 by, const Constants* constants, u32 rows,  \
+           u32 columns, double* partials) {                                                       \
+        const Scaled<G> u = {gradient, stride, taken,   taken_stride, factors,                    \
+                             by,       1.0f,   nullptr, 0};                                       \
         square_update(u, constants, rows, columns, partials);                                     \
     }                                                                                             \
     KERNEL(256, scaled_update##suffix, E* weight, u64 first, u64 width, const G* gradient,        \
-           u64 stride, const float* factors, u32 by, const float* growth,                         \
-           const Constants* constants, float factor, float decay, u32 rows, u32 columns, u64 key, \
-           u32 step) {                                                                            \
+           u64 stride, const float* taken, u64 taken_stride, const float* factors, u32 by,        \
+           const float* growth, const float* added, u64 added_stride, const Constants* constants, \
+           float factor, float decay, u32 rows, u32 columns, u64 key, u32 step) {                 \
         const Part<E> part = {weight, first, width, rows, columns, {key, step, WEIGHTS}};         \
-        const Scaled<G> u = {gradient, stride, factors, by, *growth};                             \
+        const Scaled<G> u = {gradient, stride,  taken, taken_stride, factors,                     \
+                             by,       *growth, added, added_stride};                             \
         descend(part, u, constants, factor, decay);                                               \
     }
 

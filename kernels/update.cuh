@@ -5,8 +5,8 @@
 
 // ---- random numbers ----------------------------------------------------------------------------
 
-// What numbers are drawn for: philox.rs's `Purpose`.
-constexpr u32 WEIGHTS = 0, FIRST_MOMENT = 1, SECOND_MOMENT = 2, PROJECTION = 3;
+// What numbers that round are drawn for: philox.rs's `Purpose`, which has more.
+constexpr u32 WEIGHTS = 0, FIRST_MOMENT = 1, SECOND_MOMENT = 2;
 
 // The numbers of one tensor for one purpose in one epoch.
 struct Draws {
@@ -140,7 +140,7 @@ struct Stored {
     }
 };
 
-// A partial sum of the squares of an update for each block.
+// Adds the squares of an update to a partial sum for each block.
 template <int N, class U>
 __device__ double update_squares(const U& u, const Constants& c, u32 rows, u32 columns) {
     double sum = 0;
@@ -158,5 +158,5 @@ __device__ void square_update(const U& u, const Constants* constants, u32 rows, 
     const double sum = block_sum(columns % 4 == 0 && u.wide()
                                      ? update_squares<4>(u, c, rows, columns)
                                      : update_squares<1>(u, c, rows, columns));
-    if (threadIdx.x == 0) partials[blockIdx.y * gridDim.x + blockIdx.x] = sum;
+    if (threadIdx.x == 0) partials[blockIdx.y * gridDim.x + blockIdx.x] += sum;
 }

@@ -447,6 +447,15 @@ pub struct GradientBlock {
     pub columns: u64,
 }
 
+impl GradientBlock {
+    /// Whether it lies within a gradient of this shape, in as many bytes as it has elements.
+    fn fits(&self, gradient: TensorShape, dtype: Dtype) -> bool {
+        self.row + self.rows <= gradient.rows
+            && self.column + self.columns <= gradient.columns
+            && self.region.bytes == self.rows * self.columns * dtype.bytes()
+    }
+}
+
 /// A micro-batch's gradient of a tensor, to be added to the step's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GradientSum {
@@ -460,6 +469,26 @@ pub struct GradientSum {
     pub sum: Region,
     /// Which random numbers are its own.
     pub key: u64,
+}
+
+impl GradientSum {
+    /// Refuses operands that have not the sizes which shape and rank give them.
+    pub(super) fn check(&self, dtype: Dtype) -> Result<(), Failure> {
+        let TensorShape { rows, columns } = self.shape;
+        let elements = match self.rank {
+            Some(rank) => self.shape.sides().0 * rank,
+            None => self.shape.elements(),
+        };
+        let fits = |block: &GradientBlock| block.fits(self.shape, dtype);
+        let wrong = match () {
+            () if self.sum.bytes != elements * dtype.bytes() => "sum",
+            () if !self.gradient.iter().all(fits) => "gradient",
+            () => return Ok(()),
+        };
+        let what =
+            format!("a sum of gradients of {rows} × {columns}: its {wrong} has another size");
+        Err(Failure::refused(what))
+    }
 }
 
 /// A tensor to update.
@@ -487,11 +516,7 @@ impl TensorUpdate {
         let TensorShape { rows, columns } = self.shape;
         let gradient = self.rule.gradient_shape(self.shape);
         let states = self.rule.states(self.shape, dtype);
-        let block_fits = |block: &GradientBlock| {
-            block.row + block.rows <= gradient.rows
-                && block.column + block.columns <= gradient.columns
-                && block.region.bytes == block.rows * block.columns * dtype.bytes()
-        };
+        let block_fits = |block: &GradientBlock| block.fits(gradient, dtype);
         let wrong = match () {
             () if !states.into_iter().eq(self.states.iter().map(|s| s.bytes)) => "states",
             () if self.weight.bytes != self.shape.elements() * dtype.bytes() => "weights",

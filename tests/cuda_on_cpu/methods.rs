@@ -8,20 +8,18 @@ use ebbtide::profile::Dtype;
 use super::models::{self, model};
 use super::plans::{mixed, problem, random_cut, random_plan, schedule, Cut};
 use super::runs::{optimizer, Outcome};
-use super::steps::{apart, processor, run};
-use super::straight::straight;
+use super::steps::{apart, processor, run, run_straight};
 use super::support::tiny::random::Random;
 use super::{card, is_there};
 
 /// Projections are renewed in the first step and in the third.
 const STEPS: u64 = 3;
 
-/// Every method that changes tensors and that a GPU has kernels for; of those that have the choice,
-/// also with moments in 8 bits and layer by layer.
+/// Every method that changes tensors; of those that have the choice, also with moments in 8 bits
+/// and layer by layer, FLORA without and with sums of low rank.
 fn methods() -> Vec<Method> {
     let mut all = vec![Method::AdamWBf16Sr, Method::AdamW8bit, Method::AdaLomo];
-    let served = |m: &Method| m.low_rank().is_some() && !matches!(m, Method::Fira(_));
-    for method in Method::ALL.into_iter().filter(served) {
+    for method in Method::ALL.into_iter().filter(|m| m.low_rank().is_some()) {
         let told = |eight_bit, per_layer| {
             let told = Told {
                 refresh: Some(2),
@@ -31,9 +29,12 @@ fn methods() -> Vec<Method> {
             };
             method.told(told).unwrap()
         };
-        let galore = matches!(method, Method::Galore(_));
-        all.push(told(false, matches!(method, Method::Flora(_))));
-        all.extend(galore.then(|| told(true, true)));
+        all.push(told(false, false));
+        match method {
+            Method::Galore(_) | Method::Fira(_) => all.push(told(true, true)),
+            Method::Flora(_) => all.push(told(false, true)),
+            _ => {}
+        }
     }
     all
 }
@@ -91,7 +92,7 @@ fn step(name: &str, method: Method, dtype: Dtype, clip: bool) {
     if dtype == Dtype::F32 {
         return;
     }
-    let plain = run(card(true), (&model, &cut, &straight(&planned)), how);
+    let plain = run_straight(card(true), (&model, &cut, &planned), how);
     assert_eq!(found.difference(&plain), None, "{what}");
 }
 
@@ -132,7 +133,7 @@ fn random_plans_give_the_same_bits() {
         let planned = schedule(&problem, &random_plan(&problem, &mut random));
         let how = (STEPS, &with(method));
         let found = run(card(true), (&model, &cut, &planned), how);
-        let plain = run(card(true), (&model, &cut, &straight(&planned)), how);
+        let plain = run_straight(card(true), (&model, &cut, &planned), how);
         assert_eq!(found.difference(&plain), None, "{name} {method}");
     }
 }

@@ -58,12 +58,32 @@ pub fn run_file(
 
 fn run_file_noted(
     device: Box<dyn Device>,
+    what: (&ModelConfig, &ScheduleFile),
+    how: (u64, &Optimizer),
+) -> (Outcome, Vec<String>) {
+    assert_eq!(check(&what.1.schedule), []);
+    run_unchecked(device, what, how)
+}
+
+/// The step without the plan that a schedule has. It is not put before the referee: it holds every
+/// value in one buffer, where the second micro-batch's gradient would hide the first one's if that
+/// had not been added up in a space of low rank.
+pub fn run_straight(
+    device: Box<dyn Device>,
+    (model, cut, planned): (&ModelConfig, &Cut, &Schedule),
+    how: (u64, &Optimizer),
+) -> Outcome {
+    let file = file_of(model, cut, straight(planned));
+    run_unchecked(device, (model, &file), how).0
+}
+
+fn run_unchecked(
+    device: Box<dyn Device>,
     (model, file): (&ModelConfig, &ScheduleFile),
     (steps, with): (u64, &Optimizer),
 ) -> (Outcome, Vec<String>) {
     const SEED: u64 = 3;
     let schedule = &file.schedule;
-    assert_eq!(check(schedule), []);
     let mut session = session_on(device, file, model, SEED, with).unwrap();
     let losses = (0..steps).map(|step| {
         let batches = batches(file, model, step, SEED);

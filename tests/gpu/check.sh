@@ -94,13 +94,18 @@ methods)
     # does not run is named and left out.
     [ -e "$profile" ] || profile=h100-sxm5-80gb
     end=$(($(date +%s) + 450))
-    for method in lomo adalomo sgd adamw-bf16-sr adamw8bit flora apollo-mini apollo galore compact; do
+    for method in lomo adalomo sgd adamw-bf16-sr adamw8bit flora flora-sums apollo-mini apollo galore \
+        fira compact; do
         more=()
-        case $method in flora | apollo* | galore | compact) more=(--per-layer) ;; esac
+        case $method in
+        # Over micro-batches its gradients are added up in a space of low rank.
+        flora-sums) more=(--accumulate 2) ;;
+        flora | apollo* | galore | fira | compact) more=(--per-layer) ;;
+        esac
         left=$((end - $(date +%s)))
         [ "$left" -gt 0 ] || left=1
         timeout $((left < 90 ? left : 90)) tests/gpu/check.sh step "methods-$method" \
-            llama-2-7b "$profile" 16k 2 --method "$method" "${more[@]}" ||
+            llama-2-7b "$profile" 16k 2 --method "${method%-sums}" "${more[@]}" ||
             echo "$method did not run, or not in time" >&2
     done
     tests/gpu/check.sh table

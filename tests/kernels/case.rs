@@ -300,7 +300,9 @@ impl Case {
     fn launches(&self) -> Vec<Launch> {
         let facts = [BatchFacts::new(&self.batch.0, &self.batch.1)];
         let all = |operator: &Operator| match operator {
-            Operator::TensorUpdate { .. } | Operator::Project { .. } => {
+            Operator::TensorUpdate { .. }
+            | Operator::Project { .. }
+            | Operator::CompressGradient { .. } => {
                 let (held, step) = (&self.reservation, &self.step);
                 let tasks = tasks(operator, held, step, self.scratch)
                     .unwrap()

@@ -1,11 +1,11 @@
 //! Updates in a space of low rank, their products among the kernels (`kernels/host/product.cu`).
 
-use ebbtide::device::tensors::{Moments, Projection, TensorRule};
+use ebbtide::device::tensors::{GradientSum, Moments, Projection, TensorRule, TensorShape};
 use ebbtide::device::Operator;
 use ebbtide::profile::Dtype;
 
 use crate::case::{Case, Setting, SETTINGS};
-use crate::tensors::{tensor, Lies};
+use crate::tensors::{gradient, tensor, Lies, WAYS};
 
 /// Tall and wide; the last two are taken in several areas, and each in half of the settings.
 const SHAPES: [(u64, u64); 5] = [(40, 24), (24, 37), (16, 16), (1100, 24), (23, 801)];
@@ -32,6 +32,22 @@ fn galore(rank: u64, moments: Moments) -> TensorRule {
         scale: 0.25,
         svd: false,
         moments,
+    }
+}
+
+fn fira(rank: u64, scale: f64, moments: Moments) -> TensorRule {
+    TensorRule::Fira {
+        projection: projection(rank),
+        scale,
+        svd: false,
+        moments,
+    }
+}
+
+fn flora(accumulated: bool) -> TensorRule {
+    TensorRule::Flora {
+        projection: projection(5),
+        accumulated,
     }
 }
 
@@ -99,16 +115,77 @@ fn apollo_is_near() {
 
 #[test]
 fn flora_is_near() {
-    let rule = TensorRule::Flora {
-        projection: projection(5),
-        accumulated: false,
-    };
-    all("FLORA", rule);
+    all("FLORA", flora(false));
+    all("FLORA by sums of low rank", flora(true));
 }
 
 #[test]
 fn galore_is_near() {
     all("GaLore", galore(5, Moments::F32));
+}
+
+#[test]
+fn fira_is_near() {
+    all("Fira", fira(5, 0.25, Moments::F32));
+    all("Fira of moments in bf16", fira(4, 1.0, Moments::AsWeights));
+}
+
+/// A sum of a micro-batch's gradient and of what was there, or of nothing.
+fn sum(case: &mut Case, (rows, columns): (u64, u64), rank: Option<u64>, lies: Lies, begun: bool) {
+    let shape = TensorShape { rows, columns };
+    let (long, short) = shape.sides();
+    let elements = rank.map_or(shape.elements(), |rank| long * rank);
+    let tensor = GradientSum {
+        shape,
+        gradient: gradient(case, shape, lies),
+        rank,
+        sum: match begun {
+            true => case.random(elements),
+            false => case.poisoned(elements),
+        },
+        key: 0x0123_4567_89AB_CDEF,
+    };
+    // A plan has more of it than is needed here, or none.
+    let bytes = rank
+        .filter(|_| begun)
+        .map_or(0, |rank| 4 * (long + short) * rank);
+    let workspace = case.workspace(bytes);
+    case.operators.push(Operator::CompressGradient {
+        tensors: vec![tensor],
+        accumulate: begun,
+        workspace,
+    });
+}
+
+/// What the step clips by is for the whole sum.
+#[test]
+fn sums_of_low_rank_are_near() {
+    for setting in SETTINGS {
+        for (nth, shape) in (0..).zip(SHAPES) {
+            let mut case = case(setting, nth as u64);
+            (case.step.step, case.step.clip_value) = (1 + nth as u64, Some(0.4));
+            let lies = WAYS[nth % WAYS.len()];
+            for (lies, begun) in [(Lies::Whole, false), (Lies::Whole, true), (lies, true)] {
+                sum(&mut case, shape, Some(5), lies, begun);
+            }
+            case.check(&format!("sums of {shape:?}, {lies:?}"));
+        }
+    }
+}
+
+#[test]
+fn sums_of_what_is_not_projected_have_the_same_bits() {
+    for setting in SETTINGS {
+        let shapes = [(1, 1), (37, 1), (40, 103), (1100, 24), (801, 23)];
+        for (nth, shape) in (0..).zip(shapes) {
+            let mut case = case(setting, nth as u64);
+            (case.tolerance, case.scratch) = (0.0, 64 << 10);
+            for begun in [false, true] {
+                sum(&mut case, shape, None, WAYS[nth % WAYS.len()], begun);
+            }
+            case.check(&format!("sums of {shape:?}"));
+        }
+    }
 }
 
 /// Bases of more vectors than one block makes orthonormal.
@@ -130,6 +207,7 @@ fn moments_of_low_rank_in_8_bits() {
             compact(Some(8), Moments::EightBit),
             apollo(8, true, Moments::EightBit),
             galore(8, Moments::EightBit),
+            fira(8, 0.25, Moments::EightBit),
         ] {
             let mut case = case(setting, 3);
             // A code is up to a hundredth of its block's largest.
@@ -143,15 +221,13 @@ fn moments_of_low_rank_in_8_bits() {
 #[test]
 fn gradients_of_low_rank_are_clipped() {
     for setting in SETTINGS {
-        let flora = TensorRule::Flora {
-            projection: projection(5),
-            accumulated: false,
-        };
         for rule in [
             compact(Some(5), Moments::F32),
             apollo(5, true, Moments::F32),
             galore(5, Moments::F32),
-            flora,
+            fira(5, 0.5, Moments::F32),
+            flora(false),
+            flora(true),
         ] {
             let mut case = case(setting, 4);
             case.reservation.norm_slots = 1;

@@ -7,7 +7,7 @@ use ebbtide::device::cuda::launch::{
     launches, tasks, Argument, BatchFacts, Buffer, Task, MOST_SHARED_BYTES, SCRATCH_BYTES,
 };
 use ebbtide::device::tensors::{
-    GradientBlock, Moments, Projection, TensorRule, TensorShape, TensorUpdate,
+    GradientBlock, GradientSum, Moments, Projection, TensorRule, TensorShape, TensorUpdate,
 };
 use ebbtide::device::{
     AttentionShape, HeadShape, NormShape, Operator, Region, Reservation, Rows, Space,
@@ -222,10 +222,8 @@ fn every_file_of_kernels_is_among_the_sources() {
     }
 }
 
-/// An update of a tensor whose gradient lies in columns or rows of so many head groups.
-fn update(rule: TensorRule, (rows, columns): (u64, u64), groups: u64, beside: bool) -> Operator {
-    let shape = TensorShape { rows, columns };
-    let all = rule.gradient_shape(shape);
+/// A gradient that lies in columns or rows of so many head groups.
+fn gradient(all: TensorShape, groups: u64, beside: bool) -> Vec<GradientBlock> {
     let block = |group| {
         let (rows, columns) = match beside {
             true => (all.rows, all.columns / groups),
@@ -239,12 +237,33 @@ fn update(rule: TensorRule, (rows, columns): (u64, u64), groups: u64, beside: bo
             columns,
         }
     };
+    (0..groups).map(block).collect()
+}
+
+/// A sum of micro-batches' gradients, which lie so.
+fn sum(rank: u64, shape: TensorShape, (groups, beside): (u64, bool)) -> Operator {
+    let (long, short) = shape.sides();
+    Operator::CompressGradient {
+        tensors: vec![GradientSum {
+            shape,
+            gradient: gradient(shape, groups, beside),
+            rank: Some(rank),
+            sum: region(0, 2 * long * rank),
+            key: 1,
+        }],
+        accumulate: true,
+        workspace: Some(region(0, 4 * (long + short) * rank)),
+    }
+}
+
+/// An update of a tensor whose gradient lies so.
+fn update(rule: TensorRule, shape: TensorShape, (groups, beside): (u64, bool)) -> Operator {
     let states = rule.states(shape, Dtype::Bf16).into_iter();
     let tensor = TensorUpdate {
         rule,
         shape,
-        weight: region(0, 2 * rows * columns),
-        gradient: (0..groups).map(block).collect(),
+        weight: region(0, 2 * shape.elements()),
+        gradient: gradient(rule.gradient_shape(shape), groups, beside),
         states: states.map(|bytes| region(0, bytes)).collect(),
         key: 1,
         projection_key: 2,
@@ -255,12 +274,8 @@ fn update(rule: TensorRule, (rows, columns): (u64, u64), groups: u64, beside: bo
     }
 }
 
-/// Matrices of models of 7 to 70 G parameters, in one piece and by head groups, at the ranks that
-/// methods default to: what is handed on stays inside scratch memory.
-#[test]
-fn updates_of_large_tensors_stay_inside_scratch_memory() {
-    let bf16 = reservation(Dtype::Bf16);
-    let step = StepParameters {
+fn step() -> StepParameters {
+    StepParameters {
         step: 1,
         learning_rate: 1e-3,
         beta1: 0.9,
@@ -270,7 +285,45 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
         loss_scale: 1.0,
         clip: None,
         clip_value: Some(1.0),
+    }
+}
+
+#[test]
+fn what_updates_of_tensors_cannot_be_is_refused() {
+    let bf16 = reservation(Dtype::Bf16);
+    let told = |operator: &Operator| {
+        let refused = tasks(operator, &bf16, &step(), SCRATCH_BYTES).unwrap_err();
+        refused.to_string()
     };
+    let shape = TensorShape {
+        rows: 64,
+        columns: 48,
+    };
+    let whole = (1, false);
+    let decomposed = TensorRule::Fira {
+        projection: Projection {
+            rank: 8,
+            refresh: 2,
+        },
+        scale: 0.25,
+        svd: true,
+        moments: Moments::F32,
+    };
+    assert!(told(&update(decomposed, shape, whole)).contains("without --svd"));
+    let mut other = sum(8, shape, whole);
+    let Operator::CompressGradient { tensors, .. } = &mut other else {
+        unreachable!("it was made so");
+    };
+    tensors[0].sum.bytes += 2;
+    assert!(told(&other).contains("64 × 48: its sum has another size"));
+}
+
+/// Matrices of models of 7 to 70 G parameters, in one piece and by head groups, at the ranks that
+/// methods default to: what is handed on stays inside scratch memory.
+#[test]
+fn updates_of_large_tensors_stay_inside_scratch_memory() {
+    let bf16 = reservation(Dtype::Bf16);
+    let step = step();
     let matrices = [
         (4096, 4096),
         (11_008, 4096),
@@ -288,6 +341,16 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
             TensorRule::Flora {
                 projection: projection(128),
                 accumulated: false,
+            },
+            TensorRule::Flora {
+                projection: projection(128),
+                accumulated: true,
+            },
+            TensorRule::Fira {
+                projection: projection(1024),
+                scale: 0.25,
+                svd: false,
+                moments,
             },
             TensorRule::Galore {
                 projection: projection(1024),
@@ -312,13 +375,14 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
                 moments,
             },
         ];
-        for (rule, (groups, beside)) in rules
+        let shape = TensorShape { rows, columns };
+        let ways = [(1, false), (4, false), (4, true)];
+        let updates = rules
             .into_iter()
-            .flat_map(|rule| [(1, false), (4, false), (4, true)].map(|how| (rule, how)))
-        {
-            let operator = update(rule, (rows, columns), groups, beside);
+            .flat_map(|rule| ways.map(|how| update(rule, shape, how)));
+        for operator in updates.chain(ways.map(|how| sum(128, shape, how))) {
             let all = tasks(&operator, &bf16, &step, SCRATCH_BYTES)
-                .unwrap_or_else(|f| panic!("{rule:?}: {f}"));
+                .unwrap_or_else(|f| panic!("{operator:?}: {f}"));
             for task in all {
                 let Task::Multiply(product) = task else {
                     continue;
@@ -339,7 +403,7 @@ fn updates_of_large_tensors_stay_inside_scratch_memory() {
                 let added = product.added.into_iter();
                 operands.extend(added.map(|at| ("added", at, [m, n], product.stride, to)));
                 for (name, at, [inner, outer], stride, size) in operands {
-                    let what = format!("{name} of {rule:?} of {rows} × {columns}");
+                    let what = format!("{name} of {operator:?}");
                     assert!(inner <= stride || outer == 1, "{what}: columns overlap");
                     let bytes = size * ((outer - 1) * stride + inner);
                     match at {

@@ -36,7 +36,8 @@ pub fn case(setting: Setting, seed: u64) -> Case {
     case
 }
 
-fn gradient(case: &mut Case, shape: TensorShape, lies: Lies) -> Vec<GradientBlock> {
+/// A random gradient that lies so.
+pub fn gradient(case: &mut Case, shape: TensorShape, lies: Lies) -> Vec<GradientBlock> {
     let TensorShape { rows, columns } = shape;
     let mut block = |row, rows, column, columns| GradientBlock {
         region: case.random(rows * columns),
@@ -94,6 +95,16 @@ pub fn moments(case: &mut Case, moments: Moments, elements: u64) -> Vec<Region> 
     }
 }
 
+/// The norm of the update before: there was none, one that limits, one that does not.
+fn norm(case: &mut Case) -> Region {
+    let norm = match case.step.step {
+        1 => 0.0,
+        2 => 1.0,
+        _ => 1e4,
+    };
+    case.floats(1, |_| norm)
+}
+
 /// States of any rule, in its order.
 fn states(case: &mut Case, rule: TensorRule, shape: TensorShape) -> Vec<Region> {
     let positive = |x: f32| x.abs() + 0.01;
@@ -112,29 +123,33 @@ fn states(case: &mut Case, rule: TensorRule, shape: TensorShape) -> Vec<Region> 
             projection,
             moments: kept,
             ..
+        }
+        | TensorRule::Fira {
+            projection,
+            moments: kept,
+            ..
         } => {
             // A state is a whole number of words.
             let of_word = 4 / case.setting.dtype.bytes();
             let count = (projection.rank * short).next_multiple_of(of_word);
             let basis = case.random(count);
-            [vec![basis], moments(case, kept, long * projection.rank)].concat()
+            let kept = moments(case, kept, long * projection.rank);
+            let norm = matches!(rule, TensorRule::Fira { .. }).then(|| norm(case));
+            [vec![basis], kept, norm.into_iter().collect()].concat()
         }
         TensorRule::Apollo {
             projection,
             moments: kept,
             ..
         } => {
-            // Of the update before, if there was one.
-            let begun = if case.step.step > 1 { 1.0 } else { 0.0 };
-            let norm = case.floats(1, |_| begun);
-            [moments(case, kept, long * projection.rank), vec![norm]].concat()
+            let kept = moments(case, kept, long * projection.rank);
+            [kept, vec![norm(case)]].concat()
         }
         TensorRule::Flora { projection, .. } => vec![
             case.floats(long * projection.rank, |x| x),
             case.floats(long, positive),
             case.floats(short, positive),
         ],
-        TensorRule::Fira { .. } => unreachable!("refused on a GPU"),
     }
 }
 

@@ -72,6 +72,8 @@ impl<'a> Runner<'a> {
     /// Adds a micro-batch's gradients to sums in spaces of low rank.
     pub(super) fn run_compress(&self, tensors: &[GradientSum], accumulate: bool) -> Outcome {
         for tensor in tensors {
+            let checked = tensor.check(self.dtype());
+            checked.map_err(|failure| failure.cause)?;
             let mut g = self.gradient(tensor.shape, &tensor.gradient)?;
             let mut sum = match tensor.rank {
                 Some(rank) => {

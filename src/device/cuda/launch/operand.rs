@@ -10,6 +10,12 @@ use crate::profile::Dtype;
 const MOST_PARTS: u64 = 512;
 const PARTIAL_BYTES: u64 = 32 << 20;
 
+/// Bytes that a block clears.
+const CLEARED: u64 = 16 << 10;
+
+/// Partial sums of squares that one launch leaves, at most.
+pub const MOST_SQUARES: u64 = 1024;
+
 /// What operands are checked against.
 pub struct Operands<'a> {
     /// Memory, type of elements, tables.
@@ -165,6 +171,38 @@ impl<'a> Operands<'a> {
                 flag(add),
             ],
         )
+    }
+
+    // ---- what many operators do ---------------------------------------------------------------
+
+    /// Clears bytes.
+    pub fn zero(&self, at: Argument, bytes: u64) -> Result<Launch> {
+        let grid = [bytes.div_ceil(CLEARED), 1, 1];
+        let arguments = vec![at, Argument::U64(bytes)];
+        launch(kernel!(self, "zero"), grid, 256, 0, arguments)
+    }
+
+    /// Adds `count` f64 up.
+    pub fn sum_doubles(&self, from: Argument, count: u64, out: Argument) -> Result<Launch> {
+        let arguments = vec![from, number(count)?, out];
+        launch(kernel!(self, "sum_doubles"), [1; 3], 1024, 0, arguments)
+    }
+
+    /// Partial sums of the squares of a vector of elements, or of f32 where it is `summed`; and how
+    /// many, at most [`MOST_SQUARES`].
+    pub fn squares(
+        &self,
+        (of, summed): (Argument, bool),
+        count: u64,
+        partials: Argument,
+    ) -> Result<(Launch, u64)> {
+        let name = match summed {
+            true => kernel!(self, "squares_summed"),
+            false => kernel!(self, "squares"),
+        };
+        let parts = blocks(count.div_ceil(self.wide()), 256, MOST_SQUARES);
+        let arguments = vec![of, Argument::U64(count), partials];
+        Ok((launch(name, [parts, 1, 1], 256, 0, arguments)?, parts))
     }
 }
 

@@ -6,19 +6,13 @@ use super::{Argument, Buffer, Launch, SCRATCH_BYTES};
 use crate::model::{Activation, NormKind};
 use crate::profile::Dtype;
 
-/// Bytes that a block clears.
-const CLEARED: u64 = 16 << 10;
-
 pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>> {
     match *operator {
         Operator::Zero { region } if region.bytes == 0 => Ok(Vec::new()),
-        Operator::Zero { region } => Ok(vec![launch(
-            kernel!(operands, "zero"),
-            [region.bytes.div_ceil(CLEARED), 1, 1],
-            256,
-            0,
-            vec![operands.bytes(region)?, Argument::U64(region.bytes)],
-        )?]),
+        Operator::Zero { region } => {
+            let at = operands.bytes(region)?;
+            Ok(vec![operands.zero(at, region.bytes)?])
+        }
         Operator::Embedding { .. } => embedding(operands, operator),
         Operator::EmbeddingBackward { .. } => embedding_backward(operands, operator),
         Operator::Norm {
@@ -368,16 +362,8 @@ fn cross_entropy(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>
             number(vocab)?,
         ],
     )?;
-    let sum = launch(
-        kernel!(operands, "sum_doubles"),
-        [1, 1, 1],
-        1024,
-        0,
-        vec![
-            Argument::Own(Buffer::Scratch, 0),
-            number(rows.count)?,
-            Argument::Own(Buffer::Losses, 8 * u64::from(slot)),
-        ],
-    )?;
+    let losses = Argument::Own(Buffer::Scratch, 0);
+    let slot = Argument::Own(Buffer::Losses, 8 * u64::from(slot));
+    let sum = operands.sum_doubles(losses, rows.count, slot)?;
     Ok(vec![gradient, sum])
 }

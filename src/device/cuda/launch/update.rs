@@ -17,8 +17,8 @@ const COPIES: usize = 8;
 /// Where partial sums of squares end in scratch memory and summed gradients begin.
 const SUMMED_AT: u64 = 8 << 20;
 
-/// Blocks that square one gradient, at most.
-const SQUARING: u64 = 1024;
+/// Blocks that add up one gradient's copies, at most.
+const SUMMING: u64 = 1024;
 
 /// Bytes of [`Buffer::Constants`].
 pub const CONSTANTS_BYTES: usize = 64;
@@ -98,7 +98,7 @@ fn sum(
         arguments.push(number(some.len() as u64)?);
         arguments.extend(some);
         arguments.resize(4 + COPIES, Argument::Null);
-        let grid = [blocks(count, THREADS, SQUARING), 1, 1];
+        let grid = [blocks(count, THREADS, SUMMING), 1, 1];
         let name = kernel!(operands, "gradient_sum");
         all.push(launch(name, grid, THREADS as u32, 0, arguments)?);
         begun = true;
@@ -138,28 +138,18 @@ fn gradient_norm(operands: &Operands, gradients: &[Vec<Region>], slot: u32) -> R
             let some = at_once.min(count - at);
             let part = |copy: &Region| Argument::Region(copy.part(at * size, some * size));
             let of: Vec<Argument> = copies.iter().map(part).collect();
-            let (name, gradient) = match of[..] {
-                [alone] => (kernel!(operands, "squares"), alone),
+            let gradient = match of[..] {
+                [alone] => (alone, false),
                 _ => {
                     let summed = Argument::Own(Buffer::Scratch, SUMMED_AT);
                     sum(operands, summed, &of, some, false, &mut all)?;
-                    (kernel!(operands, "squares_summed"), summed)
+                    (summed, true)
                 }
             };
-            let squaring = blocks(some.div_ceil(operands.wide()), THREADS, SQUARING);
-            let arguments = vec![
-                gradient,
-                Argument::U64(some),
-                Argument::Own(Buffer::Scratch, 8 * partials),
-            ];
-            all.push(launch(
-                name,
-                [squaring, 1, 1],
-                THREADS as u32,
-                0,
-                arguments,
-            )?);
-            partials += squaring;
+            let to = Argument::Own(Buffer::Scratch, 8 * partials);
+            let (squares, parts) = operands.squares(gradient, some, to)?;
+            all.push(squares);
+            partials += parts;
             at += some;
         }
     }
@@ -167,13 +157,8 @@ fn gradient_norm(operands: &Operands, gradients: &[Vec<Region>], slot: u32) -> R
         let what = format!("a norm of {} gradients at once", gradients.len());
         return Err(Failure::refused(what));
     }
-    let arguments = vec![
-        Argument::Own(Buffer::Scratch, 0),
-        number(partials)?,
-        Argument::Own(Buffer::Squares, 8 * u64::from(slot)),
-    ];
-    let name = kernel!(operands, "sum_doubles");
-    all.push(launch(name, [1; 3], 1024, 0, arguments)?);
+    let slot = Argument::Own(Buffer::Squares, 8 * u64::from(slot));
+    all.push(operands.sum_doubles(Argument::Own(Buffer::Scratch, 0), partials, slot)?);
     Ok(all)
 }
 

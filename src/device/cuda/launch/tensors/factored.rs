@@ -4,7 +4,7 @@ use super::super::super::super::Result;
 use super::super::operand::{blocks, kernel, number};
 use super::super::{Argument, Buffer};
 use super::by_gradient;
-use super::sequence::{Area, Gradient, Sequence, MOST_PARTIALS};
+use super::sequence::{Area, Given, Sequence};
 use crate::device::cpu::ops::factored::decay;
 use crate::device::tensors::{TensorShape, TensorUpdate};
 
@@ -51,42 +51,32 @@ impl Sequence<'_> {
         let weight = self.operands.elements(tensor.weight, elements)?;
         let factors = self.second_moments(tensor)?;
         let of_weights = self.squares(weight, elements, false)?;
-        let at_once = match Gradient::is_whole(tensor) {
-            true => shape.rows,
-            // Partial sums are beside it.
-            false => {
-                let sides = (shape.rows, shape.columns);
-                self.at_once(self.left() / 8 * 7, sides, 4 * shape.columns)?
-            }
-        };
         let of_gradient = |area| match tensor.shape.is_vector() {
             true => Area::of(tensor.shape),
             false => area,
         };
-        let areas: Vec<Area> = Area::of(shape).by_rows(at_once).collect();
-        let across = blocks(shape.columns.div_ceil(4), 256, MOST_PARTIALS);
-        let down = (MOST_PARTIALS / across).min(at_once);
-        let partials = self.take(8 * across * down * areas.len() as u64)?;
-        for (nth, &area) in (0..).zip(&areas) {
+        let partials = self.partials()?;
+        let given = Given::of(tensor);
+        let areas = self.areas(given, shape)?;
+        for &area in &areas {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, of_gradient(area))?;
+            let gradient = self.gradient(given, of_gradient(area))?;
             let mut arguments = vec![gradient.at, Argument::U64(shape.columns)];
             arguments.extend(factors.of(area));
             arguments.extend([
                 Argument::Own(Buffer::Constants, 0),
                 number(area.rows)?,
                 number(shape.columns)?,
-                partials.behind(8 * across * down * nth),
             ]);
             let name = by_gradient!(self.operands, gradient, "factored_squares");
-            self.launch(name, [across, down, 1], 256, arguments)?;
+            self.square(name, (area.rows, shape.columns), arguments, partials)?;
             self.release(mark);
         }
-        let of_update = self.sum(partials, across * down * areas.len() as u64)?;
+        let of_update = self.squared(partials)?;
         let rate = self.rate(of_weights, of_update, elements)?;
         for area in areas {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, of_gradient(area))?;
+            let gradient = self.gradient(given, of_gradient(area))?;
             let mut arguments = vec![
                 weight,
                 Argument::U64(area.row * shape.columns),
@@ -138,7 +128,7 @@ impl Sequence<'_> {
                 let count = tensor.shape.elements();
                 let moments = self.operands.floats(whole, count)?;
                 let mark = self.mark();
-                let gradient = self.gradient(tensor, Area::of(tensor.shape))?;
+                let gradient = self.gradient(Given::of(tensor), Area::of(tensor.shape))?;
                 let [old, fresh] = self.shares();
                 let arguments = vec![
                     moments,
@@ -163,7 +153,7 @@ impl Sequence<'_> {
                 let (rows, columns) = (tensor.states[0], tensor.states[1]);
                 let rows = self.operands.floats(rows, tensor.shape.rows)?;
                 let columns = self.operands.floats(columns, tensor.shape.columns)?;
-                self.factors(tensor, rows, columns)?;
+                self.factors(Given::of(tensor), rows, columns)?;
                 Ok(Factors {
                     rows,
                     row_mean: self.mean(rows, tensor.shape.rows)?,
@@ -191,7 +181,7 @@ impl Sequence<'_> {
     /// Moves the moments of a matrix's rows and columns by its gradient.
     pub(super) fn factors(
         &mut self,
-        tensor: &TensorUpdate,
+        given: Given<'_>,
         rows: Argument,
         columns: Argument,
     ) -> Result<()> {
@@ -199,16 +189,16 @@ impl Sequence<'_> {
         let TensorShape {
             rows: height,
             columns: width,
-        } = tensor.shape;
+        } = given.shape;
         let pieces = width.div_ceil(PIECE);
-        let gathered = if Gradient::is_whole(tensor) { 0 } else { width };
+        let gathered = if given.is_whole() { 0 } else { width };
         // An eighth of what is left is for the columns.
         let room = self.left() / 8;
         let at_once = {
             let sides = (height, width);
             self.at_once(self.left() - room, sides, 4 * (gathered + pieces))?
         };
-        let areas: Vec<Area> = Area::of(tensor.shape).by_rows(at_once).collect();
+        let areas: Vec<Area> = Area::of(given.shape).by_rows(at_once).collect();
         let runs = room / (4 * width) / areas.len() as u64;
         let runs = runs.clamp(1, MOST_RUNS.min(at_once));
         let parts = runs * areas.len() as u64;
@@ -217,7 +207,7 @@ impl Sequence<'_> {
         let count = |n: u64| Argument::F32(n as f32);
         for (nth, area) in (0..).zip(areas) {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, area)?;
+            let gradient = self.gradient(given, area)?;
             let of_rows = self.take(4 * pieces * area.rows)?;
             let arguments = vec![
                 gradient.at,

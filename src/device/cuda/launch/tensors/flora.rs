@@ -1,13 +1,15 @@
-//! FLORA: a momentum in a space of low rank, of gradients over their factored second moments.
+//! FLORA: a momentum in a space of low rank, of gradients over their factored second moments; and
+//! sums of micro-batches' gradients in one.
 
 use super::super::super::super::{Region, Result};
 use super::super::operand::{kernel, number};
 use super::super::{Argument, Buffer};
 use super::by_gradient;
 use super::factored::Factors;
-use super::low_rank::{Space, Workspace};
-use super::sequence::{Factor, Sequence};
-use crate::device::tensors::{Projection, TensorUpdate};
+use super::low_rank::{Drawn, Projected, Space, Workspace};
+use super::sequence::{Area, Factor, Given, Sequence};
+use crate::device::cpu::ops::philox::Purpose;
+use crate::device::tensors::{GradientSum, Projection, TensorUpdate};
 use crate::profile::Dtype;
 
 impl Sequence<'_> {
@@ -15,6 +17,7 @@ impl Sequence<'_> {
         &mut self,
         tensor: &TensorUpdate,
         projection: Projection,
+        accumulated: bool,
         workspace: Option<Region>,
     ) -> Result<()> {
         let space = Space::of(tensor.shape, projection);
@@ -40,7 +43,11 @@ impl Sequence<'_> {
             false => Some(self.draw(new, tensor.key, now, space)?),
         };
 
-        let factors = self.factored(tensor, (of_long, of_short), wide)?;
+        let given = match accumulated {
+            true => self.decompressed(tensor, space, &mut workspace)?,
+            false => Given::of(tensor),
+        };
+        let factors = self.factored(given, (of_long, of_short), wide)?;
         let [keep, take] = [self.step.beta1, 1.0 - self.step.beta1].map(|share| share as f32);
         // The gathered gradient; u, the direction and the momentum as elements.
         let row = (4 + 2 * size) * short + size * rank;
@@ -48,19 +55,11 @@ impl Sequence<'_> {
         let columns = tensor.shape.columns;
         for (area, first, some) in space.along(at_once) {
             let mark = self.mark();
-            let rows = momentum.behind(4 * first * rank);
-            let m = Factor {
-                at: self.narrowed(rows, rank, (some, rank))?,
-                stride: rank,
-                turned: wide,
-            };
             let here = direction.behind(space.before(area));
-            let p = space.basis(a, wide);
             // M A; of a wide matrix its transpose.
-            let pair = if wide { (p, m) } else { (m, p) };
-            self.multiply([area.rows, area.columns, rank], pair, dtype)
-                .factor(a.factor)
-                .to(here, columns, Dtype::F32);
+            let m = space.rows(momentum, first);
+            self.returned((space, a), area, m, (here, columns))?;
+            let rows = m.at;
             // What is as long as the area's part of M: a matrix of it times A'ᵀ.
             let tall = |at| Factor {
                 at,
@@ -75,7 +74,7 @@ impl Sequence<'_> {
                     .to(rows, rank, Dtype::F32);
             }
             let update = self.take(area.elements() * size)?;
-            let gradient = self.gradient(tensor, area)?;
+            let gradient = self.gradient(given, area)?;
             let mut arguments = vec![
                 here,
                 Argument::U64(columns),
@@ -121,7 +120,7 @@ impl Sequence<'_> {
     /// Moves second moments by a gradient: those of `M` over their mean, and those of `μ`.
     fn factored(
         &mut self,
-        tensor: &TensorUpdate,
+        given: Given<'_>,
         (of_long, of_short): (Argument, Argument),
         wide: bool,
     ) -> Result<Factors> {
@@ -129,8 +128,8 @@ impl Sequence<'_> {
             true => (of_short, of_long),
             false => (of_long, of_short),
         };
-        self.factors(tensor, rows, columns)?;
-        let mean = self.mean(of_long, tensor.shape.sides().0)?;
+        self.factors(given, rows, columns)?;
+        let mean = self.mean(of_long, given.shape.sides().0)?;
         let [row_mean, column_mean] = match wide {
             true => [Argument::Null, mean],
             false => [mean, Argument::Null],
@@ -141,5 +140,84 @@ impl Sequence<'_> {
             columns,
             column_mean,
         })
+    }
+
+    /// The numbers of the projection in which a step's gradients of a tensor are added up.
+    fn accumulation(&self, key: u64) -> Drawn {
+        (key, self.step.step as u32, Purpose::Accumulation)
+    }
+
+    /// What has been added up in a space of low rank, as a gradient of the tensor's shape: `C A`.
+    fn decompressed<'t>(
+        &mut self,
+        tensor: &'t TensorUpdate,
+        space: Space,
+        workspace: &mut Workspace,
+    ) -> Result<Given<'t>> {
+        let Space {
+            long, short, rank, ..
+        } = space;
+        let size = self.operands.size();
+        let at = workspace.take(rank * short * size);
+        let to = workspace.take(4 * long * short);
+        let a = self.draw_for(at, self.accumulation(tensor.key), space)?;
+        let sums = Given::of(tensor);
+        let at_once = match sums.is_whole() {
+            true => long,
+            false => self.at_once(self.left(), (long, rank), (4 + size) * rank)?,
+        };
+        for (area, first, some) in space.along(at_once) {
+            let mark = self.mark();
+            let c = self.gradient(sums, Area::of(sums.shape).part(first, some))?;
+            let here = (to.behind(space.before(area)), tensor.shape.columns);
+            self.returned((space, a), area, c, here)?;
+            self.release(mark);
+        }
+        Ok(Given::whole(tensor.shape, to))
+    }
+
+    /// Adds a micro-batch's gradient to a sum, in a space of low rank or as it is.
+    pub(super) fn compress(
+        &mut self,
+        tensor: &GradientSum,
+        accumulate: bool,
+        workspace: Option<Region>,
+    ) -> Result<()> {
+        let given = Given::in_blocks(tensor.shape, &tensor.gradient);
+        let size = self.operands.size();
+        let Some(rank) = tensor.rank else {
+            let columns = tensor.shape.columns;
+            let sum = self
+                .operands
+                .elements(tensor.sum, tensor.shape.elements())?;
+            // What is added up in f32.
+            let (sides, row) = ((tensor.shape.rows, columns), 4 * columns);
+            let at_once = self.at_once(self.left(), sides, row)?;
+            for area in Area::of(tensor.shape).by_rows(at_once) {
+                let mark = self.mark();
+                let here = sum.behind(area.row * columns * size);
+                let added = self.dense(given, area)?;
+                if accumulate {
+                    self.add(here, added, area.elements())?;
+                }
+                self.narrow(added, columns, here, (area.rows, columns))?;
+                self.release(mark);
+            }
+            return Ok(());
+        };
+        let refresh = 1;
+        let space = Space::of(tensor.shape, Projection { rank, refresh });
+        let sum = Projected {
+            at: self.operands.elements(tensor.sum, space.long * rank)?,
+            dtype: self.dtype(),
+            adds: accumulate,
+        };
+        let bytes = rank * space.short * size;
+        let at = match workspace.filter(|region| region.bytes >= bytes) {
+            Some(region) => Argument::Region(region.part(0, bytes)),
+            None => self.take(bytes)?,
+        };
+        let a = self.draw_for(at, self.accumulation(tensor.key), space)?;
+        self.project(given, (space, a), sum)
     }
 }

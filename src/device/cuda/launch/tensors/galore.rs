@@ -1,10 +1,10 @@
-//! GaLore: Adam in a space that the gradient's own leading directions span.
+//! GaLore: Adam in a space that the gradient's own leading directions span; Fira's too.
 
 use super::super::super::super::{Failure, Region, Result};
 use super::super::operand::{kernel, number};
 use super::super::Argument;
-use super::low_rank::{Basis, Space, Workspace};
-use super::sequence::{Factor, Sequence};
+use super::low_rank::{Basis, Projected, Space, Workspace};
+use super::sequence::{Factor, Given, Sequence};
 use crate::device::tensors::{Moments, Projection, TensorUpdate};
 use crate::profile::Dtype;
 
@@ -16,34 +16,47 @@ impl Sequence<'_> {
         (scale, svd, kept): (f64, bool, Moments),
         workspace: Option<Region>,
     ) -> Result<()> {
-        if svd {
-            return Err(Failure::refused(
-                "GaLore's projections by a singular value decomposition (--svd) are not made on a \
-                 GPU; plan without --svd, which iterates subspaces, or run on the cpu device",
-            ));
-        }
         let space = Space::of(tensor.shape, projection);
         let elements = space.long * space.rank;
         let kept = self.moments(kept, elements, &tensor.states[1..])?;
         let mut workspace = Workspace::of(tensor, workspace)?;
         let small = workspace.take(4 * elements);
-        let size = self.operands.size();
-        let place = tensor.states[0].part(0, space.rank * space.short * size);
-        let at = self.operands.elements(place, space.rank * space.short)?;
+        let wide = workspace.take(4 * space.rank * space.short);
+        let basis = self.basis(tensor, (projection, svd), (small, wide))?;
+        let given = Given::of(tensor);
+        self.project(given, (space, basis), Projected::floats(small))?;
+        self.directed((small, small), &kept, elements, tensor.key)?;
+        let factor = self.step.learning_rate * scale;
+        self.back(tensor, (space, basis), factor, |_, first, _| {
+            Ok(space.rows(small, first))
+        })
+    }
+
+    /// The basis that a tensor's states begin with, renewed where the step does that; `y` and `q`
+    /// as [`Self::renew`] takes them.
+    pub(super) fn basis(
+        &mut self,
+        tensor: &TensorUpdate,
+        (projection, svd): (Projection, bool),
+        (y, q): (Argument, Argument),
+    ) -> Result<Basis> {
+        if svd {
+            return Err(Failure::refused(
+                "projections by a singular value decomposition (--svd) are not made on a GPU; plan \
+                 without --svd, which iterates subspaces, or run on the cpu device",
+            ));
+        }
+        let space = Space::of(tensor.shape, projection);
+        let elements = space.rank * space.short;
+        let place = tensor.states[0].part(0, elements * self.operands.size());
+        let at = self.operands.elements(place, elements)?;
         if projection.renews(self.step.step) {
             if self.step.step == 1 {
                 self.draw(at, tensor.key, 0, space)?;
             }
-            let wide = workspace.take(4 * space.rank * space.short);
-            self.renew(tensor, space, at, (small, wide))?;
+            self.renew(tensor, space, at, (y, q))?;
         }
-        let basis = Basis { at, factor: 1.0 };
-        self.project(tensor, space, basis, small)?;
-        self.directed(small, &kept, elements, tensor.key)?;
-        let factor = self.step.learning_rate * scale;
-        self.back(tensor, (space, basis), factor, |_, first, _| {
-            Ok(small.behind(4 * first * space.rank))
-        })
+        Ok(Basis { at, factor: 1.0 })
     }
 
     /// Two subspace iterations from the basis at `at`: `Q ← orth(gᵀ g Q)`; `y` and `q` are f32 for
@@ -74,7 +87,7 @@ impl Sequence<'_> {
                 for (area, first, some) in space.along(at_once) {
                     let mark = self.mark();
                     let g = Factor {
-                        at: self.dense(tensor, area)?,
+                        at: self.dense(Given::of(tensor), area)?,
                         stride: area.columns,
                         turned: wide,
                     };

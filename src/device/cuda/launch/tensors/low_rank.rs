@@ -13,8 +13,9 @@
 use super::super::super::super::{Failure, Operator, Region, Result};
 use super::super::operand::{blocks, kernel};
 use super::super::{Argument, Buffer};
-use super::sequence::{Area, Factor, Gradient, Sequence};
+use super::sequence::{Area, Factor, Given, Gradient, Sequence};
 use super::{by_gradient, Kept};
+use crate::device::cpu::ops::philox::Purpose;
 use crate::device::tensors::{Moments, Projection, TensorShape, TensorUpdate};
 use crate::profile::Dtype;
 
@@ -87,6 +88,11 @@ impl Space {
         4 * (area.row * self.area().columns + area.column)
     }
 
+    /// Rows of `[M × r]` in f32 from the first on.
+    pub fn rows(&self, of: Argument, first: u64) -> Gradient {
+        Gradient::dense(of.behind(4 * first * self.rank), self.rank)
+    }
+
     /// `P` or `Pᵀ` as the right factor of a product of tall matrices.
     pub fn basis(&self, basis: Basis, turned: bool) -> Factor {
         Factor {
@@ -102,6 +108,39 @@ impl Space {
 pub struct Basis {
     pub at: Argument,
     pub factor: f32,
+}
+
+impl Basis {
+    /// The same times a number.
+    pub fn times(self, factor: f64) -> Basis {
+        Basis {
+            factor: self.factor * factor as f32,
+            ..self
+        }
+    }
+}
+
+/// Random numbers of a tensor: its key, when, and what for.
+pub type Drawn = (u64, u32, Purpose);
+
+/// Where `[M × r]` goes.
+#[derive(Clone, Copy)]
+pub struct Projected {
+    pub at: Argument,
+    pub dtype: Dtype,
+    /// Whether it is added to what is there.
+    pub adds: bool,
+}
+
+impl Projected {
+    /// Into f32.
+    pub fn floats(at: Argument) -> Projected {
+        Projected {
+            at,
+            dtype: Dtype::F32,
+            adds: false,
+        }
+    }
 }
 
 /// The planned scratch memory of an update, given out from its start.
@@ -140,7 +179,7 @@ impl Sequence<'_> {
     fn draw_rows(
         &mut self,
         at: Argument,
-        (key, epoch): (u64, u32),
+        (key, epoch, purpose): Drawn,
         (first, rows): (u64, u64),
         space: Space,
     ) -> Result<Basis> {
@@ -149,6 +188,7 @@ impl Sequence<'_> {
             at,
             Argument::U64(key),
             Argument::U32(epoch),
+            Argument::U32(purpose as u32),
             Argument::U64(first * space.short),
             Argument::U64(count),
         ];
@@ -163,7 +203,12 @@ impl Sequence<'_> {
 
     /// A random projection.
     pub fn draw(&mut self, at: Argument, key: u64, epoch: u32, space: Space) -> Result<Basis> {
-        self.draw_rows(at, (key, epoch), (0, space.rank), space)
+        self.draw_for(at, (key, epoch, Purpose::Projection), space)
+    }
+
+    /// The same for any purpose.
+    pub fn draw_for(&mut self, at: Argument, drawn: Drawn, space: Space) -> Result<Basis> {
+        self.draw_rows(at, drawn, (0, space.rank), space)
     }
 
     /// `z = x Pᵀ`, by as many rows of `P` as there is memory for.
@@ -197,9 +242,10 @@ impl Sequence<'_> {
         };
         let z = self.operands.elements(z, rows * space.rank)?;
         let epoch = projection.epoch(self.step.step - 1);
+        let drawn = (key, epoch, Purpose::Projection);
         for first in (0..space.rank).step_by(at_once as usize) {
             let some = at_once.min(space.rank - first);
-            let basis = self.draw_rows(room, (key, epoch), (first, some), space)?;
+            let basis = self.draw_rows(room, drawn, (first, some), space)?;
             let dtype = self.dtype();
             self.multiply([rows, some, inputs], (x, space.basis(basis, true)), dtype)
                 .factor(basis.factor)
@@ -208,15 +254,14 @@ impl Sequence<'_> {
         Ok(())
     }
 
-    /// `R = g Pᵀ` in f32, without the factor of all gradients.
+    /// `R = g Pᵀ`, without the factor of all gradients.
     pub(super) fn project(
         &mut self,
-        tensor: &TensorUpdate,
-        space: Space,
-        basis: Basis,
-        out: Argument,
+        given: Given<'_>,
+        (space, basis): (Space, Basis),
+        to: Projected,
     ) -> Result<()> {
-        let whole = Gradient::is_whole(tensor) && self.step.clip_value.is_none();
+        let whole = given.is_whole() && self.most.is_none();
         let dtype = self.dtype();
         let at_once = match whole {
             true => space.long,
@@ -226,15 +271,14 @@ impl Sequence<'_> {
             let mark = self.mark();
             let (at, stride) = match whole {
                 true => {
-                    let gradient = self.gradient(tensor, area)?;
+                    let gradient = self.gradient(given, area)?;
                     (gradient.at, gradient.stride)
                 }
                 false => {
-                    let gathered = self.dense(tensor, area)?;
-                    (
-                        self.narrowed(gathered, area.columns, (area.rows, area.columns))?,
-                        area.columns,
-                    )
+                    let gathered = self.dense(given, area)?;
+                    let sides = (area.rows, area.columns);
+                    let narrowed = self.narrowed(gathered, area.columns, sides)?;
+                    (narrowed, area.columns)
                 }
             };
             let g = Factor {
@@ -243,11 +287,46 @@ impl Sequence<'_> {
                 turned: space.wide,
             };
             let sizes = [some, space.rank, space.short];
-            self.multiply(sizes, (g, space.basis(basis, true)), dtype)
-                .factor(basis.factor)
-                .to(out.behind(4 * first * space.rank), space.rank, Dtype::F32);
+            let here = to.at.behind(to.dtype.bytes() * first * space.rank);
+            let factors = (g, space.basis(basis, true));
+            let mut product = self.multiply(sizes, factors, dtype).factor(basis.factor);
+            if to.adds {
+                product = product.added_to(here, 1.0);
+            }
+            product.to(here, space.rank, to.dtype);
             self.release(mark);
         }
+        Ok(())
+    }
+
+    /// An area of `N P` in f32, `stride` from row to row: `n` are its rows of `N`, if it is tall.
+    pub(super) fn returned(
+        &mut self,
+        (space, basis): (Space, Basis),
+        area: Area,
+        n: Gradient,
+        (to, stride): (Argument, u64),
+    ) -> Result<()> {
+        let some = if space.wide { area.columns } else { area.rows };
+        let (at, n_stride) = match n.summed {
+            true => (
+                self.narrowed(n.at, n.stride, (some, space.rank))?,
+                space.rank,
+            ),
+            false => (n.at, n.stride),
+        };
+        let n = Factor {
+            at,
+            stride: n_stride,
+            turned: space.wide,
+        };
+        let p = space.basis(basis, space.wide);
+        // Of a wide matrix, the transpose: Pᵀ Nᵀ.
+        let factors = if space.wide { (p, n) } else { (n, p) };
+        let dtype = self.dtype();
+        self.multiply([area.rows, area.columns, space.rank], factors, dtype)
+            .factor(basis.factor)
+            .to(to, stride, Dtype::F32);
         Ok(())
     }
 
@@ -257,29 +336,16 @@ impl Sequence<'_> {
         tensor: &TensorUpdate,
         (space, basis): (Space, Basis),
         factor: f64,
-        mut direct: impl FnMut(&mut Self, u64, u64) -> Result<Argument>,
+        mut direct: impl FnMut(&mut Self, u64, u64) -> Result<Gradient>,
     ) -> Result<()> {
-        let dtype = self.dtype();
-        let size = self.operands.size();
         // The update, and of N what was gathered, what it becomes, and its elements.
-        let row = 4 * space.short + (8 + size) * space.rank;
+        let row = 4 * space.short + (8 + self.operands.size()) * space.rank;
         let at_once = self.at_once(self.left(), (space.long, space.rank), row)?;
         for (area, first, some) in space.along(at_once) {
             let mark = self.mark();
             let n = direct(self, first, some)?;
-            let n = Factor {
-                at: self.narrowed(n, space.rank, (some, space.rank))?,
-                stride: space.rank,
-                turned: space.wide,
-            };
             let update = self.take(4 * area.elements())?;
-            let p = space.basis(basis, space.wide);
-            // Of a wide matrix, the transpose: Pᵀ Nᵀ.
-            let factors = if space.wide { (p, n) } else { (n, p) };
-            let sizes = [area.rows, area.columns, space.rank];
-            self.multiply(sizes, factors, dtype)
-                .factor(basis.factor)
-                .to(update, area.columns, Dtype::F32);
+            self.returned((space, basis), area, n, (update, area.columns))?;
             self.descend(tensor, area, update, factor)?;
             self.release(mark);
         }
@@ -324,18 +390,14 @@ impl Sequence<'_> {
         let shape = tensor.rule.gradient_shape(tensor.shape);
         let kept = self.moments(kept, shape.elements(), &tensor.states)?;
         let factor = self.step.learning_rate * scale;
-        let most = self.step.clip_value.unwrap_or(f64::INFINITY) as f32;
+        let most = self.most.unwrap_or(f64::INFINITY) as f32;
+        let given = Given::of(tensor);
         let directed = |all: &mut Self, first: u64, rows: u64| {
             let out = all.take(4 * rows * shape.columns)?;
-            let area = Area {
-                row: first,
-                rows,
-                ..Area::of(shape)
-            };
-            let gradient = all.gradient(tensor, area)?;
+            let gradient = all.gradient(given, Area::of(shape).part(first, rows))?;
             let elements = (first * shape.columns, rows * shape.columns);
             all.direct((out, gradient), &kept, elements, (tensor.key, most))?;
-            Ok(out)
+            Ok(Gradient::dense(out, shape.columns))
         };
         let Some(projection) = projection else {
             let at_once =
@@ -343,7 +405,7 @@ impl Sequence<'_> {
             for area in Area::of(shape).by_rows(at_once) {
                 let mark = self.mark();
                 let update = directed(self, area.row, area.rows)?;
-                self.descend(tensor, area, update, factor)?;
+                self.descend(tensor, area, update.at, factor)?;
                 self.release(mark);
             }
             return Ok(());
@@ -356,25 +418,16 @@ impl Sequence<'_> {
         self.back(tensor, (space, basis), factor, directed)
     }
 
-    /// Makes Adam's direction of what is projected, in place.
+    /// Makes Adam's direction of what is projected, there or elsewhere.
     pub(super) fn directed(
         &mut self,
-        small: Argument,
+        (small, out): (Argument, Argument),
         kept: &Kept,
         elements: u64,
         key: u64,
     ) -> Result<()> {
-        let projected = Gradient {
-            at: small,
-            stride: 0,
-            summed: true,
-        };
-        self.direct(
-            (small, projected),
-            kept,
-            (0, elements),
-            (key, f32::INFINITY),
-        )
+        let projected = Gradient::dense(small, elements);
+        self.direct((out, projected), kept, (0, elements), (key, f32::INFINITY))
     }
 
     /// Adam's direction of a gradient's elements, no larger than `most`.

@@ -6,6 +6,7 @@
 
 mod apollo;
 mod factored;
+mod fira;
 mod flora;
 mod galore;
 mod low_rank;
@@ -16,12 +17,7 @@ use super::operand::{blocks, kernel, Operands};
 use super::{update, Argument, Buffer, Task};
 use crate::device::cpu::ops::quantised::{SIGNED, UNSIGNED};
 use crate::device::tensors::{Moments, TensorRule, TensorUpdate};
-use sequence::{Area, Gradient, Sequence};
-
-/// What is said of FLORA's accumulation.
-const NO_SUMS: &str =
-    "gradients accumulated in a space of low rank, for which a GPU has no kernel \
-                       yet; without --accumulate none are";
+use sequence::{Given, Sequence};
 
 /// Bytes of [`Buffer::Maps`].
 pub const MAPS_BYTES: u64 = 2 * 256 * 4;
@@ -55,7 +51,19 @@ pub fn tasks(
                 all.change(tensor, *workspace)?;
             }
         }
-        Operator::CompressGradient { .. } => return Err(Failure::refused(NO_SUMS)),
+        Operator::CompressGradient {
+            tensors,
+            accumulate,
+            workspace,
+        } => {
+            // Only what they add up to is cut.
+            all.most = None;
+            for tensor in tensors {
+                tensor.check(reservation.dtype)?;
+                all.release(0);
+                all.compress(tensor, *accumulate, *workspace)?;
+            }
+        }
         other => {
             let what = format!("{} changes no tensors", other.name());
             return Err(Failure::refused(what));
@@ -75,6 +83,12 @@ impl Sequence<'_> {
                 svd,
                 moments,
             } => self.galore(tensor, projection, (scale, svd, moments), workspace),
+            TensorRule::Fira {
+                projection,
+                scale,
+                svd,
+                moments,
+            } => self.fira(tensor, projection, (scale, svd, moments), workspace),
             TensorRule::Apollo {
                 projection,
                 scale,
@@ -88,12 +102,8 @@ impl Sequence<'_> {
             } => self.compact(tensor, projection, (scale, moments), workspace),
             TensorRule::Flora {
                 projection,
-                accumulated: false,
-            } => self.flora(tensor, projection, workspace),
-            TensorRule::Fira { .. } => Err(Failure::refused(
-                "fira's residual, for which a GPU has no kernel yet; galore's are there",
-            )),
-            TensorRule::Flora { .. } => Err(Failure::refused(NO_SUMS)),
+                accumulated,
+            } => self.flora(tensor, projection, accumulated, workspace),
         }
     }
 
@@ -102,16 +112,10 @@ impl Sequence<'_> {
         let shape = tensor.shape;
         let moments = self.moments(moments, shape.elements(), &tensor.states)?;
         let weight = self.operands.elements(tensor.weight, shape.elements())?;
-        let at_once = match Gradient::is_whole(tensor) {
-            true => shape.rows,
-            false => {
-                let sides = (shape.rows, shape.columns);
-                self.at_once(self.left(), sides, 4 * shape.columns)?
-            }
-        };
-        for area in Area::of(shape).by_rows(at_once) {
+        let given = Given::of(tensor);
+        for area in self.areas(given, shape)? {
             let mark = self.mark();
-            let gradient = self.gradient(tensor, area)?;
+            let gradient = self.gradient(given, area)?;
             let name = match moments.kind {
                 Moments::F32 => by_gradient!(self.operands, gradient, "adam"),
                 Moments::AsWeights => by_gradient!(self.operands, gradient, "adam_rounded"),

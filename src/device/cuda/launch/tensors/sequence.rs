@@ -1,22 +1,21 @@
 //! Tasks as they are put together: scratch memory, gradients in one piece, products row by row.
 
 use super::super::super::super::{Failure, Result, StepParameters};
-use super::super::operand::{blocks, kernel, launch, number, Operands};
+use super::super::operand::{blocks, kernel, launch, number, Operands, MOST_SQUARES};
 use super::super::{Argument, Buffer, Matrix, Numbers, Product, Task};
-use crate::device::tensors::{TensorShape, TensorUpdate, EIGHT_BIT_BLOCK};
+use crate::device::tensors::{GradientBlock, TensorShape, TensorUpdate, EIGHT_BIT_BLOCK};
 use crate::profile::Dtype;
 
 /// All places in scratch memory are multiples of this.
 const ALIGNMENT: u64 = 256;
-
-/// Partial sums that one launch leaves, at most.
-pub const MOST_PARTIALS: u64 = 1024;
 
 /// Tasks in order, and the scratch memory that they use.
 pub struct Sequence<'a> {
     pub operands: Operands<'a>,
     pub step: &'a StepParameters,
     pub tasks: Vec<Task>,
+    /// The largest magnitude of a gradient's element, if they are cut to one.
+    pub most: Option<f64>,
     used: u64,
     bytes: u64,
 }
@@ -33,13 +32,58 @@ pub struct Gradient {
 }
 
 impl Gradient {
-    /// Whether a tensor's gradient lies in one piece by itself.
-    pub fn is_whole(tensor: &TensorUpdate) -> bool {
-        let shape = tensor.rule.gradient_shape(tensor.shape);
-        let [block] = tensor.gradient[..] else {
+    /// One of f32 without a gap between rows.
+    pub fn dense(at: Argument, columns: u64) -> Gradient {
+        Gradient {
+            at,
+            stride: columns,
+            summed: true,
+        }
+    }
+}
+
+/// A gradient as it is found.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    pub shape: TensorShape,
+    lies: Lies<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Lies<'a> {
+    /// In blocks of elements, which are added up.
+    Blocks(&'a [GradientBlock]),
+    /// In f32, without a gap.
+    Whole(Argument),
+}
+
+impl<'a> Given<'a> {
+    /// A tensor's.
+    pub fn of(tensor: &'a TensorUpdate) -> Given<'a> {
+        Given::in_blocks(tensor.rule.gradient_shape(tensor.shape), &tensor.gradient)
+    }
+
+    /// One in blocks.
+    pub fn in_blocks(shape: TensorShape, blocks: &'a [GradientBlock]) -> Given<'a> {
+        let lies = Lies::Blocks(blocks);
+        Given { shape, lies }
+    }
+
+    /// One that was made in f32.
+    pub fn whole(shape: TensorShape, at: Argument) -> Given<'a> {
+        let lies = Lies::Whole(at);
+        Given { shape, lies }
+    }
+
+    /// Whether it lies in one piece by itself.
+    pub fn is_whole(self) -> bool {
+        let Lies::Blocks(blocks) = self.lies else {
+            return true;
+        };
+        let [block] = blocks else {
             return false;
         };
-        (block.rows, block.columns) == (shape.rows, shape.columns)
+        (block.rows, block.columns) == (self.shape.rows, self.shape.columns)
     }
 }
 
@@ -67,14 +111,16 @@ impl Area {
         self.rows * self.columns
     }
 
+    /// So many rows of it.
+    pub fn part(self, first: u64, rows: u64) -> Area {
+        let row = self.row + first;
+        Area { row, rows, ..self }
+    }
+
     /// Cut into areas of so many rows.
     pub fn by_rows(self, at_once: u64) -> impl Iterator<Item = Area> {
         let starts = (0..self.rows).step_by(at_once as usize);
-        starts.map(move |start| Area {
-            row: self.row + start,
-            rows: at_once.min(self.rows - start),
-            ..self
-        })
+        starts.map(move |start| self.part(start, at_once.min(self.rows - start)))
     }
 }
 
@@ -84,6 +130,7 @@ impl<'a> Sequence<'a> {
             operands,
             step,
             tasks: Vec::new(),
+            most: step.clip_value,
             used: 0,
             bytes,
         }
@@ -169,58 +216,86 @@ impl<'a> Sequence<'a> {
         self.launch(name, [across, rows.min(65_535), 1], 256, arguments)
     }
 
+    /// The sum of squares of a vector of elements, or of f32 where it is `summed`: its address.
+    pub fn squares(&mut self, of: Argument, count: u64, summed: bool) -> Result<Argument> {
+        let partials = self.take(8 * MOST_SQUARES)?;
+        let (squares, parts) = self.operands.squares((of, summed), count, partials)?;
+        self.tasks.push(Task::Launch(squares));
+        self.sum(partials, parts)
+    }
+
     /// The sum of f64 in `from`, of which there are so many: its address.
     pub fn sum(&mut self, from: Argument, count: u64) -> Result<Argument> {
         let out = self.take(8)?;
-        let name = kernel!(self.operands, "sum_doubles");
-        self.launch(name, [1; 3], 1024, vec![from, number(count)?, out])?;
+        let sum = self.operands.sum_doubles(from, count, out)?;
+        self.tasks.push(Task::Launch(sum));
         Ok(out)
     }
 
-    /// The sum of squares of a vector of elements, or of f32 where it is `summed`: its address.
-    pub fn squares(&mut self, of: Argument, count: u64, summed: bool) -> Result<Argument> {
-        let name = match summed {
-            true => kernel!(self.operands, "squares_summed"),
-            false => kernel!(self.operands, "squares"),
-        };
-        let squaring = blocks(count.div_ceil(self.operands.wide()), 256, MOST_PARTIALS);
-        let partials = self.take(8 * squaring)?;
-        let arguments = vec![of, Argument::U64(count), partials];
-        self.launch(name, [squaring, 1, 1], 256, arguments)?;
-        self.sum(partials, squaring)
+    /// Partial sums of the squares of an update, which launches of [`Self::square`] add to.
+    pub fn partials(&mut self) -> Result<Argument> {
+        let partials = self.take(8 * MOST_SQUARES)?;
+        self.zero(partials, 8 * MOST_SQUARES)?;
+        Ok(partials)
+    }
+
+    /// A launch over a matrix, each of whose blocks adds to a partial sum.
+    pub fn square(
+        &mut self,
+        name: &'static str,
+        (rows, columns): (u64, u64),
+        mut arguments: Vec<Argument>,
+        partials: Argument,
+    ) -> Result<()> {
+        let across = blocks(columns.div_ceil(4), 256, MOST_SQUARES);
+        let down = (MOST_SQUARES / across).min(rows);
+        arguments.push(partials);
+        self.launch(name, [across, down, 1], 256, arguments)
+    }
+
+    /// What [`Self::square`] has added up: its address.
+    pub fn squared(&mut self, partials: Argument) -> Result<Argument> {
+        self.sum(partials, MOST_SQUARES)
     }
 
     // ---- gradients ----------------------------------------------------------------------------
 
-    /// An area of a tensor's gradient, in one piece: where it lies, or gathered in scratch memory.
-    pub fn gradient(&mut self, tensor: &TensorUpdate, area: Area) -> Result<Gradient> {
-        let shape = tensor.rule.gradient_shape(tensor.shape);
-        let size = self.operands.size();
-        if Gradient::is_whole(tensor) {
-            let elements = (area.rows - 1) * shape.columns + area.columns;
-            let first = area.row * shape.columns + area.column;
-            let part = tensor.gradient[0]
-                .region
-                .part(first * size, elements * size);
-            return Ok(Gradient {
-                at: self.operands.elements(part, elements)?,
-                stride: shape.columns,
-                summed: false,
-            });
-        }
-        Ok(Gradient {
-            at: self.gathered(tensor, area)?,
-            stride: area.columns,
-            summed: true,
-        })
+    /// All rows of a matrix of a gradient's elements, or as many at once as can be gathered.
+    pub fn areas(&self, given: Given<'_>, shape: TensorShape) -> Result<Vec<Area>> {
+        let TensorShape { rows, columns } = shape;
+        let at_once = match given.is_whole() {
+            true => rows,
+            false => self.at_once(self.left(), (rows, columns), 4 * columns)?,
+        };
+        Ok(Area::of(shape).by_rows(at_once).collect())
     }
 
-    /// An area of a tensor's gradient, its blocks added up in f32.
-    fn gathered(&mut self, tensor: &TensorUpdate, area: Area) -> Result<Argument> {
+    /// An area of a gradient, in one piece: where it lies, or gathered in scratch memory.
+    pub fn gradient(&mut self, given: Given<'_>, area: Area) -> Result<Gradient> {
+        let stride = given.shape.columns;
+        let first = area.row * stride + area.column;
+        let (at, summed) = match given.lies {
+            Lies::Whole(at) => (at.behind(4 * first), true),
+            Lies::Blocks(blocks) if given.is_whole() => {
+                let size = self.operands.size();
+                let elements = (area.rows - 1) * stride + area.columns;
+                let part = blocks[0].region.part(first * size, elements * size);
+                (self.operands.elements(part, elements)?, false)
+            }
+            Lies::Blocks(blocks) => {
+                let at = self.gathered(blocks, area)?;
+                return Ok(Gradient::dense(at, area.columns));
+            }
+        };
+        Ok(Gradient { at, stride, summed })
+    }
+
+    /// An area of a gradient, its blocks added up in f32.
+    fn gathered(&mut self, blocks: &[GradientBlock], area: Area) -> Result<Argument> {
         let size = self.operands.size();
         let at = self.take(4 * area.elements())?;
         self.zero(at, 4 * area.elements())?;
-        for block in &tensor.gradient {
+        for block in blocks {
             let row = block.row.max(area.row);
             let row_end = (block.row + block.rows).min(area.row + area.rows);
             let column = block.column.max(area.column);
@@ -239,11 +314,14 @@ impl<'a> Sequence<'a> {
         Ok(at)
     }
 
-    /// An area of a tensor's gradient in f32, without a gap between its rows, cut to the step's
-    /// largest magnitude.
-    pub fn dense(&mut self, tensor: &TensorUpdate, area: Area) -> Result<Argument> {
-        let at = self.gathered(tensor, area)?;
-        if let Some(most) = self.step.clip_value {
+    /// An area of a gradient in blocks as f32, without a gap between its rows, cut to the largest
+    /// magnitude.
+    pub fn dense(&mut self, given: Given<'_>, area: Area) -> Result<Argument> {
+        let Lies::Blocks(lying) = given.lies else {
+            return Err(Failure::refused("a gradient in f32 that is to be gathered"));
+        };
+        let at = self.gathered(lying, area)?;
+        if let Some(most) = self.most {
             let count = Argument::U64(area.elements());
             let arguments = vec![at, count, Argument::F32(most as f32)];
             let grid = blocks(area.elements(), 256, i32::MAX as u64);
@@ -297,14 +375,18 @@ impl<'a> Sequence<'a> {
     /// Writes elements as f32.
     pub fn widen(&mut self, from: Argument, to: Argument, count: u64) -> Result<()> {
         self.zero(to, 4 * count)?;
+        self.add(from, to, count)
+    }
+
+    /// Adds elements to f32.
+    pub fn add(&mut self, from: Argument, to: Argument, count: u64) -> Result<()> {
         self.gather(to, from, (1, count), (count, count))
     }
 
     fn zero(&mut self, at: Argument, bytes: u64) -> Result<()> {
-        let name = kernel!(self.operands, "zero");
-        let arguments = vec![at, Argument::U64(bytes)];
-        // 16 KiB a block.
-        self.launch(name, [bytes.div_ceil(16 << 10), 1, 1], 256, arguments)
+        let zero = self.operands.zero(at, bytes)?;
+        self.tasks.push(Task::Launch(zero));
+        Ok(())
     }
 
     /// Adds elements to f32; strides from row to row of these and of those.
