@@ -16,8 +16,8 @@ use std::io::Write;
 #[derive(Debug, Parser)]
 #[command(name = "ebbtide", version, about, max_term_width = 100)]
 #[command(after_help = "\
-Messages go to stderr. Exit codes: 0 ok, 1 bug, 2 bad input, 3 nothing fits, 4 no device or
-library, 5 refused by the checker.")]
+Messages go to stderr. Exit codes: 0 ok, 1 bug, 2 bad input or interrupted, 3 nothing fits, 4 no
+device or library, 5 refused by the checker.")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

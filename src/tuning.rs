@@ -68,6 +68,9 @@ impl Candidate {
     }
 }
 
+/// A storage or arithmetic that rounds more is taken where it is this many times as fast.
+const WORTH: f64 = 1.001;
+
 /// The most micro-batches of a step.
 const MOST_MICRO_BATCHES: u64 = 64;
 
@@ -148,5 +151,12 @@ pub fn tune(
     }
     let rate = |candidate: &Candidate| candidate.rate().unwrap_or(f64::NEG_INFINITY);
     found.sort_by(|a, b| rate(b).total_cmp(&rate(a)));
+    // What rounds more has to be worth it.
+    let exact = |c: &Candidate| c.storage.is_none() && c.arithmetic == freedom.arithmetics[0];
+    if let Some(nth) = found.iter().position(exact) {
+        if rate(&found[nth]) * WORTH >= rate(&found[0]) {
+            found[..=nth].rotate_right(1);
+        }
+    }
     found
 }

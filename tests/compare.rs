@@ -127,6 +127,25 @@ fn a_comparison_goes_on_from_what_is_stored() {
     let (code, _, err) = compare("256", &scratch.path("."), &["--batch", "2"]);
     assert_eq!(code, Some(2), "{err}");
     assert!(err.contains("a comparison of something else"), "{err}");
+
+    // What nothing can be drawn of.
+    let cells = stored["groups"][1]["cells"].as_array_mut().unwrap();
+    cells[0]["fits"]["mfu"] = 1e19.into();
+    fs::write(&path, stored.to_string()).unwrap();
+    let (code, _, err) = compare("256", &scratch.path("."), &[]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(err.contains("groups[1].cells[0].fits.mfu: "), "{err}");
+}
+
+#[test]
+fn a_page_of_something_else_is_not_overwritten() {
+    let scratch = Scratch::new("page");
+    fs::write(scratch.0.join("index.html"), "mine").unwrap();
+    let (code, out, err) = compare("256", &scratch.path("."), &[]);
+    assert_eq!((code, out.as_str()), (Some(2), ""), "{err}");
+    assert!(err.contains("index.html: it is there"), "{err}");
+    assert_eq!(scratch.text("index.html"), "mine");
+    assert!(!scratch.0.join("comparison.json").exists());
 }
 
 #[test]

@@ -12,6 +12,8 @@
 //!
 //! Work is kept in millionths of a nanosecond of undisturbed time, so rates are exact integers.
 
+use std::fmt;
+
 use crate::ids::Id;
 use crate::machine::Machine;
 use crate::schedule::{Action, Instruction, Schedule, Stream};
@@ -55,6 +57,17 @@ pub enum Stuck {
     },
     /// Time does not fit in 64 bits.
     Overflow,
+}
+
+impl fmt::Display for Stuck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Deadlock { stream, index } => {
+                write!(f, "instruction {index} of {stream:?} waits for ever")
+            }
+            Self::Overflow => write!(f, "its durations add up to more than 64 bits"),
+        }
+    }
 }
 
 const MILLION: u64 = 1_000_000;

@@ -147,6 +147,12 @@ fn directory(path: &Path) -> Result<&Path> {
         Error::bad_input(format!("cannot make this directory: {cause}")).within(path.display())
     })?;
     check_writable(&path.join("comparison.json"))?;
+    let page = path.join("index.html");
+    if page.is_dir() || page.exists() && !path.join("comparison.json").exists() {
+        let error =
+            Error::bad_input("it is there, but is of no comparison: nothing is overwritten");
+        return Err(error.within(page.display()).hint("choose another -o"));
+    }
     Ok(path)
 }
 

@@ -57,9 +57,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             .hint(format!("`ebbtide check {name}` lists all violations"))
             .within(name));
     }
-    let timeline = try_simulate(&file.schedule).map_err(|stuck| {
-        Error::bad_input(format!("cannot be simulated: {stuck:?}")).within(name)
-    })?;
+    let timeline = try_simulate(&file.schedule)
+        .map_err(|stuck| Error::bad_input(format!("cannot be simulated: {stuck}")).within(name))?;
     if let Some(path) = &args.trace {
         write_atomically(path, trace::write(&file, &timeline))?;
     }

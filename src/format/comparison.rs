@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use super::profile::section;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The format's name and version.
 pub const SCHEMA: &str = "ebbtide/comparison/1";
@@ -16,7 +16,21 @@ pub const SCHEMA: &str = "ebbtide/comparison/1";
 /// # Errors
 /// As [`super::read_json`].
 pub fn read(text: &str) -> Result<ComparisonFile> {
-    super::read_json(text, SCHEMA)
+    let file: ComparisonFile = super::read_json(text, SCHEMA)?;
+    for (g, group) in file.groups.iter().enumerate() {
+        let fits = group.cells.iter().map(|cell| cell.fits.as_ref());
+        for (c, fit) in fits.enumerate().filter_map(|(c, fit)| Some((c, fit?))) {
+            let parts = [("mfu", fit.mfu), ("hfu", fit.hfu)];
+            // Of a datasheet's peak a little more than all can be counted.
+            if let Some((name, part)) = parts.iter().find(|(_, part)| !(0.0..=2.0).contains(part)) {
+                let at = format!("groups[{g}].cells[{c}].fits.{name}");
+                return Err(Error::bad_input(format!(
+                    "{at}: {part} is no part of a peak"
+                )));
+            }
+        }
+    }
+    Ok(file)
 }
 
 /// The text of a file, one group a line.

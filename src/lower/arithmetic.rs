@@ -13,7 +13,7 @@ impl Lowered {
     /// their time, integers too; rounding an operand is one pass over it into scratch memory.
     ///
     /// # Errors
-    /// A profile without a peak for FP8.
+    /// Products in 8 bits by a profile without a peak for FP8.
     pub fn in_arithmetic(
         mut self,
         arithmetic: Arithmetic,
@@ -23,7 +23,14 @@ impl Lowered {
         if arithmetic == Arithmetic::Plain {
             return Ok(self);
         }
-        let (plain, low) = (profile.costs(dtype)?, profile.costs(Dtype::Fp8)?);
+        let plain = profile.costs(dtype)?;
+        let low = match arithmetic.is_aware() {
+            true => None,
+            false => Some(profile.costs(Dtype::Fp8).map_err(|error| {
+                let hint = "products in 8 bits are planned by that peak: add it to the profile";
+                error.within(arithmetic).hint(hint)
+            })?),
+        };
         let width = dtype.bytes();
         let ops = self.problem.ops.values_mut();
         for (op, charges) in ops.zip(self.charges.values()) {
@@ -47,10 +54,10 @@ impl Lowered {
                     let traffic = Bytes::new(elements * (width + to));
                     plain.operator("cast", traffic).time.get() * 1000
                 };
-                if arithmetic.is_aware() {
+                let Some(low) = &low else {
                     op.picos.fixed += rounded(weight, width);
                     continue;
-                }
+                };
                 op.picos.fixed += rounded(weight, 1);
                 let rows = gemm.m.max(1);
                 let (before, now) = (plain.gemm(&gemm).time, low.gemm(&gemm).time);

@@ -94,7 +94,7 @@ fn row((nth, candidate): (usize, &Candidate)) -> Vec<String> {
             row.extend(["", "", "", "", &words].map(String::from));
         }
         Outcome::Refused(error) => {
-            row.extend(["", "", "", "", &error.to_string()].map(String::from));
+            row.extend(["", "", "", "", &error.message].map(String::from));
         }
     }
     row

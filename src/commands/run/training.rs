@@ -91,7 +91,7 @@ impl Training<'_> {
     pub(super) fn file(&self, session: &Session<'_>) -> Result<RunFile> {
         let (plan, schedule) = (&self.schedule.predicted, &self.schedule.schedule);
         let timeline = try_simulate(schedule)
-            .map_err(|stuck| Error::bad_input(format!("cannot be simulated: {stuck:?}")))?;
+            .map_err(|stuck| Error::bad_input(format!("cannot be simulated: {stuck}")))?;
         let expected = timing(schedule, &simulated(&timeline));
         let measured = median(self.timings.clone()).unwrap_or_default();
         let used = session.arena_use();
