@@ -6,6 +6,7 @@ ebbtide=${1:-target/release/ebbtide}
 for profile in h100-sxm5-80gb rtx-4090-24gb; do
   for model in llama-3.1-8b llama-2-7b qwen2.5-32b; do
     directory=reports/compare/$model-$profile
+    rm -f $directory/index.html
     # Exit code 3: nothing fits at any length, which is an answer too.
     [ $model-$profile = llama-3.1-8b-h100-sxm5-80gb ] && limit=10s || limit=2s
     $ebbtide compare --model $model --profile $profile --time-limit $limit -o $directory \

@@ -171,6 +171,10 @@ impl<'a> Context<'a> {
         }
         true
     }
+    /// What the nearest miss that was not built needs at least.
+    pub(super) fn unbuilt_needs(&self) -> Option<u64> {
+        lock(&self.unbuilt).as_ref().map(|(needed, _)| *needed)
+    }
     /// Why the nearest miss of all plans that were sure not to fit, and so not built, does not.
     pub(super) fn unbuilt_miss(&self) -> Option<Infeasible> {
         let nearest = lock(&self.unbuilt).take();

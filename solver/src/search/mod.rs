@@ -230,7 +230,9 @@ pub fn find(
         best.consider(&all.collect::<Vec<_>>());
     }
     best.found.ok_or_else(|| {
-        let unbuilt = contexts.iter().filter_map(Context::unbuilt_miss);
+        let unbuilt = contexts.iter().filter(|c| c.unbuilt_needs().is_some());
+        let unbuilt = unbuilt.min_by_key(|c| c.unbuilt_needs());
+        let unbuilt = unbuilt.and_then(Context::unbuilt_miss).into_iter();
         let leanest = unbuilt.chain(contexts.iter().map(Context::infeasible));
         let miss = leanest.fold(best.miss, |miss, one| Some(nearer(miss, one)));
         miss.unwrap_or_default()
