@@ -58,6 +58,11 @@ impl Request<'_> {
     fn beside_arena(&self) -> Bytes {
         self.profile.device.overhead + self.workload.beside_arena(self.model)
     }
+    /// Device memory that is left for the arena.
+    pub fn left_for_arena(&self) -> Bytes {
+        let usable = self.profile.device.usable;
+        usable.saturating_sub(self.beside_arena())
+    }
     /// Refuses what cannot be planned, whatever the budget.
     ///
     /// # Errors

@@ -62,10 +62,14 @@ pub enum Stuck {
 impl fmt::Display for Stuck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Deadlock { stream, index } => {
-                write!(f, "instruction {index} of {stream:?} waits for ever")
-            }
-            Self::Overflow => write!(f, "its durations add up to more than 64 bits"),
+            Self::Deadlock { stream, index } => write!(
+                f,
+                "cannot be simulated: instruction {index} of {stream:?} waits for ever"
+            ),
+            Self::Overflow => write!(
+                f,
+                "cannot be simulated: its durations add up to more than 64 bits"
+            ),
         }
     }
 }

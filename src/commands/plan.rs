@@ -235,7 +235,7 @@ fn warnings(request: &Request<'_>) -> Vec<(&'static str, String)> {
             Tokens::new(seq)
         ));
     }
-    let usable = profile.device.budget();
+    let usable = request.left_for_arena();
     let shown = request.budget.device.to_string();
     if request.budget.device > usable && shown != usable.to_string() {
         remarks.push(format!(

@@ -155,20 +155,18 @@ impl Setting {
             dtype: self.dtype,
             clip: self.clip,
         };
-        let mut budget = self.budget;
-        if !self.arena_alone {
-            budget.device = budget
-                .device
-                .saturating_sub(workload.beside_arena(&self.model));
-        }
-        Request {
+        let mut request = Request {
             model: &self.model,
             profile: &self.profile,
             workload,
             method,
             storage: None,
             arithmetic: Arithmetic::Plain,
-            budget,
+            budget: self.budget,
+        };
+        if !self.arena_alone {
+            request.budget.device = request.left_for_arena();
         }
+        request
     }
 }

@@ -58,7 +58,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
             .within(name));
     }
     let timeline = try_simulate(&file.schedule)
-        .map_err(|stuck| Error::bad_input(format!("cannot be simulated: {stuck}")).within(name))?;
+        .map_err(|stuck| Error::bad_input(stuck.to_string()).within(name))?;
     if let Some(path) = &args.trace {
         write_atomically(path, trace::write(&file, &timeline))?;
     }

@@ -90,8 +90,8 @@ impl Training<'_> {
     /// Predicted against measured.
     pub(super) fn file(&self, session: &Session<'_>) -> Result<RunFile> {
         let (plan, schedule) = (&self.schedule.predicted, &self.schedule.schedule);
-        let timeline = try_simulate(schedule)
-            .map_err(|stuck| Error::bad_input(format!("cannot be simulated: {stuck}")))?;
+        let timeline =
+            try_simulate(schedule).map_err(|stuck| Error::bad_input(stuck.to_string()))?;
         let expected = timing(schedule, &simulated(&timeline));
         let measured = median(self.timings.clone()).unwrap_or_default();
         let used = session.arena_use();
