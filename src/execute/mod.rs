@@ -34,9 +34,12 @@ use crate::memory;
 use crate::methods::Updates;
 use crate::model::ModelConfig;
 use crate::profile::Dtype;
-use crate::training::checkpoint::encode;
+use crate::training::elements::{decode, encode, stored};
 use crate::training::tokens::Batch;
 use crate::training::Place;
+
+/// Bytes of states that are written at a time.
+const WRITTEN_AT_ONCE: usize = 64 << 20;
 
 /// A schedule on a device.
 pub struct Session<'a> {
@@ -152,25 +155,37 @@ impl<'a> Session<'a> {
                 masters.extend(values);
             }
             let Some(states) = group.states else { continue };
-            let mut words = Vec::new();
             let elements = Updates::Elements(UpdateRule::AdamW);
-            if (self.program.method.updates(), dtype) == (elements, Dtype::Bf16) {
-                // A master begins as what the weight is, rounded as that is.
-                words.extend(decode(dtype, &encode(dtype, &masters)));
+            if (self.program.method.updates(), dtype) != (elements, Dtype::Bf16) {
+                masters.clear();
             }
-            let all = self.program.state_bytes(group)? / 4;
-            words.resize(usize::try_from(all).unwrap_or(usize::MAX), 0.0);
-            self.write_states(states, &words)?;
+            // A master begins as what the weight is, rounded as that is.
+            let masters = decode(stored(dtype), &encode(dtype, &masters));
+            self.write_states(states, &masters, self.program.state_bytes(group)?)?;
         }
         Ok(())
     }
 
-    fn write_states(&mut self, states: ValueId, values: &[f32]) -> Result<()> {
-        let bytes = encode(Dtype::F32, values);
+    /// Writes so many bytes of states: some values, and zeros behind them.
+    fn write_states(&mut self, states: ValueId, values: &[f32], bytes: u64) -> Result<()> {
+        let zeros = vec![0; WRITTEN_AT_ONCE];
         for (_, home) in self.program.homes(states) {
-            self.device
-                .write(self.program.region(home), &bytes)
-                .map_err(plain)?;
+            let region = self.program.region(home);
+            let mut at = 0;
+            let mut write = |piece: &[u8]| {
+                let part = region.part(at, piece.len() as u64);
+                at += part.bytes;
+                self.device.write(part, piece).map_err(plain)?;
+                Ok::<u64, Error>(bytes - at)
+            };
+            for values in values.chunks(WRITTEN_AT_ONCE / 4) {
+                write(&encode(Dtype::F32, values))?;
+            }
+            let mut left = bytes - 4 * values.len() as u64;
+            while left > 0 {
+                let piece = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+                left = write(&zeros[..piece])?;
+            }
         }
         Ok(())
     }
@@ -182,10 +197,11 @@ impl<'a> Session<'a> {
     pub fn restore(&mut self, saved: &BTreeMap<String, Vec<f32>>) -> Result<()> {
         for group in &self.program.schedule.state_groups {
             let Some(states) = group.states else { continue };
-            let expected = self.program.state_bytes(group)? / 4;
+            let bytes = self.program.state_bytes(group)?;
+            let expected = bytes / 4;
             match saved.get(&group.name) {
                 Some(values) if values.len() as u64 == expected => {
-                    self.write_states(states, values)?;
+                    self.write_states(states, values, bytes)?;
                 }
                 Some(values) => {
                     return Err(Error::bad_input(format!(
@@ -332,7 +348,7 @@ impl<'a> Session<'a> {
     /// The elements of the schedule's type in a region.
     fn values(&mut self, region: Region) -> Result<Vec<f32>> {
         let bytes = self.bytes(region)?;
-        Ok(decode(self.program.layout.dtype, &bytes))
+        Ok(decode(stored(self.program.layout.dtype), &bytes))
     }
 
     fn bytes(&mut self, region: Region) -> Result<Vec<u8>> {
@@ -355,7 +371,7 @@ impl<'a> Session<'a> {
                 continue;
             };
             let bytes = self.bytes(home)?;
-            all.insert(group.name.clone(), decode(Dtype::F32, &bytes));
+            all.insert(group.name.clone(), decode(stored(Dtype::F32), &bytes));
         }
         Ok(all)
     }
@@ -403,18 +419,4 @@ impl<'a> Session<'a> {
 /// A failure of no instruction.
 fn plain(failure: Failure) -> Error {
     failure.told()
-}
-
-/// Elements from bytes.
-fn decode(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
-    match dtype {
-        Dtype::Bf16 => bytes
-            .chunks_exact(2)
-            .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32())
-            .collect(),
-        _ => bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
-    }
 }

@@ -13,6 +13,7 @@ use safetensors::tensor::{Dtype as Stored, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::directory::Unfinished;
+use super::elements::{decode, encode, stored};
 use super::{names, places, Place};
 use crate::error::{Error, Result};
 use crate::model::{Family, ModelConfig};
@@ -271,33 +272,6 @@ fn read_bytes(path: &Path, entry: &Entry) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn decode(dtype: Stored, bytes: &[u8]) -> Vec<f32> {
-    let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
-    match dtype {
-        Stored::BF16 => halves()
-            .map(|b| half::bf16::from_le_bytes(b).to_f32())
-            .collect(),
-        Stored::F16 => halves()
-            .map(|b| half::f16::from_le_bytes(b).to_f32())
-            .collect(),
-        _ => bytes
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect(),
-    }
-}
-
-/// The bytes of values in a type; bf16 is rounded to the nearest, ties to even.
-pub fn encode(dtype: Dtype, values: &[f32]) -> Vec<u8> {
-    match dtype {
-        Dtype::Bf16 => values
-            .iter()
-            .flat_map(|&v| half::bf16::from_f32(v).to_le_bytes())
-            .collect(),
-        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-    }
-}
-
 /// Writes `config.json` and `model.safetensors` as HF loads them; `read` gives each weight.
 ///
 /// # Errors
@@ -308,10 +282,7 @@ pub fn write(
     dtype: Dtype,
     mut read: impl FnMut(Place) -> Result<Vec<f32>>,
 ) -> Result<()> {
-    let stored_as = match dtype {
-        Dtype::Bf16 => Stored::BF16,
-        _ => Stored::F32,
-    };
+    let stored_as = stored(dtype);
     let width = stored_as.bitsize() / 8;
     let (mut tensors, mut offset) = (Vec::new(), 0);
     for place in places(model) {

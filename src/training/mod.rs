@@ -11,6 +11,7 @@
 
 pub mod checkpoint;
 pub mod directory;
+pub mod elements;
 pub mod initial;
 pub mod learning_rate;
 pub mod names;

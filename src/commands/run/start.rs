@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
+use indicatif::ProgressFinish;
+
 use super::Args;
+use crate::commands::progress_bar;
 use crate::error::{Error, Result};
 use crate::execute::Session;
 use crate::format::schedule::ScheduleFile;
@@ -14,7 +17,7 @@ use crate::report;
 use crate::training::checkpoint::Checkpoint;
 use crate::training::resume::Saved;
 use crate::training::tokens::{self, Tokens};
-use crate::training::{initial, text};
+use crate::training::{initial, places, text};
 
 /// Where the run stands before its first step.
 pub(super) fn begin(
@@ -123,9 +126,14 @@ pub(super) fn load(
         ));
     }
     let directory = args.resume.as_deref().or(args.weights.as_deref());
+    let bar = progress_bar(places(model).count() as u64).with_message("weights");
+    let bar = bar.with_finish(ProgressFinish::AndClear);
     let Some(directory) = directory else {
         session
-            .load(|place| initial::values(model, place, seed))
+            .load(|place| {
+                bar.inc(1);
+                initial::values(model, place, seed)
+            })
             .map_err(|error| error.within(args.schedule.display()))?;
         return Ok(remarks);
     };
@@ -141,7 +149,10 @@ pub(super) fn load(
             directory.display()
         ));
     }
-    session.load(|place| checkpoint.read(place))?;
+    session.load(|place| {
+        bar.inc(1);
+        checkpoint.read(place)
+    })?;
     if let Some(saved) = resumed {
         session.restore(&saved.states)?;
     }

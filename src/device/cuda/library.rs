@@ -7,7 +7,7 @@
 //!
 //! Where is looked, in this order: the folders of `EBBTIDE_CUDA_PATH`; where the dynamic linker
 //! looks; `CUDA_HOME` and `CUDA_PATH`; `/usr/local/cuda`; NVIDIA's wheels in the environments that
-//! `VIRTUAL_ENV` and `CONDA_PREFIX` name. What is found outside the linker's own folders is opened
+//! `VIRTUAL_ENV` and `CONDA_PREFIX` name and in that of `PATH`'s `python3`. What is found outside the linker's own folders is opened
 //! by its path for the whole process, and cudarc then gets it by its name. cuDNN, which need not be
 //! there, is found the same way ([`first_of`]) and called without cudarc (`cudnn`).
 
@@ -230,7 +230,12 @@ fn further() -> Vec<PathBuf> {
     for home in homes.into_iter().chain([PathBuf::from("/usr/local/cuda")]) {
         folders.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|lib| home.join(lib)));
     }
-    for environment in [paths("VIRTUAL_ENV"), paths("CONDA_PREFIX")].concat() {
+    let mut environments = [paths("VIRTUAL_ENV"), paths("CONDA_PREFIX")].concat();
+    let mut programs = paths("PATH").into_iter();
+    let python = programs.find(|folder| folder.join("python3").exists());
+    // ENVIRONMENT/bin
+    environments.extend(python.and_then(|bin| Some(bin.parent()?.to_owned())));
+    for environment in environments {
         // lib/python3.*/site-packages/nvidia/*/lib
         for python in children(&environment.join("lib")) {
             let wheels = children(&python.join("site-packages/nvidia"));
@@ -286,7 +291,7 @@ pub(super) fn looked() -> String {
         "CONDA_PREFIX",
     ];
     format!(
-        "looked in {}, the linker's folders, /usr/local/cuda",
+        "looked in {}, the linker's folders, /usr/local/cuda, the environment of PATH's python3",
         named.map(said).join(", ")
     )
 }
@@ -296,11 +301,11 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    /// Every function of the three libraries that this folder names, apart from this file.
-    fn called() -> BTreeSet<String> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/device/cuda");
+    /// Every function of the three libraries that a folder names, apart from this file.
+    fn functions_in(folder: &Path) -> BTreeSet<String> {
         let mut called = BTreeSet::new();
-        for path in children(&folder) {
+        for path in children(folder) {
+            called.append(&mut functions_in(&path));
             let is_code = path.extension() == Some(OsStr::new("rs"));
             if !is_code || path.ends_with("library.rs") {
                 continue;
@@ -321,7 +326,7 @@ mod tests {
 
     #[test]
     fn every_function_that_is_called_is_looked_for() {
-        let called = called();
+        let called = functions_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src/device/cuda"));
         let listed: BTreeSet<String> = [&DRIVER[..], &PRODUCTS, &COMPILER]
             .concat()
             .into_iter()
