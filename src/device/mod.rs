@@ -241,6 +241,12 @@ pub trait Device {
     /// are shifted already: `labels[r]` is what row `r` should predict, [`IGNORED_LABEL`] nothing.
     fn load_batch(&mut self, micro_batch: u32, tokens: &[u32], labels: &[i32]) -> Result<()>;
 
+    /// Chooses how an operator of a step with these parameters is computed, before the step begins,
+    /// so that the step need not wait for libraries. What fails here fails at the launch again.
+    fn prepare(&mut self, operator: &Operator, parameters: &StepParameters) {
+        let _ = (operator, parameters);
+    }
+
     /// Begins a step; the one before has been finished.
     fn begin_step(&mut self, parameters: &StepParameters) -> Result<()>;
 

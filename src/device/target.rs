@@ -9,6 +9,10 @@ use crate::error::{Error, Result};
 use crate::format::number::LinkRate;
 use crate::profile::Workspace;
 
+/// Of a card: what kernels may take that no step has run yet. The libraries load them, and what
+/// threads spill, when they are launched for the first time.
+const LATER: Bytes = Bytes::mib(256);
+
 /// A device that can be named.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -158,7 +162,8 @@ impl Target {
     }
 
     /// Memory in use now beside what a schedule places on the device and on the host, where
-    /// `usable` was what a process could get. Of the CPU it is all that this process holds.
+    /// `usable` was what a process could get. Of the CPU it is all that this process holds; of a card
+    /// also what [`LATER`] is for.
     ///
     /// # Errors
     /// As [`Target::facts`].
@@ -167,7 +172,7 @@ impl Target {
             Self::Cpu(_) => machine::used()?.saturating_sub(device + host),
             Self::Cuda { number, .. } => {
                 let taken = usable.saturating_sub(cuda::facts(number)?.free);
-                taken.saturating_sub(device)
+                taken.saturating_sub(device) + LATER
             }
         })
     }

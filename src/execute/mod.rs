@@ -25,7 +25,7 @@ pub use queue::{queue, Command, Queue};
 use crate::device::layout::WeightValue;
 use crate::device::{
     ArenaUse, Device, Failure, Region, Reservation, RotaryTable, StepParameters, StepResult,
-    TraceEntry, UpdateRule,
+    Stream, TraceEntry, UpdateRule,
 };
 use crate::error::{Error, Result};
 use crate::format::profile::AlgorithmsSection;
@@ -46,6 +46,8 @@ pub struct Session<'a> {
     program: Program<'a>,
     queue: Queue,
     device: Box<dyn Device>,
+    /// Whether the device was told what its steps run.
+    prepared: bool,
 }
 
 /// What the optimizer is told apart from data.
@@ -119,6 +121,7 @@ impl<'a> Session<'a> {
             program,
             queue,
             device,
+            prepared: false,
         })
     }
 
@@ -266,19 +269,27 @@ impl<'a> Session<'a> {
                 .load_batch(micro_batch, &batch.ids, &batch.labels)
                 .map_err(plain)?;
         }
-        self.device
-            .begin_step(&StepParameters {
-                step: step + 1,
-                learning_rate: with.learning_rate,
-                beta1: with.beta1,
-                beta2: with.beta2,
-                epsilon: with.epsilon,
-                weight_decay: with.weight_decay,
-                loss_scale: 1.0 / counted as f64,
-                clip: with.clip,
-                clip_value: with.clip_value,
-            })
-            .map_err(plain)?;
+        let parameters = StepParameters {
+            step: step + 1,
+            learning_rate: with.learning_rate,
+            beta1: with.beta1,
+            beta2: with.beta2,
+            epsilon: with.epsilon,
+            weight_decay: with.weight_decay,
+            loss_scale: 1.0 / counted as f64,
+            clip: with.clip,
+            clip_value: with.clip_value,
+        };
+        if !std::mem::replace(&mut self.prepared, true) {
+            for command in &self.queue.commands {
+                match command {
+                    Command::Launch(Stream::Host, ..) => {}
+                    Command::Launch(_, _, operator) => self.device.prepare(operator, &parameters),
+                    _ => {}
+                }
+            }
+        }
+        self.device.begin_step(&parameters).map_err(plain)?;
         let queued = self.queue_step();
         // The step ends even where a command could not be queued.
         let finished = self.device.finish();

@@ -131,7 +131,7 @@ impl Place {
 
 /// Holds results to the CPU device's, relative to the largest: probabilities and their gradients
 /// are rounded to bf16 on the way.
-fn assert_near(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
+pub fn assert_near(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
     for (name, found, expected, tolerance) in [
         ("o", &found[0], &expected[0], 2e-2),
         ("lse", &found[1], &expected[1], 1e-5),

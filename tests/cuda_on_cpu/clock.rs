@@ -33,8 +33,7 @@ fn profile_plan_and_step_follow_a_clock_that_is_known() {
     for direction in ["d2h", "h2d"] {
         for sample in measured["links"][direction]["samples"].as_array().unwrap() {
             let bytes = sample["bytes"].as_u64().unwrap();
-            let expected = (5000 + bytes / 25).saturating_sub(5100).max(1);
-            assert_eq!(sample["ns"], expected, "{bytes} bytes {direction}");
+            assert_eq!(sample["ns"], 5000 + bytes / 25, "{bytes} bytes {direction}");
             assert_eq!(sample["spread_ns"], 0);
         }
     }
@@ -45,7 +44,7 @@ fn profile_plan_and_step_follow_a_clock_that_is_known() {
     let by = "; attention_backward by ebbtide's kernels (cuDNN is not asked for f32)";
     assert!(source.ends_with(by), "{source}");
     let overhead = measured["device"]["overhead_bytes"].as_u64().unwrap();
-    assert!((128 << 20..129 << 20).contains(&overhead), "{overhead}");
+    assert!((384 << 20..385 << 20).contains(&overhead), "{overhead}");
     // Of four algorithms the third is the fastest.
     let algorithms = &measured["operators"]["gemm"]["algorithms"];
     assert_eq!(algorithms["library"], "cuBLASLt 130000");
@@ -77,7 +76,6 @@ fn profile_plan_and_step_follow_a_clock_that_is_known() {
     ];
     let delayed = ("EBBTIDE_STANDIN_DELAYS", "3");
     let ran: Value = serde_json::from_str(&succeeds(&args, &[VIRTUAL, delayed])).unwrap();
-    // Not the copies: what the timer adds to a kernel was taken off them too, and these are small.
     let compute = |which: &str| {
         let ns = |key: &str| ran[which][key].as_u64().unwrap() as f64;
         ns("step_ns") - ns("stall_ns") - ns("optimizer_tail_ns")

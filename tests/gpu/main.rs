@@ -10,6 +10,7 @@ mod attention;
 mod eight;
 #[path = "../execute/hf.rs"]
 mod hf;
+mod long;
 #[path = "../cuda_on_cpu/methods.rs"]
 mod methods;
 #[path = "../execute/models.rs"]
@@ -28,6 +29,9 @@ use std::sync::OnceLock;
 
 use ebbtide::device::cuda::{self, CudaDevice, CudaOptions};
 use ebbtide::device::Device;
+
+/// How far sums of FP8 are off: tensor cores keep some 13 bits of them between promotions.
+const FP8_SUMS: f32 = 1e-3;
 
 /// What steps run on: it fills what is released with NaNs. `deterministic`: without cuDNN.
 fn card(deterministic: bool) -> Box<dyn Device> {

@@ -1,8 +1,9 @@
 //! The kernels of `kernels/`, compiled for the card that is there.
 //!
-//! NVRTC makes machine code of each file once for each kind of card and type of elements; it lies
-//! in the user's cache folder under a name that is made of everything it depends on. What cannot
-//! be cached is compiled every time. A cached file that the driver refuses is compiled again.
+//! NVRTC makes machine code of each file once for each kind of card and type of elements, of several
+//! files at once; it lies in the user's cache folder, or where that is not known in the one for
+//! temporary files, under a name that is made of everything it depends on. What cannot be cached is
+//! compiled every time. A cached file that the driver refuses is compiled again.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use std::ptr;
 
 use cudarc::driver::sys;
 use cudarc::nvrtc::sys as nvrtc;
+use rayon::prelude::*;
 
 use super::driver::{check, Context, Queue};
 use super::launch::sources::{Source, HEADERS, SOURCES};
@@ -56,25 +58,29 @@ impl Kernels {
         let status = unsafe { nvrtc::nvrtcVersion(&mut compiler, &mut least) };
         compiled("nvrtcVersion", status)?;
         let versions = (compiler, least, context.driver_version()?);
-        let modules = SOURCES.iter().map(|source| {
+        let (mut modules, mut missing) = (Vec::new(), Vec::new());
+        for source in SOURCES.iter().filter(|source| source.has(dtype)) {
             let options = source.options(&format!("sm_{major}{minor}"), dtype);
             let cached = place(source, &options, versions);
-            let found = cached.as_ref().and_then(|path| fs::read(path).ok());
-            if let Some(Ok(module)) = found.map(|code| load(&code)) {
-                return Ok(module);
+            match fs::read(&cached).ok().and_then(|code| load(&code).ok()) {
+                Some(module) => modules.push(module),
+                None => missing.push((source, options, cached)),
             }
-            let code = compile(source, &options)?;
-            if let Some(path) = cached {
-                // Without a cache everything works as well, only later.
-                let folder = path.parent().map(fs::create_dir_all);
-                let _ = folder
-                    .and_then(|made| made.ok())
-                    .map(|()| write_atomically(&path, &code));
-            }
-            load(&code)
+        }
+        let compiled = missing.par_iter().map(|(source, options, cached)| {
+            let code = compile(source, options)?;
+            // Without a cache everything works as well, only later.
+            let folder = cached.parent().map(fs::create_dir_all);
+            let _ = folder
+                .and_then(|made| made.ok())
+                .map(|()| write_atomically(cached, &code));
+            Ok(code)
         });
+        for code in compiled.collect::<Result<Vec<_>>>()? {
+            modules.push(load(&code)?);
+        }
         Ok(Kernels {
-            modules: modules.collect::<Result<_>>()?,
+            modules,
             found: RefCell::default(),
             shared_bytes: context.shared_bytes()?,
         })
@@ -155,8 +161,8 @@ fn load(code: &[u8]) -> Result<Module> {
     Ok(Module(module))
 }
 
-/// Where the machine code of a file lies; none where there is no cache.
-fn place(source: &Source, options: &[String], versions: (i32, i32, i32)) -> Option<PathBuf> {
+/// Where the machine code of a file lies.
+fn place(source: &Source, options: &[String], versions: (i32, i32, i32)) -> PathBuf {
     let mut hasher = DefaultHasher::new();
     (
         source.text,
@@ -166,14 +172,13 @@ fn place(source: &Source, options: &[String], versions: (i32, i32, i32)) -> Opti
         env!("CARGO_PKG_VERSION"),
     )
         .hash(&mut hasher);
-    let cache = env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty());
-    let folder = match cache {
-        Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(env::var_os("HOME")?).join(".cache"),
-    };
+    let folder = |variable| env::var_os(variable).filter(|path| !path.is_empty());
+    let of_user = || folder("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = folder("XDG_CACHE_HOME").map(PathBuf::from).or_else(of_user);
+    let folder = cache.unwrap_or_else(env::temp_dir);
     let stem = source.file.trim_end_matches(".cu");
     let name = format!("{stem}-{:016x}.cubin", hasher.finish());
-    Some(folder.join("ebbtide").join("kernels").join(name))
+    folder.join("ebbtide").join("kernels").join(name)
 }
 
 fn compiled(call: &str, status: nvrtc::nvrtcResult) -> Result<()> {

@@ -42,7 +42,8 @@ fn described(status: CUresult) -> String {
     }
 }
 
-/// A card, and its primary context.
+/// A card, and its primary context. That stays until the process ends: to end it with every device
+/// would cost each new one some tenths of a second.
 pub(super) struct Context {
     card: sys::CUdevice,
     raw: sys::CUcontext,
@@ -103,7 +104,7 @@ impl Context {
 
     /// Makes the context this thread's.
     pub fn enter(&self) -> Result<()> {
-        // SAFETY: the context is retained until this is dropped.
+        // SAFETY: the context is retained until the process ends.
         check("cuCtxSetCurrent", unsafe { sys::cuCtxSetCurrent(self.raw) })
     }
 
@@ -181,15 +182,6 @@ impl Context {
         let status = unsafe { sys::cuDriverGetVersion(&mut version) };
         check("cuDriverGetVersion", status)?;
         Ok(version)
-    }
-}
-
-impl Drop for Context {
-    fn drop(&mut self) {
-        if !self.raw.is_null() {
-            // SAFETY: it was retained once; nothing of it is used afterwards.
-            let _ = unsafe { sys::cuDevicePrimaryCtxRelease_v2(self.card) };
-        }
     }
 }
 

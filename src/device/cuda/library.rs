@@ -73,7 +73,7 @@ const LIBRARIES: [Library; 3] = [
 ];
 
 /// Everything that is called of the driver.
-const DRIVER: [&str; 39] = [
+const DRIVER: [&str; 38] = [
     "cuCtxGetStreamPriorityRange",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -81,7 +81,6 @@ const DRIVER: [&str; 39] = [
     "cuDeviceGetAttribute",
     "cuDeviceGetCount",
     "cuDeviceGetName",
-    "cuDevicePrimaryCtxRelease_v2",
     "cuDevicePrimaryCtxRetain",
     "cuDriverGetVersion",
     "cuEventCreate",

@@ -13,8 +13,9 @@
 //! finish    waits, reads losses and the trace
 //! ```
 //! Nothing is allocated and nothing is waited for between `begin_step` and `finish`, but for timed
-//! events, algorithms and cuDNN's plans, which the first step makes. All four streams are the
-//! driver's; on the host's, the driver calls the optimizer ([`host`]).
+//! events, which the first step makes; algorithms and cuDNN's plans are there before it. The streams
+//! of compute, copies and the host are the driver's; on the host's, the driver calls the optimizer
+//! ([`host`]).
 //!
 //! All `unsafe` of the program is in this folder. A region is compared with its memory before its
 //! address is taken; that regions of commands which run at the same time are apart is what the
@@ -80,7 +81,6 @@ pub struct CudaDevice {
     name: String,
     arena: Held,
     trace: Vec<TraceEntry>,
-    // Dropped in this order: what was reserved, then the context that it lives in.
     reserved: Option<Reserved>,
     context: Context,
 }
@@ -250,6 +250,13 @@ impl Device for CudaDevice {
         };
         *facts = BatchFacts::new(tokens, labels);
         reserved.load(micro_batch, tokens, labels)
+    }
+
+    fn prepare(&mut self, operator: &Operator, parameters: &StepParameters) {
+        if let Some(reserved) = &self.reserved {
+            // The launch says what failed.
+            let _ = reserved.prepare(operator, parameters);
+        }
     }
 
     fn begin_step(&mut self, parameters: &StepParameters) -> Result<()> {

@@ -70,7 +70,7 @@ struct Shape {
     adds: bool,
     bias: bool,
     numbers: Kind,
-    /// Bytes to which `a`, `b`, what is added and `out` are aligned.
+    /// Bytes to which `a`, `b`, what is added, and `out` with the bias are aligned.
     aligned: [u32; 4],
 }
 
@@ -115,6 +115,8 @@ impl Shape {
     fn new(product: &Product, addresses: Addresses) -> Shape {
         let Addresses { a, b, out, .. } = addresses;
         let added = addresses.added.unwrap_or(out);
+        // The library has no preference for the bias: it is held to be aligned as the result is.
+        let bias = addresses.bias.unwrap_or(out);
         Shape {
             sizes: product.sizes,
             turned: [product.a.turned, product.b.turned],
@@ -127,7 +129,7 @@ impl Shape {
                 Numbers::Sums(storage) => Kind::Sums(storage),
                 Numbers::Scaled(_) => Kind::Scaled,
             },
-            aligned: [a, b, added, out].map(alignment),
+            aligned: [a, b, added, out | bias].map(alignment),
         }
     }
 }
@@ -307,6 +309,9 @@ impl Multiplier {
         if shape.bias {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
             described.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+            // That of FP8 products is bf16 where nothing is said, whatever they make.
+            let of_bias = Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE;
+            described.set(of_bias, &(of_out as i32))?;
         }
         if shape.numbers == Kind::Scaled {
             let mode = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
@@ -369,12 +374,16 @@ impl Multiplier {
         if count < 1 || status != cublasStatus_t::CUBLAS_STATUS_SUCCESS {
             return Ok(None);
         }
-        let proposals = found.iter().take(count as usize).map(|answer| {
-            // SAFETY: zeros are a value of it, and the library has written as many as it says.
-            unsafe { answer.assume_init_ref() }.algo.data
-        });
-        let proposals = proposals.collect();
-        Ok(Some(Plan::new((described, a, b, out), proposals)))
+        // SAFETY: zeros are a value of it, and the library has written as many as it says.
+        let answers = found[..count as usize]
+            .iter()
+            .map(|answer| unsafe { answer.assume_init_ref() });
+        let proposals: Vec<Algorithm> = answers
+            .filter(|answer| answer.state == cublasStatus_t::CUBLAS_STATUS_SUCCESS)
+            .map(|answer| answer.algo.data)
+            .collect();
+        let none = proposals.is_empty();
+        Ok((!none).then(|| Plan::new((described, a, b, out), proposals)))
     }
 
     /// Refuses an algorithm that the library does not take for a product.
@@ -438,30 +447,35 @@ impl Plan {
     }
 }
 
-/// Times a plan's proposals and has it take the fastest.
+/// Times a plan's proposals and has it take the fastest; those that cannot be queued are left out.
 fn time(
     queue: &Queue,
     plan: &Plan,
     run: impl Fn(Algorithm) -> Result<()>,
 ) -> Result<TimedAlgorithm> {
     let (begin, end) = (Mark::new(true)?, Mark::new(true)?);
-    let mut times = Vec::new();
-    for &proposal in &plan.proposals {
-        run(proposal)?;
+    let timed = |proposal: Algorithm| -> Result<(u64, Algorithm)> {
         begin.record(queue)?;
         (0..PRODUCTS).try_for_each(|_| run(proposal))?;
         end.record(queue)?;
         queue.synchronize()?;
-        times.push((end.since(&begin)? / f64::from(PRODUCTS)).round() as u64);
-    }
-    let fastest = (0..times.len()).min_by_key(|&at| times[at]).unwrap_or(0);
-    plan.algorithm.set(plan.proposals[fastest]);
+        let ns = end.since(&begin)? / f64::from(PRODUCTS);
+        Ok((ns.round() as u64, proposal))
+    };
+    let able = plan.proposals.iter().filter(|&&one| run(one).is_ok());
+    let times = able.map(|&one| timed(one)).collect::<Result<Vec<_>>>()?;
+    let fastest = times.iter().min_by_key(|(ns, _)| ns);
+    let (Some(&(first, _)), Some(&(ns, fastest))) = (times.first(), fastest) else {
+        // None of them: the first one's words say why.
+        return run(plan.proposals[0]).and(Err(Failure::refused("no algorithm ran")));
+    };
+    plan.algorithm.set(fastest);
     let positive = |ns: u64| Positive::new(ns.clamp(1, Positive::MOST)).expect("in range");
-    let digits = plan.proposals[fastest].map(|word| format!("{word:016x}"));
+    let digits = fastest.map(|word| format!("{word:016x}"));
     Ok(TimedAlgorithm {
         algorithm: digits.concat(),
-        ns: positive(times[fastest]),
-        first_ns: positive(times[0]),
+        ns: positive(ns),
+        first_ns: positive(first),
         timed: positive(times.len() as u64),
     })
 }

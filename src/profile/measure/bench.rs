@@ -3,10 +3,13 @@
 use crate::device::{Device, Region, Reservation, Space, StepParameters, Stream, TraceEntry};
 use crate::error::Result;
 use crate::profile::Dtype;
+use crate::training::elements::encode;
+use crate::training::random::Random;
 
 /// A device whose arena and slab are given out from the front.
 pub(super) struct Bench {
     device: Box<dyn Device>,
+    dtype: Dtype,
     taken: [u64; 2],
 }
 
@@ -33,6 +36,7 @@ impl Bench {
         reserved.map_err(|failure| failure.told())?;
         Ok(Self {
             device,
+            dtype,
             taken: [0; 2],
         })
     }
@@ -48,6 +52,22 @@ impl Bench {
             offset_bytes,
             bytes,
         }
+    }
+
+    /// Fills a region with numbers as weights are: of zeros a card multiplies faster.
+    pub(super) fn fill(&mut self, region: Region) -> Result<()> {
+        const DRAWN: u64 = 1 << 20;
+        let mut random = Random::new(0);
+        let values: Vec<f32> = (0..DRAWN).map(|_| random.normal() as f32 / 50.0).collect();
+        let bytes = encode(self.dtype, &values);
+        let mut at = 0;
+        while at < region.bytes {
+            let part = region.part(at, (region.bytes - at).min(bytes.len() as u64));
+            let written = self.device.write(part, &bytes[..part.bytes as usize]);
+            written.map_err(|failure| failure.told())?;
+            at += part.bytes;
+        }
+        Ok(())
     }
 
     /// Runs what `queue` queues; when everything ran.

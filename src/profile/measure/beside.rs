@@ -48,8 +48,10 @@ pub(super) fn slowdown(request: &Request<'_>) -> Result<SlowdownSection> {
                 let operator = Operator::Zero { region };
                 device.launch(Stream::Compute, at, &operator)
             };
-            [x, weight, y, h].into_iter().zip(0..).try_for_each(zero)
+            [y, h].into_iter().zip(0..).try_for_each(zero)
         })?;
+        bench.fill(x)?;
+        bench.fill(weight)?;
         products.push(Operator::Linear {
             rows,
             x,

@@ -1,26 +1,29 @@
 //! What measuring itself costs: operators without work, and signals from stream to stream.
 //!
 //! ```text
-//! compute  |long operator|e|e|e|e|…     launch: from start to start, timer: from start to end
-//! compute  |e|     |e|     |e|          handover: from an end to the start that waited for it
-//! h2d         |copy|  |copy|
+//! compute  |long|long|…|e|e|e|e|…       launch: from start to start, timer: from start to end
+//! compute  |long|long|…|e|     |e|      handover: from an end to the start that waited for it
+//! h2d                     |copy|  |copy|
 //! ```
-//! The long operator lets the queue fill, so that the host that queues is not what is timed.
+//! The long operators let the queue fill, so that the host that queues is not what is timed.
 
 use super::bench::{length, of, Bench};
 use super::statistics::Summary;
 use super::Request;
-use crate::device::{Event, Operator, Space, Stream};
+use crate::device::{Device, Event, Operator, Space, Stream};
 use crate::error::Result;
 use crate::format::measured::Calibration;
 use crate::format::number::Natural;
 
-/// Bytes of the long operator.
+/// Bytes of a long operator.
 const LONG: u64 = 64 << 20;
-/// Operators without work.
-const LAUNCHES: u32 = 1000;
+/// How long the long operators run at least, in nanoseconds, and the most of them.
+const FILLING: u64 = 20_000_000;
+const MOST: u64 = 1000;
+/// Operators without work: with their marks no more than a card's queue holds.
+const LAUNCHES: u32 = 300;
 /// Signals each way.
-const SIGNALS: u32 = 200;
+const SIGNALS: u32 = 100;
 
 /// Measures them.
 pub(super) fn calibrate(request: &Request<'_>) -> Result<Calibration> {
@@ -29,18 +32,27 @@ pub(super) fn calibrate(request: &Request<'_>) -> Result<Calibration> {
     let long = bench.take(Space::Device, LONG);
     let [short, host] = [Space::Device, Space::Host].map(|space| bench.take(space, 64));
     let zero = |region| Operator::Zero { region };
+    let queue = |device: &mut dyn Device, count: u32, region| {
+        (0..count).try_for_each(|at| device.launch(Stream::Compute, at, &zero(region)))
+    };
+    // The first one also loads its kernel.
+    let trace = bench.step(|device| queue(device, 2, long))?;
+    let one = of(&trace, Stream::Compute).last().map_or(1, length).max(1);
+    let filling = FILLING.div_ceil(one).min(MOST) as u32;
     let (mut launches, mut timers) = (Vec::new(), Vec::new());
     for _ in 0..3 {
         let trace = bench.step(|device| {
-            device.launch(Stream::Compute, 0, &zero(long))?;
-            (1..=LAUNCHES).try_for_each(|at| device.launch(Stream::Compute, at, &zero(short)))
+            queue(device, filling, long)?;
+            queue(device, LAUNCHES, short)
         })?;
         let ran = of(&trace, Stream::Compute);
-        timers.extend(ran[1..].iter().map(length));
-        let pairs = ran[1..].windows(2);
+        let ran = &ran[filling as usize..];
+        timers.extend(ran.iter().map(length));
+        let pairs = ran.windows(2);
         launches.extend(pairs.map(|pair| pair[1].start_ns - pair[0].start_ns));
     }
     let trace = bench.step(|device| {
+        queue(device, filling, long)?;
         for at in 0..SIGNALS {
             let events: [Event; 2] = [2 * at, 2 * at + 1];
             device.launch(Stream::Compute, at, &zero(short))?;
@@ -53,6 +65,7 @@ pub(super) fn calibrate(request: &Request<'_>) -> Result<Calibration> {
         Ok(())
     })?;
     let (operators, copies) = (of(&trace, Stream::Compute), of(&trace, Stream::H2d));
+    let operators = &operators[filling as usize..];
     let there = operators.iter().zip(&copies);
     let mut handovers: Vec<u64> = there
         .map(|(operator, copy)| copy.start_ns.saturating_sub(operator.end_ns))

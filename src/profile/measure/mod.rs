@@ -208,7 +208,7 @@ impl Request<'_> {
         let known = || known.as_ref().expect("the first stage");
         match stage {
             Stage::Calibration => file.calibration = Some(calibration::calibrate(self)?),
-            Stage::Links => file.links = Some(copies::links(self, known())?),
+            Stage::Links => file.links = Some(copies::links(self)?),
             Stage::Slowdown => file.slowdown = Some(beside::slowdown(self)?),
             Stage::Host => file.host = Some(host::host(self)?),
             Stage::Step(tokens, tiling, method) => {

@@ -30,11 +30,12 @@ use crate::format::profile as file;
 use crate::lower::{lower, Charge, Tiling, Workload};
 use crate::methods::Method;
 use crate::model::graph::Stage;
-use crate::model::{step_graph, ModelConfig};
+use crate::model::{step_graph, ModelConfig, Weight};
 use crate::planning::{self, Planned};
 use crate::profile::cost::{Attention, AttentionDirection, Gemm, GemmDirection};
 use crate::training::initial;
 use crate::training::tokens::Tokens;
+use crate::training::Place;
 
 /// The fewest blocks of the model that is run: the first and the last one differ from what is
 /// between, in what they find in caches; of three, most of every pass are alike, so that the median
@@ -50,6 +51,9 @@ const STEPS: [usize; 2] = [7, 60];
 /// How long steps run, if the fewest take no longer.
 const ENOUGH: Duration = Duration::from_millis(1500);
 
+/// Elements of a weight that are drawn.
+const DRAWN: u64 = 1 << 20;
+
 /// Measures a step.
 ///
 /// # Errors
@@ -62,7 +66,7 @@ pub(super) fn step(
     let (model, planned) = deep(request, (tokens, tiling, method))?;
     let schedule = &planned.file.schedule;
     let mut session = Session::begin(&planned.file, &model, request.target.open_to_time()?, false)?;
-    session.load(|place| initial::values(&model, place, 0))?;
+    session.load(|place| weights(&model, place))?;
     let synthetic = Tokens::Synthetic {
         vocab: model.vocab,
         seed: 0,
@@ -100,6 +104,26 @@ pub(super) fn step(
     };
     seen.samples(&mut measured);
     Ok(measured)
+}
+
+/// Weights that a run may begin with, but for rows that come again: to draw all of them takes longer
+/// than to multiply them.
+fn weights(model: &ModelConfig, place: Place) -> Result<Vec<f32>> {
+    let Weight { rows, columns, .. } = place.weight;
+    let drawn = Weight {
+        rows: DRAWN.div_ceil(columns).min(rows),
+        ..place.weight
+    };
+    let values = initial::values(
+        model,
+        Place {
+            weight: drawn,
+            ..place
+        },
+        0,
+    )?;
+    let elements = usize::try_from(rows * columns).unwrap_or(usize::MAX);
+    Ok(values.into_iter().cycle().take(elements).collect())
 }
 
 /// The arena of the step that is measured.

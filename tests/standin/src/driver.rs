@@ -95,11 +95,6 @@ unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, _card: 
 }
 
 #[no_mangle]
-extern "C" fn cuDevicePrimaryCtxRelease_v2(_card: c_int) -> u32 {
-    SUCCESS
-}
-
-#[no_mangle]
 extern "C" fn cuCtxSetCurrent(_context: *mut c_void) -> u32 {
     told(call("cuCtxSetCurrent"))
 }

@@ -45,6 +45,8 @@ pub struct Description {
     turned: [u32; 2],
     epilogue: u32,
     bias: u64,
+    /// What the bias is of, where that is said.
+    of_bias: Option<u32>,
     /// What the scales of `a` and `b` are of, and where they are.
     modes: [u32; 2],
     scales: [u64; 2],
@@ -135,6 +137,7 @@ unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
         (8, 8) => description.bias = value.cast::<u64>().read(),
         (17, 8) => description.scales[0] = value.cast::<u64>().read(),
         (18, 8) => description.scales[1] = value.cast::<u64>().read(),
+        (26, 4) => description.of_bias = Some(value.cast::<u32>().read()),
         (31, 4) => description.modes[0] = value.cast::<u32>().read(),
         (32, 4) => description.modes[1] = value.cast::<u32>().read(),
         _ => return INVALID_VALUE,
@@ -409,6 +412,18 @@ impl Product {
         };
         let along = description.turned == [TURNED, 0] && k % 16 == 0;
         let codes = size_of_type(a.dtype) > 1 || along && a.stride % 16 == 0 && b.stride % 16 == 0;
+        // Of FP8 it is bf16 where nothing is said, and has to be.
+        let of_bias = match a.dtype {
+            REAL_E4M3 => description.of_bias.unwrap_or(REAL_BF16),
+            _ => description.of_bias.unwrap_or(d.dtype),
+        };
+        let only = if a.dtype == REAL_E4M3 {
+            REAL_BF16
+        } else {
+            d.dtype
+        };
+        let biased = description.epilogue != BIAS || (of_bias == d.dtype && of_bias == only);
+        let numbers = numbers && biased;
         let alike = a.dtype == b.dtype && c.dtype == d.dtype && numbers && codes;
         let results = [c, d].iter().all(|r| (r.rows, r.columns) == (m, n));
         if inner != k || !alike || !results || ![0, 1, BIAS].contains(&description.epilogue) {

@@ -53,6 +53,11 @@ pub const SOURCES: [Source; 14] = [
 ];
 
 impl Source {
+    /// Whether it has a kernel for a type of elements: tensor cores multiply bf16, not f32.
+    pub fn has(&self, dtype: Dtype) -> bool {
+        dtype == Dtype::Bf16 || self.file != "attention_mma.cu"
+    }
+
     /// Options for NVRTC: an architecture such as `sm_90a` and the elements' type.
     pub fn options(&self, architecture: &str, dtype: Dtype) -> Vec<String> {
         let element = match dtype {

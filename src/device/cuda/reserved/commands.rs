@@ -11,9 +11,37 @@ use super::super::products::{Numbers, Product};
 use super::super::work::Setting;
 use super::Reserved;
 use crate::device::packed::Packing;
-use crate::device::{Failure, Operator, Place, Region, Result, Space, Stream};
+use crate::device::{Failure, Operator, Place, Region, Result, Space, StepParameters, Stream};
 
 impl Reserved {
+    /// Has the libraries choose how an operator is computed.
+    pub fn prepare(&self, operator: &Operator, step: &StepParameters) -> Result<()> {
+        if self.fused(operator)?.is_some() {
+            return Ok(());
+        }
+        for task in self.tasks(operator, step)? {
+            if let Task::Multiply(product) = task {
+                self.multiplier
+                    .serves(&product, self.addresses(&product)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What runs an operator that cuDNN does not.
+    fn tasks(&self, operator: &Operator, step: &StepParameters) -> Result<Vec<Task>> {
+        let serves = |product: &Product| self.multiplier.serves(product, self.addresses(product)?);
+        let setting = Setting {
+            reservation: &self.reservation,
+            batches: &self.batches,
+            step,
+            arithmetic: self.arithmetic,
+            shared_bytes: self.kernels.shared_bytes.into(),
+            serves: &serves,
+        };
+        setting.work(operator)
+    }
+
     /// Queues an operator on the card.
     pub fn launch(&mut self, place: Place, operator: &Operator) -> Result<()> {
         let clears = matches!(operator, Operator::Zero { .. });
@@ -23,17 +51,7 @@ impl Reserved {
         if let Some(calls) = self.fused(operator)? {
             return self.attend(place, &calls);
         }
-        let step = self.begun()?;
-        let serves = |product: &Product| self.multiplier.serves(product, self.addresses(product)?);
-        let setting = Setting {
-            reservation: &self.reservation,
-            batches: &self.batches,
-            step: &step,
-            arithmetic: self.arithmetic,
-            shared_bytes: self.kernels.shared_bytes.into(),
-            serves: &serves,
-        };
-        let tasks = setting.work(operator)?;
+        let tasks = self.tasks(operator, &self.begun()?)?;
         self.timed(place, |reserved| {
             let queue = reserved.queue(place.stream);
             tasks.iter().try_for_each(|task| match task {
