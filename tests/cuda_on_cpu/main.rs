@@ -25,6 +25,7 @@ mod clock;
 mod cudnn;
 mod eight;
 mod faults;
+mod large;
 mod methods;
 mod place;
 mod steps;

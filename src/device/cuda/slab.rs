@@ -6,9 +6,10 @@
 
 use std::ptr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cudarc::driver::sys;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use rayon::prelude::*;
 
 use super::driver::check;
@@ -18,8 +19,20 @@ use crate::device::{Cause, Failure, Result};
 /// Bytes that one thread touches at a time.
 const PART: usize = 64 << 20;
 /// From so many bytes on, people see a bar.
-const LARGE: usize = 4 << 30;
+const LARGE: u64 = 4 << 30;
 const PAGE: usize = 4096;
+
+/// What people see of large slabs, until it is dropped.
+fn bar(bytes: u64) -> ProgressBar {
+    if bytes < LARGE {
+        return ProgressBar::hidden();
+    }
+    let template = "host memory {bar:24} {bytes}/{total_bytes}  {msg}  {elapsed}";
+    let style = ProgressStyle::with_template(template).expect("a constant");
+    let bar = ProgressBar::new(bytes).with_style(style);
+    bar.enable_steady_tick(Duration::from_millis(500));
+    bar.with_finish(ProgressFinish::AndClear)
+}
 
 /// Pinned memory. Its bytes are written and read by the card and by the host's optimizer, in an
 /// order that a schedule's events give; so it hands out addresses, never references.
@@ -68,7 +81,9 @@ impl Slab {
         (slab.base, slab.bytes) = (base.cast(), size);
         // SAFETY: the range is the mapping's. It is advice: a refusal changes nothing.
         let _ = unsafe { libc::madvise(base, size, libc::MADV_HUGEPAGE) };
-        slab.touch();
+        let bar = bar(bytes);
+        slab.touch(&bar);
+        bar.set_message("pinning");
         // SAFETY: the mapping lives until it is unregistered.
         match unsafe { sys::cuMemHostRegister_v2(base, size, 0) } {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Err(out()),
@@ -78,13 +93,7 @@ impl Slab {
     }
 
     /// Writes to every page, on all processors.
-    fn touch(&self) {
-        let bar = match self.bytes >= LARGE {
-            true => ProgressBar::new(self.bytes as u64),
-            false => ProgressBar::hidden(),
-        };
-        let template = "host memory {bar:24} {bytes}/{total_bytes}  {elapsed}";
-        bar.set_style(ProgressStyle::with_template(template).expect("a constant"));
+    fn touch(&self, bar: &ProgressBar) {
         (0..self.bytes)
             .into_par_iter()
             .step_by(PART)
@@ -97,7 +106,6 @@ impl Slab {
                 }
                 bar.inc((end - start) as u64);
             });
-        bar.finish_and_clear();
     }
 
     /// The address of a range.

@@ -18,7 +18,7 @@ use crate::format::number::Natural;
 /// Bytes of a long operator.
 const LONG: u64 = 64 << 20;
 /// How long the long operators run at least, in nanoseconds, and the most of them.
-const FILLING: u64 = 20_000_000;
+const FILLING: u64 = 5_000_000;
 const MOST: u64 = 1000;
 /// Operators without work: with their marks no more than a card's queue holds.
 const LAUNCHES: u32 = 300;

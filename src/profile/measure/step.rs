@@ -123,7 +123,9 @@ fn weights(model: &ModelConfig, place: Place) -> Result<Vec<f32>> {
         0,
     )?;
     let elements = usize::try_from(rows * columns).unwrap_or(usize::MAX);
-    Ok(values.into_iter().cycle().take(elements).collect())
+    let mut all = values.repeat(elements.div_ceil(values.len()));
+    all.truncate(elements);
+    Ok(all)
 }
 
 /// The arena of the step that is measured.

@@ -3,7 +3,7 @@
 use std::env;
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 
-use crate::faults::{call, number};
+use crate::faults::{call, enter, number};
 use crate::kernels::{Function, Launch, Module, SHARED_MOST};
 use crate::memory::{self, check, Side};
 use crate::status::*;
@@ -96,7 +96,7 @@ unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut *mut c_void, _card: 
 
 #[no_mangle]
 extern "C" fn cuCtxSetCurrent(_context: *mut c_void) -> u32 {
-    told(call("cuCtxSetCurrent"))
+    told(call("cuCtxSetCurrent").inspect(|()| enter()))
 }
 
 #[no_mangle]

@@ -1,11 +1,12 @@
 //! What should go wrong, and what is kept once something has.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::env;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use crate::status::SUCCESS;
+use crate::status::{INVALID_CONTEXT, SUCCESS};
 
 /// The first error of a command that ran: every later call returns it, as a card's context does.
 static LOST: AtomicU32 = AtomicU32::new(SUCCESS);
@@ -20,9 +21,28 @@ pub fn lost() -> u32 {
     LOST.load(Ordering::Acquire)
 }
 
+thread_local! {
+    /// Whether a context is this thread's.
+    static CURRENT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes the card's context this thread's.
+pub fn enter() {
+    CURRENT.set(true);
+}
+
+/// What is called before there is a context.
+const BEFORE: [&str; 4] = [
+    "cuInit",
+    "cuDeviceGetCount",
+    "cuDevicePrimaryCtxRetain",
+    "cuCtxSetCurrent",
+];
+
 /// Counts a call and says what it is to return, unless all is well.
 pub fn call(name: &'static str) -> Result<(), u32> {
     match lost() {
+        SUCCESS if !CURRENT.get() && !BEFORE.contains(&name) => Err(INVALID_CONTEXT),
         SUCCESS => injected(name),
         status => Err(status),
     }
@@ -52,6 +72,11 @@ pub fn injected(name: &'static str) -> Result<(), u32> {
 /// A lock, whatever became of who held it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether what is queued is looked at and timed, but not done.
+pub fn is_idle() -> bool {
+    env::var_os("EBBTIDE_STANDIN_IDLE").is_some()
 }
 
 /// A number from the environment.

@@ -110,7 +110,10 @@ impl Function {
         parameters: *const *const c_void,
     ) -> Result<(), u32> {
         let blocks: u64 = launch.grid.iter().map(|&size| u64::from(size)).product();
-        if blocks == 0 || launch.block.contains(&0) || launch.shared > *lock(&self.shared) {
+        let threads: u64 = launch.block.iter().map(|&size| u64::from(size)).product();
+        let [x, y, z] = launch.grid;
+        let fits = x <= i32::MAX as u32 && y.max(z) <= 65_535 && (1..=1024).contains(&threads);
+        if blocks == 0 || !fits || launch.shared > *lock(&self.shared) {
             return Err(INVALID_VALUE);
         }
         let mut values = Vec::new();

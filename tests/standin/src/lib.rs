@@ -6,7 +6,7 @@
 //! source compiled by the host's compiler; graphs of cuDNN's are computed operation by operation.
 //! It is strict where a card is lenient or slow to tell: every copy, product, tensor and pointer of
 //! a kernel is compared with the allocations there are, every launch with what the kernel's source
-//! says of its parameters and threads.
+//! says of its parameters and threads, and a thread that has no context gets none of it.
 //!
 //! | variable | what |
 //! |---|---|
@@ -14,10 +14,13 @@
 //! | `EBBTIDE_STANDIN_DELAYS` | a seed: commands begin after random times |
 //! | `EBBTIDE_STANDIN_FAIL` | `cuMemAlloc_v2:2=2,kernel:7=700`: call 2 returns 2, launch 7 700 |
 //! | `EBBTIDE_STANDIN_CLOCK` | `virtual`: events show a computed time, the same in every run |
+//! | `EBBTIDE_STANDIN_IDLE` | anything: what is queued is looked at and timed, but not done |
 //! | `EBBTIDE_STANDIN_MEMORY` | bytes of the card |
 //! | `EBBTIDE_STANDIN_CAPABILITY` | compute capability, such as `7.5` |
 //! | `EBBTIDE_STANDIN_VERSION` | the driver's version, such as `12020` |
 //! | `EBBTIDE_STANDIN_CUDNN` | cuDNN's version, such as `91900` |
+//! | `EBBTIDE_STANDIN_CUBLASLT` | cuBLASLt's version, such as `130100` |
+//! | `EBBTIDE_STANDIN_SCALES` | `apart`: no product takes a scale for each row and column |
 //!
 //! It knows nothing of training, and it is not fast.
 #![allow(
@@ -49,6 +52,8 @@ pub mod status {
     pub const INVALID_DEVICE: u32 = 101;
     /// Not a module.
     pub const INVALID_IMAGE: u32 = 200;
+    /// No context is the thread's.
+    pub const INVALID_CONTEXT: u32 = 201;
     /// No such function.
     pub const NOT_FOUND: u32 = 500;
     /// Not there yet.

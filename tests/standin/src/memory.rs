@@ -1,6 +1,5 @@
 //! The card's memory and the host's pinned memory: which addresses are whose.
 
-use std::alloc::{alloc_zeroed, dealloc, Layout};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -66,13 +65,19 @@ pub fn allocate(bytes: u64) -> Result<u64, u32> {
     if bytes > info().0 {
         return Err(OUT_OF_MEMORY);
     }
-    let layout = layout(bytes)?;
-    // SAFETY: the layout has a size; the guards are within it.
+    let size = size(bytes)?;
+    // Only what is touched takes memory of this machine: an arena may be larger than that is.
+    let (access, kind) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    );
+    // SAFETY: a new mapping, wherever the system likes; the guards are within it.
     let base = unsafe {
-        let base = alloc_zeroed(layout);
-        if base.is_null() {
+        let base = libc::mmap(std::ptr::null_mut(), size, access, kind, -1, 0);
+        if base == libc::MAP_FAILED {
             return Err(OUT_OF_MEMORY);
         }
+        let base = base.cast::<u8>();
         base.write_bytes(GUARDED, GUARD);
         base.add(GUARD + bytes as usize).write_bytes(GUARDED, GUARD);
         base
@@ -86,7 +91,7 @@ pub fn allocate(bytes: u64) -> Result<u64, u32> {
 pub fn free(address: u64) -> Result<(), u32> {
     let bytes = lock(&KNOWN).card.remove(&address).ok_or(INVALID_VALUE)?;
     let base = (address - GUARD as u64) as *mut u8;
-    // SAFETY: it was allocated with this layout and is known no more.
+    // SAFETY: it was mapped with this size and is known no more.
     unsafe {
         let behind = base.add(GUARD + bytes as usize);
         for guard in [base, behind] {
@@ -96,14 +101,16 @@ pub fn free(address: u64) -> Result<(), u32> {
                 "a guard was overwritten"
             );
         }
-        dealloc(base, layout(bytes)?);
+        libc::munmap(base.cast(), size(bytes)?);
     }
     Ok(())
 }
 
-fn layout(bytes: u64) -> Result<Layout, u32> {
-    let size = usize::try_from(bytes).map_err(|_| OUT_OF_MEMORY)?;
-    Layout::from_size_align(size + 2 * GUARD, GUARD).map_err(|_| OUT_OF_MEMORY)
+/// With the guards.
+fn size(bytes: u64) -> Result<usize, u32> {
+    let size = usize::try_from(bytes).ok();
+    size.and_then(|size| size.checked_add(2 * GUARD))
+        .ok_or(OUT_OF_MEMORY)
 }
 
 /// Pins memory of the host.

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::faults::{lock, lose, lost, random};
+use crate::faults::{is_idle, lock, lose, lost, random};
 use crate::status::{INVALID_VALUE, NOT_READY, SUCCESS};
 
 /// A command that begins late does so by up to this much.
@@ -176,11 +176,13 @@ fn serve(commands: &Receiver<Command>, number: u64) {
     let seed = env::var("EBBTIDE_STANDIN_DELAYS").ok();
     let seed = seed.and_then(|seed| seed.parse::<u64>().ok());
     let is_virtual = env::var("EBBTIDE_STANDIN_CLOCK").is_ok_and(|clock| clock == "virtual");
+    let idle = is_idle();
     let mut state = seed.unwrap_or(0) ^ (number << 48);
     // Of the virtual clock.
     let mut now = 0;
     while let Ok(command) = commands.recv() {
         match command {
+            Command::Run(_, ns) if idle => now += ns,
             // What is queued behind an error does not run.
             Command::Run(work, ns) if lost() == SUCCESS => {
                 if seed.is_some() {
