@@ -166,17 +166,27 @@ __device__ void forward(const E* qkv, E* o, float* lse, Shape shape) {
     put<ROWS, HD>(o + head.o, u64(shape.heads) * dim, start, length, dim, out, inverse);
 }
 
-// D of every row and head of a range: a warp for each.
+template <int N>
+__device__ float lanes_dot(const E* a, const E* b, u32 length) {
+    float sum = 0;
+    for (u32 i = threadIdx.x % 32 * N; i < length; i += 32 * N) {
+        float x[N], y[N];
+        load<N>(a + i, x);
+        load<N>(b + i, y);
+        for (int j = 0; j < N; j++) sum += x[j] * y[j];
+    }
+    return lanes_sum(sum, 32);
+}
+
+// D of every row and head of a range: a warp for each, no more than scratch memory has room for.
 KERNEL(256, attention_delta, const E* o, const E* d_o, float* delta, u32 rows, u32 heads,
        u32 head_dim, u32 first_head, u32 of_heads) {
-    const u64 item = (u64(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-    const u64 row = item / of_heads;
+    const u32 item = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, row = item / of_heads;
     if (row >= rows) return;
-    const u64 at = (row * heads + first_head + item % of_heads) * head_dim;
-    float sum = 0;
-    for (u32 i = threadIdx.x % 32; i < head_dim; i += 32)
-        sum += widen(o[at + i]) * widen(d_o[at + i]);
-    sum = lanes_sum(sum, 32);
+    const u64 at = (u64(row) * heads + first_head + item % of_heads) * head_dim;
+    const float sum = head_dim % 4 == 0 && aligned(o, d_o)
+                          ? lanes_dot<4>(o + at, d_o + at, head_dim)
+                          : lanes_dot<1>(o + at, d_o + at, head_dim);
     if (threadIdx.x % 32 == 0) delta[item] = sum;
 }
 

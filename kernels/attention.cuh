@@ -3,7 +3,7 @@
 
 #include "device.cuh"
 
-constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
+constexpr float LN_2 = 0.69314718f;
 
 struct Shape {
     u32 sequence, heads, kv_heads, head_dim, window;
@@ -13,6 +13,11 @@ struct Shape {
     // Whether a query sees a key.
     __device__ bool seen(u32 query, u32 key) const {
         return key <= query && query < sequence && (window == 0 || query - key < window);
+    }
+    // Whether so many queries see as many keys, all of them.
+    __device__ bool all_seen(u32 query, u32 queries, u32 key, u32 keys) const {
+        return key + keys <= query + 1 && query + queries <= sequence &&
+               (window == 0 || query + queries - 1 - key < window);
     }
     // The first key that a query sees.
     __device__ u32 first_key(u32 query) const {

@@ -108,6 +108,12 @@ KERNEL(1024, moments_mean, const float* moments, u32 count, float* mean) {
 
 // ---- updates -----------------------------------------------------------------------------------
 
+// Roots of moments of columns.
+template <int N>
+struct Roots {
+    float v[N];
+};
+
 // A gradient over its moments. Vectors of moments and their means may be null: 1.
 template <class G>
 struct Factored {
@@ -119,14 +125,21 @@ struct Factored {
         if (!moments) return 1.0f;
         return sqrtf(mean ? moments[at] / *mean : moments[at]);
     }
+    template <int N>
+    using Known = Roots<N>;
     __device__ bool wide() const { return stride % 4 == 0 && aligned(gradient); }
     template <int N>
-    __device__ __forceinline__ void load(u32 row, u32 column, const Constants& c,
-                                         float (&to)[N]) const {
+    __device__ __forceinline__ Roots<N> known(u32 column) const {
+        Roots<N> roots;
+        for (int i = 0; i < N; i++) roots.v[i] = root(columns, column_mean, column + i);
+        return roots;
+    }
+    template <int N>
+    __device__ __forceinline__ void load(u32 row, u32 column, const Roots<N>& of_columns,
+                                         const Constants& c, float (&to)[N]) const {
         ::load<N>(gradient + (row * stride + column), to);
         const float of_row = root(rows, row_mean, row);
-        for (int i = 0; i < N; i++)
-            to[i] = clipped(to[i], c) / of_row / root(columns, column_mean, column + i);
+        for (int i = 0; i < N; i++) to[i] = clipped(to[i], c) / of_row / of_columns.v[i];
     }
 };
 
@@ -154,9 +167,10 @@ __device__ void follow(const Part<W>& part, const U& u, const Constants* constan
 template <int N, class G>
 __device__ void mix_by(float* direction, u64 stride, const Factored<G>& u, E* update,
                        const Constants& c, u32 rows, u32 columns, float keep, float take) {
-    every<N>(rows, columns, [&](u32 row, u32 column) {
+    const auto known = [&](u32 column) { return u.template known<N>(column); };
+    down_columns<N>(rows, columns, known, [&](u32 row, u32 column, const Roots<N>& of_columns) {
         float x[N], d[N];
-        u.load(row, column, c, x);
+        u.load(row, column, of_columns, c, x);
         load<N>(direction + (row * stride + column), d);
         for (int i = 0; i < N; i++) d[i] = d[i] * keep + take * x[i];
         store<N>(direction + (row * stride + column), d);

@@ -76,11 +76,17 @@ struct Scaled {
     const float* added;
     u64 added_stride;
 
+    template <int N>
+    using Known = Nothing;
     __device__ bool wide() const {
         return (stride | taken_stride | added_stride) % 4 == 0 && aligned(gradient, taken, added);
     }
     template <int N>
-    __device__ __forceinline__ void load(u32 row, u32 column, const Constants& c,
+    __device__ Nothing known(u32) const {
+        return {};
+    }
+    template <int N>
+    __device__ __forceinline__ void load(u32 row, u32 column, Nothing, const Constants& c,
                                          float (&to)[N]) const {
         ::load<N>(gradient + (row * stride + column), to);
         float less[N] = {}, more[N] = {};

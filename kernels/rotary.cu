@@ -50,26 +50,27 @@ __device__ __forceinline__ void scale_by(const E* scale, float (&x)[N], float in
     for (int i = 0; i < N; i++) x[i] = norm_factor(kind, scales[i]) * (x[i] * inverse);
 }
 
-template <int N>
+// A block has a row; NORMED: q and k have norms.
+template <int N, bool NORMED>
 __device__ void rotate(E* qkv, const float* cos, const float* sin, Biases biases,
-                       const E* q_scale, const E* k_scale, float* inverses, u32 first, u32 rows,
+                       const E* q_scale, const E* k_scale, float* inverses, u32 first,
                        u32 sequence, u32 heads, u32 kv_heads, u32 head_dim, float epsilon,
                        u32 kind, float direction) {
     const u32 half = head_dim / 2, lanes = lanes_of<N>(half), lane = threadIdx.x % lanes;
     const u32 group = threadIdx.x / lanes, groups = blockDim.x / lanes;
     const u32 turned = heads + kv_heads, all = turned + kv_heads;
     const u32 touched = biases.b0 ? all : turned;
-    const u64 items = u64(rows) * touched, step = u64(gridDim.x) * groups;
-    for (u64 start = u64(blockIdx.x) * groups; start < items; start += step) {
-        const u64 item = start + group, row = item / touched;
-        const u32 h = item % touched;
+    const u64 row = blockIdx.x;
+    const u64 position = u64((first + blockIdx.x) % sequence) * half;
+    for (u32 start = 0; start < touched; start += groups) {
+        const u32 h = start + group;
         // Lanes without a head stay for the sums.
-        const bool active = item < items;
+        const bool active = h < touched;
         E* head = qkv + (row * all + h) * head_dim;
         const E* bias = biases.at(h * head_dim);
-        const E* scale = h < heads ? q_scale : h < turned ? k_scale : nullptr;
+        const E* scale = !NORMED ? nullptr : h < heads ? q_scale : h < turned ? k_scale : nullptr;
         float inverse = 1;
-        if (q_scale) {
+        if (NORMED) {
             float squares = 0;
             for (u32 at = lane * N; active && at < half; at += lanes * N) {
                 float low[N], high[N];
@@ -81,11 +82,10 @@ __device__ void rotate(E* qkv, const float* cos, const float* sin, Biases biases
             if (active && scale && lane == 0) inverses[row * turned + h] = inverse;
         }
         if (!active) continue;
-        const u64 position = (first + row) % sequence * half;
         for (u32 at = lane * N; at < half; at += lanes * N) {
             float low[N], high[N];
             load_pair<N>(head, bias, at, half, low, high);
-            if (scale) {
+            if (NORMED && scale) {
                 scale_by<N>(scale + at, low, inverse, kind);
                 scale_by<N>(scale + half + at, high, inverse, kind);
             }
@@ -101,17 +101,30 @@ __device__ void rotate(E* qkv, const float* cos, const float* sin, Biases biases
     }
 }
 
+template <int N>
+__device__ void rotate_by(E* qkv, const float* cos, const float* sin, Biases biases,
+                          const E* q_scale, const E* k_scale, float* inverses, u32 first,
+                          u32 sequence, u32 heads, u32 kv_heads, u32 head_dim, float epsilon,
+                          u32 kind, float direction) {
+    if (q_scale)
+        rotate<N, true>(qkv, cos, sin, biases, q_scale, k_scale, inverses, first, sequence, heads,
+                        kv_heads, head_dim, epsilon, kind, direction);
+    else
+        rotate<N, false>(qkv, cos, sin, biases, q_scale, k_scale, inverses, first, sequence, heads,
+                         kv_heads, head_dim, epsilon, kind, direction);
+}
+
 KERNEL(256, rotary, E* qkv, const float* cos, const float* sin, const E* b0, const E* b1,
        const E* b2, u32 end0, u32 end1, const E* q_scale, const E* k_scale, float* inverses,
-       u32 first, u32 rows, u32 sequence, u32 heads, u32 kv_heads, u32 head_dim, float epsilon,
-       u32 kind, float direction) {
+       u32 first, u32 sequence, u32 heads, u32 kv_heads, u32 head_dim, float epsilon, u32 kind,
+       float direction) {
     const Biases biases = {b0, b1, b2, end0, end1};
     if (head_dim % (2 * WIDE) == 0 && aligned(qkv, cos, sin, b0, b1, b2, q_scale, k_scale))
-        rotate<WIDE>(qkv, cos, sin, biases, q_scale, k_scale, inverses, first, rows, sequence,
-                     heads, kv_heads, head_dim, epsilon, kind, direction);
+        rotate_by<WIDE>(qkv, cos, sin, biases, q_scale, k_scale, inverses, first, sequence, heads,
+                        kv_heads, head_dim, epsilon, kind, direction);
     else
-        rotate<1>(qkv, cos, sin, biases, q_scale, k_scale, inverses, first, rows, sequence, heads,
-                  kv_heads, head_dim, epsilon, kind, direction);
+        rotate_by<1>(qkv, cos, sin, biases, q_scale, k_scale, inverses, first, sequence, heads,
+                     kv_heads, head_dim, epsilon, kind, direction);
 }
 
 // The gradient of a piece rotated back, and the norm's output (rotated back and, where the rotation
@@ -128,11 +141,11 @@ __device__ __forceinline__ void load_backward(const E* d, const E* y, const floa
     load<N>(cos + at, c);
     load<N>(sin + at, s);
     for (int i = 0; i < N; i++) {
-        const float size = c[i] * c[i] + s[i] * s[i];
+        const float by = reciprocal(c[i] * c[i] + s[i] * s[i]);
         turn(d_low[i], d_high[i], c[i], -s[i]);
         turn(low[i], high[i], c[i], -s[i]);
-        low[i] /= size;
-        high[i] /= size;
+        low[i] *= by;
+        high[i] *= by;
     }
 }
 
@@ -140,15 +153,16 @@ __device__ __forceinline__ void load_backward(const E* d, const E* y, const floa
 template <int N>
 __device__ __forceinline__ void norm_backward(const E* scale, const float (&y)[N], float (&d)[N],
                                               float inverse, float along, u32 kind, float* sums,
-                                              u32 stride) {
-    float scales[N];
+                                              u32 apart) {
+    float scales[N], of_scale[N];
     load<N>(scale, scales);
     for (int i = 0; i < N; i++) {
         const float factor = norm_factor(kind, scales[i]);
-        const float normed = y[i] / factor;
-        sums[i * stride] += d[i] * normed;
+        const float normed = y[i] * reciprocal(factor);
+        of_scale[i] = d[i] * normed;
         d[i] = inverse * (factor * d[i] - normed * along);
     }
+    add_to(sums, apart, of_scale);
 }
 
 // A block has every gridDim.x-th row and the heads of one key/value head: its query heads, then its
@@ -163,8 +177,9 @@ __device__ void rotate_backward(E* d_qkv, const E* qkv, const float* cos, const 
     const u32 group = threadIdx.x / lanes, groups = blockDim.x / lanes;
     const u32 turned = heads + kv_heads, all = turned + kv_heads;
     const u32 per_kv = heads / kv_heads, kv = blockIdx.y, pieces = half / N;
+    constexpr u32 M = side_by_side(N);
     // So far apart that groups of a warp meet no bank twice.
-    const u32 apart = 2 * head_dim + lanes;
+    const u32 apart = 2 * head_dim + M * lanes;
     for (u32 at = threadIdx.x; at < groups * apart; at += blockDim.x) shared[at] = 0;
     __syncthreads();
     const u64 items = u64((rows - blockIdx.x + gridDim.x - 1) / gridDim.x) * (per_kv + 1);
@@ -177,9 +192,8 @@ __device__ void rotate_backward(E* d_qkv, const E* qkv, const float* cos, const 
         const u64 position = (first + row) % sequence * half;
         const float* c = cos ? cos + position : nullptr;
         const float* s = cos ? sin + position : nullptr;
-        float along = 0;
+        float along = 0, d_low[N] = {}, d_high[N] = {}, low[N] = {}, high[N] = {};
         for (u32 piece = lane; active && piece < pieces; piece += lanes) {
-            float d_low[N], d_high[N], low[N], high[N];
             load_backward<N>(d_qkv + head, qkv + head, c, s, piece * N, half, d_low, d_high, low,
                              high);
             for (int i = 0; i < N; i++) along += d_low[i] * low[i] + d_high[i] * high[i];
@@ -190,12 +204,15 @@ __device__ void rotate_backward(E* d_qkv, const E* qkv, const float* cos, const 
         const E* scale = of < per_kv ? q_scale : k_scale;
         float* sums = shared + group * apart + (of < per_kv ? 0 : head_dim);
         for (u32 piece = lane; piece < pieces; piece += lanes) {
-            float d_low[N], d_high[N], low[N], high[N];
             const u32 at = piece * N;
-            load_backward<N>(d_qkv + head, qkv + head, c, s, at, half, d_low, d_high, low, high);
-            norm_backward<N>(scale + at, low, d_low, inverse, along, kind, sums + piece, pieces);
+            // A lane's only piece is there still.
+            if (pieces > lanes)
+                load_backward<N>(d_qkv + head, qkv + head, c, s, at, half, d_low, d_high, low,
+                                 high);
+            norm_backward<N>(scale + at, low, d_low, inverse, along, kind, sums + M * piece,
+                             M * pieces);
             norm_backward<N>(scale + half + at, high, d_high, inverse, along, kind,
-                             sums + half + piece, pieces);
+                             sums + half + M * piece, M * pieces);
             store<N>(d_qkv + head + at, d_low);
             store<N>(d_qkv + head + half + at, d_high);
         }
@@ -205,16 +222,18 @@ __device__ void rotate_backward(E* d_qkv, const E* qkv, const float* cos, const 
     for (u32 at = threadIdx.x; at < 2 * head_dim; at += blockDim.x) {
         float sum = 0;
         for (u32 other = 0; other < groups; other++) sum += shared[other * apart + at];
-        const u32 plane = at / head_dim, in_half = at % half;
-        const u32 element = at % head_dim / half * half + in_half % pieces * N + in_half / pieces;
+        const u32 plane = at / head_dim, of_half = at % head_dim / half, in_half = at % half / M;
+        const u32 element =
+            of_half * half + in_half % pieces * N + in_half / pieces * M + at % half % M;
         const u64 place = (u64(blockIdx.x) * 2 + plane) * kv_heads + kv;
         partials[place * head_dim + element] = sum;
     }
 }
 
-KERNEL(256, rotary_backward, E* d_qkv, const E* qkv, const float* cos, const float* sin,
-       const E* q_scale, const E* k_scale, const float* inverses, float* partials, u32 first,
-       u32 rows, u32 sequence, u32 heads, u32 kv_heads, u32 head_dim, u32 kind) {
+CROWDED_KERNEL(256, 3, rotary_backward, E* d_qkv, const E* qkv, const float* cos,
+               const float* sin, const E* q_scale, const E* k_scale, const float* inverses,
+               float* partials, u32 first, u32 rows, u32 sequence, u32 heads, u32 kv_heads,
+               u32 head_dim, u32 kind) {
     if (head_dim % (2 * WIDE) == 0 && aligned(d_qkv, qkv, cos, sin, q_scale, k_scale))
         rotate_backward<WIDE>(d_qkv, qkv, cos, sin, q_scale, k_scale, inverses, partials, first,
                               rows, sequence, heads, kv_heads, head_dim, kind);

@@ -11,7 +11,7 @@ KERNEL(256, combine, const float* partials, E* out, u32 parts, u32 columns, u64 
     float sum = 0;
     if (column < columns) {
         const u32 end = least((run + 1) * length, parts);
-#pragma unroll 4
+#pragma unroll 16
         for (u32 part = run * length; part < end; part++) sum += partials[part * stride + column];
     }
     runs[run][lane] = sum;
@@ -72,7 +72,8 @@ KERNEL(256, add_bias, E* y, const E* b0, const E* b1, const E* b2, u32 end0, u32
 // One block.
 KERNEL(1024, sum_doubles, const double* values, u32 count, double* out) {
     double sum = 0;
-    for (u32 at = threadIdx.x; at < count; at += blockDim.x) sum += values[at];
+    ahead<4>(threadIdx.x, count, blockDim.x, [=](u32 at) { return values[at]; },
+          [&](u32, double value) { sum += value; });
     sum = block_sum(sum);
     if (threadIdx.x == 0) *out = sum;
 }

@@ -7,26 +7,59 @@
 
 typedef unsigned char u8;
 
+template <int N>
+__device__ void gather_by(float* out, const E* block, u32 rows, u32 columns, u64 to, u64 from) {
+    every<N>(rows, columns, [=](u32 row, u32 column) {
+        float sums[N], values[N];
+        load<N>(out + (row * to + column), sums);
+        load<N>(block + (row * from + column), values);
+        for (int i = 0; i < N; i++) sums[i] += values[i];
+        store<N>(out + (row * to + column), sums);
+    });
+}
+
 // Adds a block of a gradient to what is gathered; `to` and `from` are from row to row.
 KERNEL(256, gather, float* out, const E* block, u32 rows, u32 columns, u64 to, u64 from) {
-    for (u32 row = blockIdx.y; row < rows; row += gridDim.y)
-        for (u32 at = blockIdx.x * blockDim.x + threadIdx.x; at < columns;
-             at += gridDim.x * blockDim.x)
-            out[row * to + at] += widen(block[row * from + at]);
+    if ((columns | to | from) % 4 == 0 && aligned(out, block))
+        gather_by<4>(out, block, rows, columns, to, from);
+    else
+        gather_by<1>(out, block, rows, columns, to, from);
+}
+
+template <int N>
+__device__ void cut_by(float* x, u64 count, float most) {
+    const u64 step = u64(gridDim.x) * blockDim.x * N;
+    for (u64 at = (u64(blockIdx.x) * blockDim.x + threadIdx.x) * N; at < count; at += step) {
+        float values[N];
+        load<N>(x + at, values);
+        for (int i = 0; i < N; i++) values[i] = no_larger(values[i], most);
+        store<N>(x + at, values);
+    }
 }
 
 // No larger than `most`.
 KERNEL(256, cut, float* x, u64 count, float most) {
-    const u64 step = u64(gridDim.x) * blockDim.x;
-    for (u64 at = u64(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step)
-        x[at] = no_larger(x[at], most);
+    if (count % 4 == 0 && aligned(x))
+        cut_by<4>(x, count, most);
+    else
+        cut_by<1>(x, count, most);
+}
+
+template <int N>
+__device__ void narrow_by(const float* from, u64 stride, E* to, u32 rows, u32 columns) {
+    every<N>(rows, columns, [=](u32 row, u32 column) {
+        float values[N];
+        load<N>(from + (row * stride + column), values);
+        store<N>(to + (u64(row) * columns + column), values);
+    });
 }
 
 // f32, `stride` from row to row, to elements, to the nearest, without a gap.
 KERNEL(256, narrowed, const float* from, u64 stride, E* to, u32 rows, u32 columns) {
-    every<1>(rows, columns, [=](u32 row, u32 column) {
-        narrow(from[row * stride + column], to[u64(row) * columns + column]);
-    });
+    if ((columns | stride) % 4 == 0 && aligned(from, to))
+        narrow_by<4>(from, stride, to, rows, columns);
+    else
+        narrow_by<1>(from, stride, to, rows, columns);
 }
 
 // ---- what moments change -----------------------------------------------------------------------

@@ -2,37 +2,64 @@
 // gives the same bits here and on the host.
 #include "update.cuh"
 
+// Copies that one launch adds up.
+constexpr int COPIES = 8;
+
+template <int N>
+__device__ void add_copies(float* out, u64 count, bool from_zero, u32 copies,
+                           const E* const (&all)[COPIES]) {
+    const u64 step = u64(gridDim.x) * blockDim.x * N;
+    for (u64 at = (u64(blockIdx.x) * blockDim.x + threadIdx.x) * N; at < count; at += step) {
+        Pack<E, N> packs[COPIES] = {};
+#pragma unroll
+        for (u32 copy = 0; copy < COPIES; copy++)
+            if (copy < copies) packs[copy] = piece_at<N>(all[copy] + at);
+        float sums[N], values[N];
+        unpack(packs[0], sums);
+        if (!from_zero) {
+            load<N>(out + at, values);
+            for (int i = 0; i < N; i++) sums[i] = values[i] + sums[i];
+        }
+#pragma unroll
+        for (u32 copy = 1; copy < COPIES; copy++) {
+            if (copy >= copies) break;
+            unpack(packs[copy], values);
+            for (int i = 0; i < N; i++) sums[i] += values[i];
+        }
+        store<N>(out + at, sums);
+    }
+}
+
 // Adds copies of a gradient up, in order: to what `out` holds, or from the first copy on.
 KERNEL(256, gradient_sum, float* out, u64 count, u32 from_zero, u32 copies, const E* c0,
        const E* c1, const E* c2, const E* c3, const E* c4, const E* c5, const E* c6,
        const E* c7) {
-    const E* const all[8] = {c0, c1, c2, c3, c4, c5, c6, c7};
-    const u64 step = u64(gridDim.x) * blockDim.x;
-    for (u64 at = u64(blockIdx.x) * blockDim.x + threadIdx.x; at < count; at += step) {
-        float sum = from_zero ? widen(c0[at]) : out[at] + widen(c0[at]);
-#pragma unroll
-        for (u32 copy = 1; copy < 8; copy++)
-            if (copy < copies) sum += widen(all[copy][at]);
-        out[at] = sum;
-    }
+    const E* const all[COPIES] = {c0, c1, c2, c3, c4, c5, c6, c7};
+    if (count % 4 == 0 && aligned(out, c0, c1, c2, c3, c4, c5, c6, c7))
+        add_copies<4>(out, count, from_zero, copies, all);
+    else
+        add_copies<1>(out, count, from_zero, copies, all);
 }
 
 template <int N, class G>
 __device__ double add_squares(const G* gradient, u64 count) {
     double sum = 0;
+    const u64 first = (u64(blockIdx.x) * blockDim.x + threadIdx.x) * N;
     const u64 step = u64(gridDim.x) * blockDim.x * N;
-    for (u64 at = (u64(blockIdx.x) * blockDim.x + threadIdx.x) * N; at < count; at += step) {
-        float values[N];
-        load<N>(gradient + at, values);
-        for (int i = 0; i < N; i++) sum += double(values[i]) * double(values[i]);
-    }
+    ahead<4>(first, count, step, [=](u64 at) { return piece_at<N>(gradient + at); },
+          [&](u64, const Pack<G, N>& pack) {
+              float values[N];
+              unpack(pack, values);
+              for (int i = 0; i < N; i++) sum += double(values[i]) * double(values[i]);
+          });
     return sum;
 }
 
 template <class G>
 __device__ void square(const G* gradient, u64 count, double* partials) {
-    const double sum = count % WIDE == 0 && aligned(gradient)
-                           ? add_squares<WIDE>(gradient, count)
+    constexpr int wide = 16 / sizeof(G);
+    const double sum = count % wide == 0 && aligned(gradient)
+                           ? add_squares<wide>(gradient, count)
                            : add_squares<1>(gradient, count);
     const double all = block_sum(sum);
     if (threadIdx.x == 0) partials[blockIdx.x] = all;
@@ -62,6 +89,9 @@ KERNEL(256, clip_factor, const double* sums, u32 slots, Constants* constants) {
     // A norm that is no number clips nothing.
     constants->clip = float(factor < 1.0 ? factor : 1.0);
 }
+
+// Elements that a thread has at once: 16 bytes of f32, so that a warp's accesses leave no gaps.
+constexpr int OF_THREAD = 4;
 
 // Updates N elements; the operands' addresses are those of the first.
 template <int N, class G>
@@ -105,11 +135,11 @@ template <class G>
 __device__ void adamw_all(E* weight, const G* gradient, float* master, float* m, float* v,
                           const Constants* constants, u32 rows, u64 columns, u64 stride) {
     const Constants c = *constants;
-    const bool whole = columns % WIDE == 0 && (rows == 1 || stride % WIDE == 0);
+    const bool whole = columns % OF_THREAD == 0 && (rows == 1 || stride % OF_THREAD == 0);
     if (whole && aligned(weight, gradient, master, m, v))
-        each_element<WIDE>(rows, columns, stride, [&](u64 at, u64 dense) {
-            adamw_at<WIDE>(weight + at, gradient + dense, master ? master + at : nullptr, m + at,
-                           v + at, c);
+        each_element<OF_THREAD>(rows, columns, stride, [&](u64 at, u64 dense) {
+            adamw_at<OF_THREAD>(weight + at, gradient + dense, master ? master + at : nullptr,
+                                m + at, v + at, c);
         });
     else
         each_element<1>(rows, columns, stride, [&](u64 at, u64 dense) {
@@ -122,10 +152,11 @@ template <class G>
 __device__ void sgd_all(E* weight, const G* gradient, const Constants* constants, u32 rows,
                         u64 columns, u64 stride) {
     const Constants c = *constants;
-    const bool whole = columns % WIDE == 0 && (rows == 1 || stride % WIDE == 0);
+    constexpr int N = 16 / sizeof(G);
+    const bool whole = columns % N == 0 && (rows == 1 || stride % N == 0);
     if (whole && aligned(weight, gradient))
-        each_element<WIDE>(rows, columns, stride, [&](u64 at, u64 dense) {
-            sgd_at<WIDE>(weight + at, gradient + dense, c);
+        each_element<N>(rows, columns, stride, [&](u64 at, u64 dense) {
+            sgd_at<N>(weight + at, gradient + dense, c);
         });
     else
         each_element<1>(rows, columns, stride, [&](u64 at, u64 dense) {

@@ -16,6 +16,11 @@ struct Draws {
 
 struct Words {
     u32 v[4];
+
+    // A word by a number that only the run knows: chosen, since registers cannot be indexed.
+    __device__ __forceinline__ u32 at(u32 i) const {
+        return i == 0 ? v[0] : i == 1 ? v[1] : i == 2 ? v[2] : v[3];
+    }
 };
 
 // Philox 4x32 with 10 rounds (Salmon et al. 2011, section 3.3): the words of elements 4 block ... .
@@ -50,7 +55,7 @@ __device__ __forceinline__ void round_by(const Draws& draws, u64 at, float (&x)[
     if (sizeof(T) > 2) return;
     const Words random = words(draws, at / 4);
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = stochastic(x[i], random.v[(at + i) % 4]);
+    for (int i = 0; i < N; i++) x[i] = stochastic(x[i], N == 4 ? random.v[i] : random.at(at % 4));
 }
 
 // ---- elements ----------------------------------------------------------------------------------
@@ -93,6 +98,18 @@ __device__ void every(u32 rows, u32 columns, At at) {
             at(row, u32(i));
 }
 
+// Runs `at(row, column, known(column))` for every N-th element, each column's one below the other, so
+// that what is to be known of columns is found once.
+template <int N, class Known, class At>
+__device__ void down_columns(u32 rows, u32 columns, Known known, At at) {
+    for (u64 i = (u64(blockIdx.x) * blockDim.x + threadIdx.x) * N; i < columns;
+         i += u64(gridDim.x) * blockDim.x * N) {
+        const auto of_columns = known(u32(i));
+        for (u32 row = blockIdx.y; row < rows; row += gridDim.y) at(row, u32(i), of_columns);
+    }
+}
+struct Nothing {};
+
 // A part of a tensor's weights, of a type, that an update changes: elements are counted from the
 // tensor's start, whose rows are `stride` long; the part begins at `first`.
 template <class W>
@@ -103,19 +120,22 @@ struct Part {
     Draws draws;
 };
 
-// w <- move(w, u), where `u.load(row, column, ...)` gives the update of the part's elements, and
-// `u.wide()` whether it does so four at a time.
+// w <- move(w, u), where `u.load(row, column, ...)` gives the update of the part's elements by what
+// `u.known(column)` has found, and `u.wide()` whether it does so four at a time.
 template <int N, class W, class U, class Move>
 __device__ void change_by(const Part<W>& part, const U& u, const Constants& c, Move move) {
-    every<N>(part.rows, part.columns, [&](u32 row, u32 column) {
+    const auto known = [&](u32 column) { return u.template known<N>(column); };
+    typedef typename U::template Known<N> Known;
+    const auto change = [&](u32 row, u32 column, const Known& of_columns) {
         const u64 at = part.first + row * part.stride + column;
         float w[N], x[N];
         load<N>(part.weight + at, w);
-        u.load(row, column, c, x);
+        u.load(row, column, of_columns, c, x);
         for (int i = 0; i < N; i++) w[i] = move(w[i], x[i]);
         round_by<W>(part.draws, at, w);
         store<N>(part.weight + at, w);
-    });
+    };
+    down_columns<N>(part.rows, part.columns, known, change);
 }
 template <class W, class U, class Move>
 __device__ void change(const Part<W>& part, const U& u, const Constants* constants, Move move) {
@@ -132,9 +152,15 @@ struct Stored {
     const float* update;
     u64 stride;
 
+    template <int N>
+    using Known = Nothing;
     __device__ bool wide() const { return stride % 4 == 0 && aligned(update); }
     template <int N>
-    __device__ __forceinline__ void load(u32 row, u32 column, const Constants&,
+    __device__ Nothing known(u32) const {
+        return {};
+    }
+    template <int N>
+    __device__ __forceinline__ void load(u32 row, u32 column, Nothing, const Constants&,
                                          float (&to)[N]) const {
         ::load<N>(update + (row * stride + column), to);
     }
@@ -144,9 +170,11 @@ struct Stored {
 template <int N, class U>
 __device__ double update_squares(const U& u, const Constants& c, u32 rows, u32 columns) {
     double sum = 0;
-    every<N>(rows, columns, [&](u32 row, u32 column) {
+    const auto known = [&](u32 column) { return u.template known<N>(column); };
+    typedef typename U::template Known<N> Known;
+    down_columns<N>(rows, columns, known, [&](u32 row, u32 column, const Known& of_columns) {
         float x[N];
-        u.load(row, column, c, x);
+        u.load(row, column, of_columns, c, x);
         for (int i = 0; i < N; i++) sum += double(x[i]) * double(x[i]);
     });
     return sum;

@@ -87,7 +87,14 @@ constexpr unsigned WARP = 32;
 
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Ended };
 
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+};
+
 struct Fibre : Thread {
+    std::vector<Copy> copies;
     Context context;
     char* stack;
     void* fake_stack;
@@ -232,6 +239,7 @@ void Machine::run_block(const std::vector<unsigned>& turns, size_t together,
     for (Fibre& fibre : fibres) {
         fibre.state = State::Ready;
         fibre.exchanges = 0;
+        fibre.copies.clear();
         prepare(fibre.context, fibre.stack, STACK_BYTES, enter);
     }
     size_t ended = 0;
@@ -319,6 +327,21 @@ const Gift* exchange(const void* mine, size_t bytes) {
         machine->ready(State::AtWarpBarrier, number * WARP, WARP);
     }
     return gifts;
+}
+
+void begin_copy(void* to, const void* from, size_t bytes) {
+    std::memset(to, 0xFF, bytes);
+    running().copies.push_back({to, from, bytes});
+}
+
+void wait_for_copies() {
+    std::vector<Copy>& copies = running().copies;
+    for (const Copy& copy : copies)
+        if (copy.from)
+            std::memcpy(copy.to, copy.from, copy.bytes);
+        else
+            std::memset(copy.to, 0, copy.bytes);
+    copies.clear();
 }
 
 void* shared(const void* name, size_t bytes) {

@@ -66,6 +66,11 @@ Kernel described(void (*f)(P...)) {
     return described<F>(f, std::index_sequence_for<P...>());
 }
 
+// cp.async: bytes that are copied to shared memory, from null as zeros, when their thread waits; until
+// then there are NaNs.
+void begin_copy(void* to, const void* from, std::size_t bytes);
+void wait_for_copies();
+
 // ldmatrix.x4 and mma.sync.m16n8k16 of bf16 (matrices.cpp).
 void load_matrices(unsigned (&to)[4], const void* row, bool turned);
 void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
@@ -84,6 +89,7 @@ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1);
     static const host::Kernel registered_##name(TEXT(NAME(name)), threads,               \
                                                 host::described<&NAME(name)>(&NAME(name))); \
     extern "C" void NAME(name)(__VA_ARGS__)
+#define CROWDED_KERNEL(threads, blocks, ...) KERNEL(threads, __VA_ARGS__)
 #define SHARED(type, name, extent)  \
     static const char name##_key = 0; \
     auto& name = *static_cast<type(*) extent>(host::shared(&name##_key, sizeof(type extent)))

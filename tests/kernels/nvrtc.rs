@@ -64,8 +64,8 @@ impl Nvrtc {
         }
     }
 
-    /// Machine code, or what the compiler says.
-    fn compile(&self, source: &Source, options: &[String]) -> Result<Vec<u8>, String> {
+    /// Machine code and what the compiler says, or only that.
+    fn compile(&self, source: &Source, options: &[String]) -> Result<(Vec<u8>, String), String> {
         let c = |text: &str| CString::new(text).unwrap();
         let (file, text) = (c(source.file), c(source.text));
         let names = HEADERS.map(|(name, _)| c(name));
@@ -90,13 +90,28 @@ impl Nvrtc {
             assert_eq!(made, 0);
             compile(program, options.len() as c_int, options.as_ptr())
         };
-        if code == 0 {
-            return Ok(self.text(program, "CUBIN"));
-        }
         let log = self.text(program, "ProgramLog");
         let log = CStr::from_bytes_until_nul(&log).unwrap();
-        Err(log.to_string_lossy().into_owned())
+        let log = log.to_string_lossy().into_owned();
+        match code {
+            0 => Ok((self.text(program, "CUBIN"), log)),
+            _ => Err(log),
+        }
     }
+}
+
+/// Refuses kernels that keep registers in local memory, by ptxas' own account.
+fn nothing_is_spilled(log: &str) {
+    let mut kernel = "";
+    for line in log.lines() {
+        if let Some((_, named)) = line.split_once("Compiling entry function '") {
+            kernel = named.split('\'').next().unwrap();
+        }
+        if let Some((bytes, _)) = line.split_once(" bytes stack frame") {
+            assert!(bytes.ends_with(" 0"), "{kernel}: {line}");
+        }
+    }
+    assert!(!kernel.is_empty(), "no kernel in {log}");
 }
 
 #[test]
@@ -117,10 +132,11 @@ fn kernels_compile_for_every_architecture() {
             let nvrtc = &nvrtc;
             scope.spawn(move || {
                 for source in SOURCES {
-                    let options = source.options(architecture, dtype);
-                    let code = nvrtc.compile(&source, &options);
-                    let code =
-                        code.unwrap_or_else(|told| panic!("{} {options:?}: {told}", source.file));
+                    let mut options = source.options(architecture, dtype);
+                    options.push("--ptxas-options=-v".into());
+                    let told = nvrtc.compile(&source, &options);
+                    let (code, log) =
+                        told.unwrap_or_else(|told| panic!("{} {options:?}: {told}", source.file));
                     // An ELF file with a section for every kernel; attention by matrix units has
                     // none of f32.
                     assert_eq!(&code[..4], b"\x7fELF");
@@ -128,6 +144,9 @@ fn kernels_compile_for_every_architecture() {
                     let named = text.contains(".text.") && text.contains(&format!("_{dtype}"));
                     let empty = source.file == "attention_mma.cu" && dtype == Dtype::F32;
                     assert!(named != empty, "{} {options:?}", source.file);
+                    if (architecture, dtype) == ("sm_90a", Dtype::Bf16) {
+                        nothing_is_spilled(&log);
+                    }
                 }
             });
         }

@@ -84,18 +84,20 @@ fn on_cores(
     }
 }
 
-/// Of bf16: rows of bf16, 8 elements further apart; scores are in registers.
+/// Of bf16: rows of bf16, 8 elements further apart; scores are in registers. A backward's own tiles
+/// are of 64 rows; of 32 are those that it walks over, of which the next are on their way, with an
+/// lse and a D for every row.
 fn on_matrix_units(names: [&'static str; 3], head_dim: u64) -> Kernels {
-    let tiled = |name, rows: u64| Tiled {
+    let tiled = |name, rows: u64, floats: u64| Tiled {
         name,
         threads: 128,
         rows: 64,
-        shared_bytes: 2 * rows * (head_dim + 8),
+        shared_bytes: 2 * rows * (head_dim + 8) + 4 * floats,
     };
     Kernels {
-        forward: tiled(names[0], 3 * 64),
-        keys: tiled(names[1], 2 * (64 + 32)),
-        queries: tiled(names[2], 2 * (64 + 32)),
+        forward: tiled(names[0], 3 * 64, 0),
+        keys: tiled(names[1], 2 * (64 + 2 * 32), 2 * 2 * 32),
+        queries: tiled(names[2], 2 * (64 + 2 * 32), 0),
     }
 }
 

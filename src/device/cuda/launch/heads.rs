@@ -141,19 +141,22 @@ impl OnHeads<'_> {
         }
     }
 
-    fn shape(&self) -> Result<[Argument; 6]> {
+    /// Sizes as parameters, those of the rows and those of the heads.
+    fn shape(&self) -> Result<([Argument; 3], [Argument; 3])> {
         if self.heads.head_dim % 2 != 0 {
             let what = format!("rotation or norms of heads of {}", self.heads.head_dim);
             return Err(Failure::refused(what));
         }
-        Ok([
-            number(self.rows.first)?,
-            number(self.rows.count)?,
-            number(self.rows.sequence)?,
-            number(self.heads.heads)?,
-            number(self.heads.kv_heads)?,
-            number(self.heads.head_dim)?,
-        ])
+        let rows = [self.rows.first, self.rows.count, self.rows.sequence].map(number);
+        let [first, count, sequence] = rows;
+        Ok((
+            [first?, count?, sequence?],
+            [
+                number(self.heads.heads)?,
+                number(self.heads.kv_heads)?,
+                number(self.heads.head_dim)?,
+            ],
+        ))
     }
 
     fn scales(&self, norms: HeadNorms) -> Result<[Argument; 3]> {
@@ -183,7 +186,9 @@ impl OnHeads<'_> {
         arguments.extend(self.bias(bias)?);
         let scales = norms.map(|norms| self.scales(norms)).transpose()?;
         arguments.extend(scales.unwrap_or([Argument::Null; 3]));
-        arguments.extend(self.shape()?);
+        let ([first, _, sequence], heads) = self.shape()?;
+        arguments.extend([first, sequence]);
+        arguments.extend(heads);
         let none = NormShape {
             kind: NormKind::Rms,
             width: 0,
@@ -195,10 +200,15 @@ impl OnHeads<'_> {
             heads, kv_heads, ..
         } = self.heads;
         let untouched = if bias.is_empty() { kv_heads } else { 0 };
-        let items = self.rows.count * (heads + 2 * kv_heads - untouched);
-        let grid = [blocks(items, self.groups(), i32::MAX as u64), 1, 1];
+        // Two heads of a row for each group of lanes.
+        let lanes = lanes(self.heads.head_dim / 2, self.operands.wide());
+        let threads = threads(
+            (heads + 2 * kv_heads - untouched) * lanes / 2,
+            THREADS as u32,
+        );
+        let grid = [self.rows.count, 1, 1];
         let name = kernel!(self.operands, "rotary");
-        Ok(vec![launch(name, grid, THREADS as u32, 0, arguments)?])
+        Ok(vec![launch(name, grid, threads, 0, arguments)?])
     }
 
     fn rotary_backward(&self, d_qkv: Region, given: HeadNormsBackward) -> Result<Vec<Launch>> {
@@ -211,7 +221,9 @@ impl OnHeads<'_> {
         arguments.extend(self.table()?);
         arguments.extend(self.scales(given.norms)?);
         arguments.push(Argument::Own(Buffer::Scratch, 0));
-        arguments.extend(self.shape()?);
+        let (rows, heads) = self.shape()?;
+        arguments.extend(rows);
+        arguments.extend(heads);
         arguments.push(norm_arguments(given.norms.norm)[1]);
         let mut all = vec![launch(
             kernel!(self.operands, "rotary_backward"),
@@ -230,17 +242,12 @@ impl OnHeads<'_> {
         Ok(all)
     }
 
-    /// Heads that a block has at once where rows are read in pieces of 16 bytes.
-    fn groups(&self) -> u64 {
-        THREADS / lanes(self.heads.head_dim / 2, self.operands.wide())
-    }
-
     /// Shared memory for the scales' gradients: of every head that a block has at once q's and
     /// k's, and a little to set them apart; by pieces or by elements, whichever needs more.
     fn sums_bytes(&self) -> u64 {
         let of = |piece| {
             let lanes = lanes(self.heads.head_dim / 2, piece);
-            THREADS / lanes * (2 * self.heads.head_dim + lanes) * 4
+            THREADS / lanes * (2 * self.heads.head_dim + piece.min(4) * lanes) * 4
         };
         of(1).max(of(self.operands.wide()))
     }

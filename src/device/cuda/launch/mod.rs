@@ -146,6 +146,6 @@ pub fn launches(
         Operator::GradientNorm { .. } | Operator::Update { .. } => {
             update::launches(&operands, operator)
         }
-        _ => rows::launches(&operands, operator),
+        _ => rows::launches(&operands, operator, shared_bytes),
     }
 }

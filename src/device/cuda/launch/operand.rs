@@ -200,7 +200,8 @@ impl<'a> Operands<'a> {
             true => kernel!(self, "squares_summed"),
             false => kernel!(self, "squares"),
         };
-        let parts = blocks(count.div_ceil(self.wide()), 256, MOST_SQUARES);
+        let wide = if summed { 4 } else { self.wide() };
+        let parts = blocks(count.div_ceil(wide), 256, MOST_SQUARES);
         let arguments = vec![of, Argument::U64(count), partials];
         Ok((launch(name, [parts, 1, 1], 256, 0, arguments)?, parts))
     }

@@ -7,10 +7,13 @@ use super::packed::format;
 use super::{Argument, Buffer, Launch};
 use crate::device::packed::Storage;
 
-/// Rows of a weight whose columns one block goes through, and the most such runs of a block of a
-/// weight.
-const RUN: u64 = 256;
-const MOST_RUNS: u64 = 32;
+/// Pieces of 16 bytes of a row that a thread rounds, so that what a block does once is little beside
+/// what it does for each.
+const OF_THREAD: u64 = 4;
+/// Rows of a weight whose columns one block goes through, and the most such runs of a weight, whose
+/// blocks have one each at least.
+const RUN: u64 = 64;
+const MOST_RUNS: u64 = 128;
 /// Rows and columns of a tile that is turned.
 const TILE: u64 = 64;
 
@@ -54,7 +57,7 @@ impl Rounding<'_> {
     }
 
     fn threads(&self, columns: u64) -> u32 {
-        threads(columns.div_ceil(self.operands.wide()), 256)
+        threads(columns.div_ceil(OF_THREAD * self.operands.wide()), 256)
     }
 
     /// Rows of codes from rows of elements; what has no rows of elements is zeros.
@@ -91,7 +94,8 @@ impl Rounding<'_> {
     /// Rows of codes from the columns of a weight's blocks, which lie one below the other.
     pub fn columns(&self, panels: &[Panel], to: Codes) -> Result<Vec<Launch>> {
         let columns = panels.first().map_or(0, |panel| panel.columns);
-        let runs = |panel: &Panel| panel.rows.div_ceil(RUN).min(MOST_RUNS);
+        let most = (MOST_RUNS / panels.len().max(1) as u64).max(1);
+        let runs = |panel: &Panel| panel.rows.div_ceil(RUN).min(most);
         let mut launches = Vec::new();
         let mut parts = 0;
         for panel in panels {
@@ -103,8 +107,9 @@ impl Rounding<'_> {
                 Argument::U64(panel.stride),
             ];
             let name = kernel!(self.operands, "column_most");
-            let grid = [columns.div_ceil(256), runs(panel), 1];
-            launches.push(launch(name, grid, 256, 0, arguments)?);
+            let across = blocks(columns.div_ceil(self.operands.wide()), 128, 65_535);
+            let grid = [across, runs(panel), 1];
+            launches.push(launch(name, grid, 128, 0, arguments)?);
             parts += runs(panel);
         }
         let scales = self.operands.floats(to.scales, to.rows())?;

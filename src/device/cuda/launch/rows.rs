@@ -6,7 +6,20 @@ use super::{Argument, Buffer, Launch, SCRATCH_BYTES};
 use crate::model::{Activation, NormKind};
 use crate::profile::Dtype;
 
-pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>> {
+/// Pieces of 16 bytes of a row that a thread of a norm has, and of a loss, so that what a block does
+/// once is little beside what it does for each.
+const OF_NORM: u64 = 4;
+const OF_LOSS: u64 = 8;
+
+/// Shared memory in which a loss keeps its row, at most, and what its sums have beside it.
+const KEPT_BYTES: u64 = 160 << 10;
+const SUMS_BYTES: u64 = 1 << 10;
+
+pub fn launches(
+    operands: &Operands,
+    operator: &Operator,
+    shared_bytes: u64,
+) -> Result<Vec<Launch>> {
     match *operator {
         Operator::Zero { region } if region.bytes == 0 => Ok(Vec::new()),
         Operator::Zero { region } => {
@@ -32,7 +45,7 @@ pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>>
                 number(norm.width)?,
             ];
             arguments.extend(norm_arguments(norm));
-            let threads = threads(norm.width.div_ceil(operands.wide()), 256);
+            let threads = threads(norm.width.div_ceil(OF_NORM * operands.wide()), 256);
             let name = kernel!(operands, "norm");
             Ok(vec![launch(name, [rows, 1, 1], threads, 0, arguments)?])
         }
@@ -85,7 +98,7 @@ pub fn launches(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>>
             let name = kernel!(operands, "activation_backward");
             Ok(vec![by_pieces(operands, name, (rows, width), arguments)?])
         }
-        Operator::CrossEntropy { .. } => cross_entropy(operands, operator),
+        Operator::CrossEntropy { .. } => cross_entropy(operands, operator, shared_bytes),
         ref other => Err(Failure::refused(format!("{} is not by rows", other.name()))),
     }
 }
@@ -328,7 +341,11 @@ fn column_sums(
 
 // ---- the loss -----------------------------------------------------------------------------------
 
-fn cross_entropy(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>> {
+fn cross_entropy(
+    operands: &Operands,
+    operator: &Operator,
+    shared_bytes: u64,
+) -> Result<Vec<Launch>> {
     let Operator::CrossEntropy {
         rows,
         micro_batch,
@@ -349,17 +366,20 @@ fn cross_entropy(operands: &Operands, operator: &Operator) -> Result<Vec<Launch>
         let what = format!("the loss of {} rows at once", rows.count);
         return Err(Failure::refused(what));
     }
+    let most = KEPT_BYTES.min(shared_bytes.saturating_sub(SUMS_BYTES)) / 16 * operands.wide();
+    let kept = vocab.min(most);
     let gradient = launch(
         kernel!(operands, "cross_entropy"),
         [rows.count, 1, 1],
-        threads(vocab.div_ceil(operands.wide()), 1024),
-        0,
+        threads(vocab.div_ceil(OF_LOSS * operands.wide()), 1024),
+        kept * operands.size(),
         vec![
             operands.elements(logits, rows.count * vocab)?,
             Argument::Own(Buffer::Labels(micro_batch), 4 * rows.first),
             Argument::Own(Buffer::Scratch, 0),
             Argument::Own(Buffer::Constants, 0),
             number(vocab)?,
+            number(kept)?,
         ],
     )?;
     let losses = Argument::Own(Buffer::Scratch, 0);

@@ -11,6 +11,9 @@ use crate::device::cpu::ops::update::Constants;
 /// Threads of a block.
 const THREADS: u64 = 256;
 
+/// Elements that a thread has at once where some are f32.
+const OF_THREAD: u64 = 4;
+
 /// Copies that one launch adds up.
 const COPIES: usize = 8;
 
@@ -98,7 +101,7 @@ fn sum(
         arguments.push(number(some.len() as u64)?);
         arguments.extend(some);
         arguments.resize(4 + COPIES, Argument::Null);
-        let grid = [blocks(count, THREADS, SUMMING), 1, 1];
+        let grid = [blocks(count.div_ceil(OF_THREAD), THREADS, SUMMING), 1, 1];
         let name = kernel!(operands, "gradient_sum");
         all.push(launch(name, grid, THREADS as u32, 0, arguments)?);
         begun = true;
@@ -234,7 +237,8 @@ fn update(
         Argument::U64(columns),
         Argument::U64(panel.stride),
     ]);
-    let pieces = columns.div_ceil(operands.wide());
+    let alone = rule == UpdateRule::Sgd && summed.is_none();
+    let pieces = columns.div_ceil(if alone { operands.wide() } else { OF_THREAD });
     let grid = [
         blocks(pieces, THREADS, i32::MAX as u64),
         rows.min(65_535),

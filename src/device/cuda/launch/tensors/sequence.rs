@@ -9,6 +9,10 @@ use crate::profile::Dtype;
 /// All places in scratch memory are multiples of this.
 const ALIGNMENT: u64 = 256;
 
+/// Blocks that go over a matrix, about: many times what a card runs at once, and few enough that a
+/// block finds what it is to know of its columns for many rows.
+const BLOCKS: u64 = 8192;
+
 /// Tasks in order, and the scratch memory that they use.
 pub struct Sequence<'a> {
     pub operands: Operands<'a>,
@@ -213,7 +217,8 @@ impl<'a> Sequence<'a> {
         arguments: Vec<Argument>,
     ) -> Result<()> {
         let across = blocks(columns.div_ceil(4), 256, i32::MAX as u64);
-        self.launch(name, [across, rows.min(65_535), 1], 256, arguments)
+        let down = (BLOCKS / across).min(rows).clamp(1, 65_535);
+        self.launch(name, [across, down, 1], 256, arguments)
     }
 
     /// The sum of squares of a vector of elements, or of f32 where it is `summed`: its address.
@@ -324,7 +329,7 @@ impl<'a> Sequence<'a> {
         if let Some(most) = self.most {
             let count = Argument::U64(area.elements());
             let arguments = vec![at, count, Argument::F32(most as f32)];
-            let grid = blocks(area.elements(), 256, i32::MAX as u64);
+            let grid = blocks(area.elements().div_ceil(4), 256, i32::MAX as u64);
             let name = kernel!(self.operands, "cut");
             self.launch(name, [grid, 1, 1], 256, arguments)?;
         }
@@ -406,8 +411,7 @@ impl<'a> Sequence<'a> {
             Argument::U64(from_stride),
         ];
         let name = kernel!(self.operands, "gather");
-        let across = blocks(columns, 256, i32::MAX as u64);
-        self.launch(name, [across, rows.min(65_535), 1], 256, arguments)
+        self.over(name, (rows, columns), arguments)
     }
 
     // ---- weights ------------------------------------------------------------------------------
