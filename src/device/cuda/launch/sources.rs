@@ -58,7 +58,7 @@ impl Source {
         dtype == Dtype::Bf16 || self.file != "attention_mma.cu"
     }
 
-    /// Options for NVRTC: an architecture such as `sm_90a` and the elements' type.
+    /// Options for NVRTC: an architecture such as `sm_90` and the elements' type.
     pub fn options(&self, architecture: &str, dtype: Dtype) -> Vec<String> {
         let element = match dtype {
             Dtype::F32 => "-DEBBTIDE_F32",
