@@ -1,7 +1,8 @@
 // Updates by a factored second moment: AdaLomo, and FLORA's gradient over its moment
 // (src/device/cpu/ops/factored.rs has the equations). A matrix has a vector of moments for its rows
-// and one for its columns; `mean` goes with the one that is divided by its mean. A vector is a row
-// whose columns' moments are its own.
+// and one for its columns, of which one is divided by its mean; a gradient is multiplied with the
+// inverses of their roots, as in Adafactor's code. A vector is a row whose columns' moments are its
+// own.
 #include "update.cuh"
 
 // What is added to squares.
@@ -106,40 +107,42 @@ KERNEL(1024, moments_mean, const float* moments, u32 count, float* mean) {
     if (threadIdx.x == 0) *mean = float(sum) / float(count);
 }
 
+// Inverse roots of moments, over their mean where it is not null.
+KERNEL(256, inverse_roots, const float* moments, const float* mean, float* roots, u32 count) {
+    const u32 at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) roots[at] = 1.0f / sqrtf(mean ? moments[at] / *mean : moments[at]);
+}
+
 // ---- updates -----------------------------------------------------------------------------------
 
-// Roots of moments of columns.
+// Inverse roots of moments of columns.
 template <int N>
 struct Roots {
     float v[N];
 };
 
-// A gradient over its moments. Vectors of moments and their means may be null: 1.
+// A gradient over the roots of its moments; the inverses of the rows' may be null: 1.
 template <class G>
 struct Factored {
     const G* gradient;
     u64 stride;
-    const float *rows, *row_mean, *columns, *column_mean;
+    const float *rows, *columns;
 
-    static __device__ __forceinline__ float root(const float* moments, const float* mean, u32 at) {
-        if (!moments) return 1.0f;
-        return sqrtf(mean ? moments[at] / *mean : moments[at]);
-    }
     template <int N>
     using Known = Roots<N>;
-    __device__ bool wide() const { return stride % 4 == 0 && aligned(gradient); }
+    __device__ bool wide() const { return stride % 4 == 0 && aligned(gradient, columns); }
     template <int N>
     __device__ __forceinline__ Roots<N> known(u32 column) const {
         Roots<N> roots;
-        for (int i = 0; i < N; i++) roots.v[i] = root(columns, column_mean, column + i);
+        ::load<N>(columns + column, roots.v);
         return roots;
     }
     template <int N>
     __device__ __forceinline__ void load(u32 row, u32 column, const Roots<N>& of_columns,
                                          const Constants& c, float (&to)[N]) const {
         ::load<N>(gradient + (row * stride + column), to);
-        const float of_row = root(rows, row_mean, row);
-        for (int i = 0; i < N; i++) to[i] = clipped(to[i], c) / of_row / of_columns.v[i];
+        const float of_row = rows ? rows[row] : 1.0f;
+        for (int i = 0; i < N; i++) to[i] = clipped(to[i], c) * of_row * of_columns.v[i];
     }
 };
 
@@ -189,24 +192,23 @@ __device__ void mix(float* direction, u64 stride, const Factored<G>& u, E* updat
 
 #define FACTORED(suffix, G)                                                                       \
     KERNEL(256, factored_squares##suffix, const G* gradient, u64 stride, const float* of_rows,    \
-           const float* row_mean, const float* of_columns, const float* column_mean,              \
-           const Constants* constants, u32 rows, u32 columns, double* partials) {                 \
-        const Factored<G> u = {gradient, stride, of_rows, row_mean, of_columns, column_mean};     \
+           const float* of_columns, const Constants* constants, u32 rows, u32 columns,            \
+           double* partials) {                                                                    \
+        const Factored<G> u = {gradient, stride, of_rows, of_columns};                            \
         square_update(u, constants, rows, columns, partials);                                     \
     }                                                                                             \
     KERNEL(256, factored_update##suffix, E* weight, u64 first, u64 width, const G* gradient,      \
-           u64 stride, const float* of_rows, const float* row_mean, const float* of_columns,      \
-           const float* column_mean, const Constants* constants, const float* rate, u32 rows,     \
-           u32 columns, u64 key, u32 step) {                                                      \
-        const Factored<G> u = {gradient, stride, of_rows, row_mean, of_columns, column_mean};     \
+           u64 stride, const float* of_rows, const float* of_columns,                             \
+           const Constants* constants, const float* rate, u32 rows, u32 columns, u64 key,         \
+           u32 step) {                                                                            \
+        const Factored<G> u = {gradient, stride, of_rows, of_columns};                            \
         const Part<E> part = {weight, first, width, rows, columns, {key, step, WEIGHTS}};         \
         follow(part, u, constants, rate);                                                         \
     }                                                                                             \
     KERNEL(256, mixed##suffix, float* direction, u64 width, const G* gradient, u64 stride,        \
-           const float* of_rows, const float* row_mean, const float* of_columns,                  \
-           const float* column_mean, E* update, const Constants* constants, u32 rows,             \
-           u32 columns, float keep, float take) {                                                 \
-        const Factored<G> u = {gradient, stride, of_rows, row_mean, of_columns, column_mean};     \
+           const float* of_rows, const float* of_columns, E* update,                              \
+           const Constants* constants, u32 rows, u32 columns, float keep, float take) {           \
+        const Factored<G> u = {gradient, stride, of_rows, of_columns};                            \
         mix(direction, width, u, update, constants, rows, columns, keep, take);                   \
     }
 

@@ -2,8 +2,8 @@
 //! is normalised as a whole: AdaLomo (Lv et al. 2023), after Adafactor (Shazeer and Stern 2018).
 //!
 //! With `S = g² + 10⁻³⁰`: `R ← β R + (1 − β) mean_columns(S)`, `C ← β C + (1 − β) mean_rows(S)`,
-//! `u = g / √(R / mean(R)) / √C`, row by column; `β = 1 − t^(−0.8)`, so that step 1 forgets what
-//! was. A vector has the whole second moment: `u = g / √V`.
+//! `u = g / √(R / mean(R)) / √C`, row by column, by the inverses of the roots; `β = 1 − t^(−0.8)`, so
+//! that step 1 forgets what was. A vector has the whole second moment: `u = g / √V`.
 
 use super::Real;
 
@@ -38,7 +38,7 @@ pub fn precondition<T: Real>(g: &mut [T], second: Second<'_, T>, decay: f64) {
         Second::Whole(moments) => {
             for (g, v) in g.iter_mut().zip(moments) {
                 *v = old * *v + new * square(*g);
-                *g /= v.root();
+                *g *= T::ONE / v.root();
             }
         }
         Second::Factored { rows, columns } => {
@@ -57,11 +57,11 @@ pub fn precondition<T: Real>(g: &mut [T], second: Second<'_, T>, decay: f64) {
             }
             let all = rows.iter().fold(T::ZERO, |sum, &row| sum + row);
             let mean = all / T::of(height as f64);
-            let roots: Vec<T> = columns.iter().map(|c| c.root()).collect();
+            let roots: Vec<T> = columns.iter().map(|c| T::ONE / c.root()).collect();
             for (row, moment) in g.chunks_exact_mut(width).zip(rows) {
-                let root = (*moment / mean).root();
+                let root = T::ONE / (*moment / mean).root();
                 for (g, column) in row.iter_mut().zip(&roots) {
-                    *g = *g / root / *column;
+                    *g = *g * root * *column;
                 }
             }
         }

@@ -15,24 +15,20 @@ const OF_BLOCK: u64 = 8 * PIECE;
 /// Runs of rows over which columns are added up apart, at most.
 const MOST_RUNS: u64 = 256;
 
-/// Second moments as kernels take them: of rows and columns, each with the mean that it is divided
-/// by; null where there is none.
+/// Second moments as kernels take them: inverse roots of those of rows, null where there is none, and
+/// of those of columns.
 #[derive(Clone, Copy)]
 pub struct Factors {
     pub rows: Argument,
-    pub row_mean: Argument,
     pub columns: Argument,
-    pub column_mean: Argument,
 }
 
 impl Factors {
     /// Those of an area.
-    pub fn of(self, area: Area) -> [Argument; 4] {
+    pub fn of(self, area: Area) -> [Argument; 2] {
         [
             self.rows.behind(4 * area.row),
-            self.row_mean,
             self.columns.behind(4 * area.column),
-            self.column_mean,
         ]
     }
 }
@@ -144,9 +140,7 @@ impl Sequence<'_> {
                 self.release(mark);
                 Ok(Factors {
                     rows: Argument::Null,
-                    row_mean: Argument::Null,
-                    columns: moments,
-                    column_mean: Argument::Null,
+                    columns: self.inverse_roots(moments, count, false)?,
                 })
             }
             _ => {
@@ -155,10 +149,8 @@ impl Sequence<'_> {
                 let columns = self.operands.floats(columns, tensor.shape.columns)?;
                 self.factors(Given::of(tensor), rows, columns)?;
                 Ok(Factors {
-                    rows,
-                    row_mean: self.mean(rows, tensor.shape.rows)?,
-                    columns,
-                    column_mean: Argument::Null,
+                    rows: self.inverse_roots(rows, tensor.shape.rows, true)?,
+                    columns: self.inverse_roots(columns, tensor.shape.columns, false)?,
                 })
             }
         }
@@ -170,12 +162,28 @@ impl Sequence<'_> {
         [old, 1.0 - old].map(|share| Argument::F32(share as f32))
     }
 
-    /// The mean of moments: its address.
-    pub(super) fn mean(&mut self, moments: Argument, count: u64) -> Result<Argument> {
-        let mean = self.take(4)?;
-        let name = kernel!(self.operands, "moments_mean");
-        self.launch(name, [1; 3], 1024, vec![moments, number(count)?, mean])?;
-        Ok(mean)
+    /// Inverse roots of moments, or of those over their mean: their address.
+    pub(super) fn inverse_roots(
+        &mut self,
+        moments: Argument,
+        count: u64,
+        over_mean: bool,
+    ) -> Result<Argument> {
+        let roots = self.take(4 * count)?;
+        let grid = blocks(count, 256, i32::MAX as u64);
+        let count = number(count)?;
+        let mean = match over_mean {
+            true => {
+                let mean = self.take(4)?;
+                let name = kernel!(self.operands, "moments_mean");
+                self.launch(name, [1; 3], 1024, vec![moments, count, mean])?;
+                mean
+            }
+            false => Argument::Null,
+        };
+        let name = kernel!(self.operands, "inverse_roots");
+        self.launch(name, [grid, 1, 1], 256, vec![moments, mean, roots, count])?;
+        Ok(roots)
     }
 
     /// Moves the moments of a matrix's rows and columns by its gradient.

@@ -129,16 +129,9 @@ impl Sequence<'_> {
             false => (of_long, of_short),
         };
         self.factors(given, rows, columns)?;
-        let mean = self.mean(of_long, given.shape.sides().0)?;
-        let [row_mean, column_mean] = match wide {
-            true => [Argument::Null, mean],
-            false => [mean, Argument::Null],
-        };
         Ok(Factors {
-            rows,
-            row_mean,
-            columns,
-            column_mean,
+            rows: self.inverse_roots(rows, given.shape.rows, !wide)?,
+            columns: self.inverse_roots(columns, given.shape.columns, wide)?,
         })
     }
 
