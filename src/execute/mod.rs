@@ -164,14 +164,13 @@ impl<'a> Session<'a> {
             }
             // A master begins as what the weight is, rounded as that is.
             let masters = decode(stored(dtype), &encode(dtype, &masters));
-            self.write_states(states, &masters, self.program.state_bytes(group)?)?;
+            self.write_states(states, &masters)?;
         }
         Ok(())
     }
 
-    /// Writes so many bytes of states: some values, and zeros behind them.
-    fn write_states(&mut self, states: ValueId, values: &[f32], bytes: u64) -> Result<()> {
-        let zeros = vec![0; WRITTEN_AT_ONCE];
+    /// Writes states that begin with some values, and zeros behind them.
+    fn write_states(&mut self, states: ValueId, values: &[f32]) -> Result<()> {
         for (_, home) in self.program.homes(states) {
             let region = self.program.region(home);
             let mut at = 0;
@@ -179,15 +178,15 @@ impl<'a> Session<'a> {
                 let part = region.part(at, piece.len() as u64);
                 at += part.bytes;
                 self.device.write(part, piece).map_err(plain)?;
-                Ok::<u64, Error>(bytes - at)
+                Ok::<u64, Error>(region.bytes.saturating_sub(at))
             };
+            let mut left = region.bytes;
             for values in values.chunks(WRITTEN_AT_ONCE / 4) {
-                write(&encode(Dtype::F32, values))?;
+                left = write(&encode(Dtype::F32, values))?;
             }
-            let mut left = bytes - 4 * values.len() as u64;
+            let zeros = vec![0; left.min(WRITTEN_AT_ONCE as u64) as usize];
             while left > 0 {
-                let piece = zeros.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-                left = write(&zeros[..piece])?;
+                left = write(&zeros[..zeros.len().min(left as usize)])?;
             }
         }
         Ok(())
@@ -200,11 +199,10 @@ impl<'a> Session<'a> {
     pub fn restore(&mut self, saved: &BTreeMap<String, Vec<f32>>) -> Result<()> {
         for group in &self.program.schedule.state_groups {
             let Some(states) = group.states else { continue };
-            let bytes = self.program.state_bytes(group)?;
-            let expected = bytes / 4;
+            let expected = self.program.state_bytes(group)? / 4;
             match saved.get(&group.name) {
                 Some(values) if values.len() as u64 == expected => {
-                    self.write_states(states, values, bytes)?;
+                    self.write_states(states, values)?;
                 }
                 Some(values) => {
                     return Err(Error::bad_input(format!(
@@ -283,8 +281,9 @@ impl<'a> Session<'a> {
         if !std::mem::replace(&mut self.prepared, true) {
             for command in &self.queue.commands {
                 match command {
-                    Command::Launch(Stream::Host, ..) => {}
-                    Command::Launch(_, _, operator) => self.device.prepare(operator, &parameters),
+                    Command::Launch(stream, _, operator) if *stream != Stream::Host => {
+                        self.device.prepare(operator, &parameters);
+                    }
                     _ => {}
                 }
             }

@@ -247,7 +247,7 @@ section! {
         algorithm: String,
         /// Its time.
         ns: Positive,
-        /// The time of the library's own first choice.
+        /// The time of the first of the library's choices that ran.
         first_ns: Positive,
         /// How many were timed.
         timed: Positive,

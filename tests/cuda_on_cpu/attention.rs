@@ -175,6 +175,9 @@ fn attention_by_cudnn_and_by_ours() {
         shape(3, 3, 8, 2, 37),
         shape(4, 2, 16, 1, 33),
         shape(3, 1, 24, 2, 1),
+        // Of several tiles, as large models have them.
+        shape(2, 1, 64, 1, 200),
+        shape(2, 2, 128, 1, 150),
     ] {
         let heads = shape.heads;
         let processor = Box::new(CpuDevice::new(CpuOptions::default()));

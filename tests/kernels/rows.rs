@@ -246,6 +246,11 @@ fn cross_entropy_in_place() {
                 slot: 1,
             });
             case.check(&format!("cross entropy of {count} rows of {vocab}"));
+            // As of a vocabulary that shared memory does not hold.
+            case.shared_bytes = 5 << 10;
+            case.check(&format!(
+                "cross entropy of {count} rows of {vocab}, a part kept"
+            ));
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The kernels of `kernels/`, compiled for the card that is there.
 //!
 //! NVRTC makes machine code of each file once for each kind of card and type of elements, of several
-//! files at once; it lies in the user's cache folder, or where that is not known in the one for
-//! temporary files, under a name that is made of everything it depends on. What cannot be cached is
-//! compiled every time. A cached file that the driver refuses is compiled again.
+//! files at once; it lies in the user's cache folder under a name that is made of everything it
+//! depends on. What cannot be cached is compiled every time. A cached file that the driver refuses is
+//! compiled again.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,8 +25,9 @@ use crate::device::{Cause, Failure, Result};
 use crate::files::write_atomically;
 use crate::profile::Dtype;
 
-/// Without more than this, no function has to be told of its dynamic shared memory.
-const SHARED_BYTES: u32 = 48 << 10;
+/// With no more than this, no function has to be told of its dynamic shared memory: of 48 KiB, what
+/// kernels have beside it counts too.
+const SHARED_BYTES: u32 = 32 << 10;
 
 /// All kernels of one type of elements.
 pub(super) struct Kernels {
@@ -62,18 +63,21 @@ impl Kernels {
         for source in SOURCES.iter().filter(|source| source.has(dtype)) {
             let options = source.options(&format!("sm_{major}{minor}"), dtype);
             let cached = place(source, &options, versions);
-            match fs::read(&cached).ok().and_then(|code| load(&code).ok()) {
+            let found = cached.as_ref().and_then(|path| fs::read(path).ok());
+            match found.and_then(|code| load(&code).ok()) {
                 Some(module) => modules.push(module),
                 None => missing.push((source, options, cached)),
             }
         }
         let compiled = missing.par_iter().map(|(source, options, cached)| {
             let code = compile(source, options)?;
-            // Without a cache everything works as well, only later.
-            let folder = cached.parent().map(fs::create_dir_all);
-            let _ = folder
-                .and_then(|made| made.ok())
-                .map(|()| write_atomically(cached, &code));
+            if let Some(path) = cached {
+                // Without a cache everything works as well, only later.
+                let folder = path.parent().map(fs::create_dir_all);
+                let _ = folder
+                    .and_then(|made| made.ok())
+                    .map(|()| write_atomically(path, &code));
+            }
             Ok(code)
         });
         for code in compiled.collect::<Result<Vec<_>>>()? {
@@ -161,8 +165,8 @@ fn load(code: &[u8]) -> Result<Module> {
     Ok(Module(module))
 }
 
-/// Where the machine code of a file lies.
-fn place(source: &Source, options: &[String], versions: (i32, i32, i32)) -> PathBuf {
+/// Where the machine code of a file lies; none where there is no cache.
+fn place(source: &Source, options: &[String], versions: (i32, i32, i32)) -> Option<PathBuf> {
     let mut hasher = DefaultHasher::new();
     (
         source.text,
@@ -174,11 +178,12 @@ fn place(source: &Source, options: &[String], versions: (i32, i32, i32)) -> Path
         .hash(&mut hasher);
     let folder = |variable| env::var_os(variable).filter(|path| !path.is_empty());
     let of_user = || folder("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = folder("XDG_CACHE_HOME").map(PathBuf::from).or_else(of_user);
-    let folder = cache.unwrap_or_else(env::temp_dir);
+    let folder = folder("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(of_user)?;
     let stem = source.file.trim_end_matches(".cu");
     let name = format!("{stem}-{:016x}.cubin", hasher.finish());
-    folder.join("ebbtide").join("kernels").join(name)
+    Some(folder.join("ebbtide").join("kernels").join(name))
 }
 
 fn compiled(call: &str, status: nvrtc::nvrtcResult) -> Result<()> {

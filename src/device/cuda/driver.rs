@@ -42,8 +42,8 @@ fn described(status: CUresult) -> String {
     }
 }
 
-/// A card, and its primary context. That stays until the process ends: to end it with every device
-/// would cost each new one some tenths of a second.
+/// A card, and its primary context. That stays until the process ends, as does what a kernel that
+/// failed has left in it: to end it with every device would cost each new one tenths of a second.
 pub(super) struct Context {
     card: sys::CUdevice,
     raw: sys::CUcontext,

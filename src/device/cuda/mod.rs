@@ -13,7 +13,8 @@
 //! finish    waits, reads losses and the trace
 //! ```
 //! Nothing is allocated and nothing is waited for between `begin_step` and `finish`, but for timed
-//! events, which the first step makes; algorithms and cuDNN's plans are there before it. The streams
+//! events, which the first step makes; algorithms and cuDNN's plans are there before it, where
+//! `prepare` was called, and where algorithms are timed their first products wait. The streams
 //! of compute, copies and the host are the driver's; on the host's, the driver calls the optimizer
 //! ([`host`]).
 //!

@@ -58,7 +58,8 @@ impl Bench {
     pub(super) fn fill(&mut self, region: Region) -> Result<()> {
         const DRAWN: u64 = 1 << 20;
         let mut random = Random::new(0);
-        let values: Vec<f32> = (0..DRAWN).map(|_| random.normal() as f32 / 50.0).collect();
+        let drawn = DRAWN.min(region.bytes / self.dtype.bytes());
+        let values: Vec<f32> = (0..drawn).map(|_| random.normal() as f32 / 50.0).collect();
         let bytes = encode(self.dtype, &values);
         let mut at = 0;
         while at < region.bytes {

@@ -10,12 +10,14 @@ use crate::memory::{check, Side};
 use crate::status::{INVALID_IMAGE, INVALID_VALUE, LAUNCH_FAILED};
 use crate::streams::Stream;
 
-/// Dynamic shared memory that a function may have without being told.
-const SHARED: u32 = 48 << 10;
+/// Dynamic shared memory that a function may have without being told: a card allows 48 KiB with the
+/// function's own, which is not known here.
+const SHARED: u32 = 32 << 10;
 /// The most that it can be told.
 pub const SHARED_MOST: u32 = 227 << 10;
-/// Nanoseconds of a kernel on a virtual clock, but for its blocks.
+/// Nanoseconds of a kernel on a virtual clock, but for its blocks, of which eight run at once.
 const LAUNCH_NS: u64 = 5_000;
+const BLOCKS_NS: u64 = 100;
 
 /// A function of a module.
 pub struct Function {
@@ -129,7 +131,7 @@ impl Function {
             values.push(value);
         }
         let name = self.name.clone();
-        stream.run(LAUNCH_NS + 100 * blocks, move || {
+        stream.run(LAUNCH_NS + BLOCKS_NS * blocks.div_ceil(8), move || {
             injected("kernel")?;
             let mut values = values;
             let pointers = values.iter_mut().map(|value| (&raw mut *value).cast());
