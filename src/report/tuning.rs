@@ -24,18 +24,15 @@ pub fn table(candidates: &[Candidate]) -> String {
     let mut text = columns(&rows, &numbers).join("\n");
     text.push('\n');
     if let Some(chosen) = candidates.first() {
-        let words = match chosen.method {
-            Method::AdamW => "adamw changes no result".to_owned(),
-            other => format!("{other} trains otherwise than adamw: {}", other.summary()),
-        };
-        text.push_str(&format!("{words}\n"));
-        if let Some(storage) = chosen.storage {
-            text.push_str(&format!("{}\n", of_storage(storage)));
+        let method = chosen.method;
+        let otherwise = format!("{method} trains otherwise than adamw: {}", method.summary());
+        let mut changes = Vec::from_iter((method != Method::AdamW).then_some(otherwise));
+        changes.extend(chosen.storage.map(of_storage));
+        changes.extend(of_arithmetic(chosen.arithmetic));
+        if changes.is_empty() {
+            changes.push("adamw changes no result".to_owned());
         }
-        if let Some(words) = of_arithmetic(chosen.arithmetic) {
-            text.push_str(&format!("{words}\n"));
-        }
-        text.push('\n');
+        text.push_str(&format!("{}\n\n", changes.join("\n")));
     }
     text
 }

@@ -1,9 +1,8 @@
 //! Steps of real sizes: every launch, product, graph and copy is made by the real device code and
-//! looked at as on a card of 80 GiB, but nothing is computed. What does not fit into 32 bits, a grid
-//! or a library's integers shows here.
+//! looked at as on a card of 80 GiB, but nothing is computed. What does not fit into 32 bits, a
+//! grid or a library's integers shows here.
 
 use std::env;
-use std::process::Command;
 
 use ebbtide::device::cuda::{CudaDevice, CudaOptions};
 use ebbtide::execute::{self, Optimizer, Session};
@@ -12,10 +11,12 @@ use ebbtide::training::tokens::Tokens;
 use serde_json::Value;
 
 use super::is_there;
-use super::place::{ebbtide, folder, stand_in, stderr};
+use super::place::{ebbtide, folder, started, stderr};
 
-/// The schedule that is queued, in a process of its own, where the stand-in is idle.
+/// The schedule that is queued, in a process of its own, where the stand-in is idle; and whether by
+/// our own attention.
 const QUEUED: &str = "EBBTIDE_TEST_QUEUED";
+const DETERMINISTIC: &str = "EBBTIDE_TEST_DETERMINISTIC";
 
 /// A shipped model with as few blocks as show the first, the last and one between.
 fn few_blocks(name: &str) -> String {
@@ -47,27 +48,27 @@ fn steps_of_a_million_tokens_are_queued_whole() {
         let model = few_blocks(name);
         let schedule = folder("large").join(format!("{name}.schedule.json"));
         let schedule = schedule.to_str().unwrap();
-        let what = "--profile h100-sxm5-80gb --device-memory 72GiB --host-memory 8GiB --gap 2%";
+        let what = "--profile h100-sxm5-80gb --device-memory 72GiB --host-memory 3GiB";
         let args = format!("plan --model {model} {what} -o {schedule} --seq {plan}");
         let out = ebbtide(&args.split(' ').collect::<Vec<_>>(), &[]);
         assert_eq!(out.status.code(), Some(0), "{args}: {}", stderr(&out));
-        let deterministic = deterministic.then_some(("EBBTIDE_TEST_DETERMINISTIC", "1"));
-        let out = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "large::a_schedule_is_queued", "--nocapture"])
-            .env(QUEUED, schedule)
-            .env("EBBTIDE_STANDIN_IDLE", "1")
-            .env("EBBTIDE_STANDIN_MEMORY", (80u64 << 30).to_string())
-            .envs(deterministic)
-            .output()
-            .unwrap();
+        let memory = (80u64 << 30).to_string();
+        let mut environment = vec![
+            (QUEUED, schedule),
+            ("EBBTIDE_STANDIN_IDLE", "1"),
+            ("EBBTIDE_STANDIN_MEMORY", &memory),
+        ];
+        environment.extend(deterministic.then_some((DETERMINISTIC, "1")));
+        let args = ["--exact", "large::a_schedule_is_queued", "--nocapture"];
+        let out = started(&env::current_exe().unwrap(), &args, &environment);
         let said = String::from_utf8_lossy(&out.stdout);
-        assert!(out.status.success(), "{args}: {said}{}", stderr(&out));
-        let by = if deterministic.is_some() {
+        assert!(out.status.success(), "{plan}: {said}{}", stderr(&out));
+        let by = if deterministic {
             "by ebbtide"
         } else {
             "by cuDNN"
         };
-        assert_eq!(said.matches(by).count(), 2, "{args}: {said}");
+        assert_eq!(said.matches(by).count(), 2, "{plan}: {said}");
     }
 }
 
@@ -77,12 +78,10 @@ fn a_schedule_is_queued() {
     let Some(path) = env::var_os(QUEUED) else {
         return;
     };
-    assert!(is_there());
-    stand_in();
     let file = schedule::read(&std::fs::read_to_string(path).unwrap()).unwrap();
     let model = execute::model(&file).unwrap();
     let options = CudaOptions {
-        deterministic: env::var_os("EBBTIDE_TEST_DETERMINISTIC").is_some(),
+        deterministic: env::var_os(DETERMINISTIC).is_some(),
         ..CudaOptions::default()
     };
     let device = Box::new(CudaDevice::open(0, options).unwrap());

@@ -73,7 +73,13 @@ pub fn libraries() -> &'static Path {
 
 /// `ebbtide`, with the stand-in as its driver.
 pub fn ebbtide(args: &[&str], environment: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(EBBTIDE);
+    started(EBBTIDE.as_ref(), args, environment)
+}
+
+/// A program, with the stand-in as its driver. It must not make the libraries again: they are in
+/// use.
+pub fn started(program: &Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(program);
     command
         .args(args)
         .env("EBBTIDE_CUDA_PATH", libraries())

@@ -1,9 +1,9 @@
 //! The kernels of `kernels/`, compiled for the card that is there.
 //!
-//! NVRTC makes machine code of each file once for each kind of card and type of elements, of several
-//! files at once; it lies in the user's cache folder under a name that is made of everything it
-//! depends on. What cannot be cached is compiled every time. A cached file that the driver refuses is
-//! compiled again.
+//! NVRTC makes machine code of each file once for each kind of card and type of elements, of
+//! several files at once; it lies in the user's cache folder under a name that is made of
+//! everything it depends on. What cannot be cached is compiled every time. A cached file that the
+//! driver refuses is compiled again.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

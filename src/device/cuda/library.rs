@@ -6,9 +6,10 @@
 //! calls in this folder.
 //!
 //! Where is looked, in this order: the folders of `EBBTIDE_CUDA_PATH`; where the dynamic linker
-//! looks; `CUDA_HOME` and `CUDA_PATH`; `/usr/local/cuda`; NVIDIA's wheels in the environments that
-//! `VIRTUAL_ENV` and `CONDA_PREFIX` name and in that of `PATH`'s `python3`. What is found outside the linker's own folders is opened
-//! by its path for the whole process, and cudarc then gets it by its name. cuDNN, which need not be
+//! looks; `CUDA_HOME` and `CUDA_PATH`; `/usr/local/cuda` and `/usr/local/nvidia`, where containers
+//! have the driver; NVIDIA's wheels in the environments that `VIRTUAL_ENV` and `CONDA_PREFIX` name
+//! and in that of `PATH`'s `python3`. What is found outside the linker's own folders is opened by
+//! its path for the whole process, and cudarc then gets it by its name. cuDNN, which need not be
 //! there, is found the same way ([`first_of`]) and called without cudarc (`cudnn`).
 
 use std::env;
@@ -226,7 +227,8 @@ fn file_of(folder: &Path, stem: &str) -> Option<PathBuf> {
 fn further() -> Vec<PathBuf> {
     let mut folders = Vec::new();
     let homes = [paths("CUDA_HOME"), paths("CUDA_PATH")].concat();
-    for home in homes.into_iter().chain([PathBuf::from("/usr/local/cuda")]) {
+    let usual = ["/usr/local/cuda", "/usr/local/nvidia"].map(PathBuf::from);
+    for home in homes.into_iter().chain(usual) {
         folders.extend(["lib64", "lib", "targets/x86_64-linux/lib"].map(|lib| home.join(lib)));
     }
     let mut environments = [paths("VIRTUAL_ENV"), paths("CONDA_PREFIX")].concat();
@@ -290,7 +292,8 @@ pub(super) fn looked() -> String {
         "CONDA_PREFIX",
     ];
     format!(
-        "looked in {}, the linker's folders, /usr/local/cuda, the environment of PATH's python3",
+        "looked in {}, the linker's folders, /usr/local/cuda, /usr/local/nvidia, the environment \
+         of PATH's python3",
         named.map(said).join(", ")
     )
 }

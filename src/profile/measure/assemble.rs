@@ -43,8 +43,8 @@ pub fn assemble(
         device: file::DeviceSection {
             source: "stated by the machine: memory, and what a process can get (where device and \
                      host share memory, half of each); measured: peak (of the fastest product), \
-                     overhead (memory in use during a step beside what its schedule places; of a card \
-                     256 MiB more, for kernels that are loaded later)"
+                     overhead (memory in use during a step beside what its schedule places; of a \
+                     card 256 MiB more, for kernels that are loaded later)"
                 .into(),
             name: facts.name.clone(),
             memory_bytes: positive(facts.memory.get()),

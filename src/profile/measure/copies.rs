@@ -1,5 +1,5 @@
-//! Copies by size, each way alone and both at once. What timing adds is left in: a step's copies are
-//! timed too.
+//! Copies by size, each way alone and both at once. What timing adds is left in: a step's copies
+//! are timed too.
 
 use super::bench::{length, of, Bench};
 use super::statistics::Summary;

@@ -106,8 +106,8 @@ pub(super) fn step(
     Ok(measured)
 }
 
-/// Weights that a run may begin with, but for rows that come again: to draw all of them takes longer
-/// than to multiply them.
+/// Weights that a run may begin with, but for rows that come again: to draw all of them takes
+/// longer than to multiply them.
 fn weights(model: &ModelConfig, place: Place) -> Result<Vec<f32>> {
     let Weight { rows, columns, .. } = place.weight;
     let drawn = Weight {

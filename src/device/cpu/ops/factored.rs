@@ -2,8 +2,8 @@
 //! is normalised as a whole: AdaLomo (Lv et al. 2023), after Adafactor (Shazeer and Stern 2018).
 //!
 //! With `S = g² + 10⁻³⁰`: `R ← β R + (1 − β) mean_columns(S)`, `C ← β C + (1 − β) mean_rows(S)`,
-//! `u = g / √(R / mean(R)) / √C`, row by column, by the inverses of the roots; `β = 1 − t^(−0.8)`, so
-//! that step 1 forgets what was. A vector has the whole second moment: `u = g / √V`.
+//! `u = g / √(R / mean(R)) / √C`, row by column, by the inverses of the roots; `β = 1 − t^(−0.8)`,
+//! so that step 1 forgets what was. A vector has the whole second moment: `u = g / √V`.
 
 use super::Real;
 

@@ -7,8 +7,8 @@ use super::packed::format;
 use super::{Argument, Buffer, Launch};
 use crate::device::packed::Storage;
 
-/// Pieces of 16 bytes of a row that a thread rounds, so that what a block does once is little beside
-/// what it does for each.
+/// Pieces of 16 bytes of a row that a thread rounds, so that what a block does once is little
+/// beside what it does for each.
 const OF_THREAD: u64 = 4;
 /// Rows of a weight whose columns one block goes through, and the most such runs of a weight, whose
 /// blocks have one each at least.

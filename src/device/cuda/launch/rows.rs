@@ -6,8 +6,8 @@ use super::{Argument, Buffer, Launch, SCRATCH_BYTES};
 use crate::model::{Activation, NormKind};
 use crate::profile::Dtype;
 
-/// Pieces of 16 bytes of a row that a thread of a norm has, and of a loss, so that what a block does
-/// once is little beside what it does for each.
+/// Pieces of 16 bytes of a row that a thread of a norm has, and of a loss, so that what a block
+/// does once is little beside what it does for each.
 const OF_NORM: u64 = 4;
 const OF_LOSS: u64 = 8;
 

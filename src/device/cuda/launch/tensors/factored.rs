@@ -15,8 +15,8 @@ const OF_BLOCK: u64 = 8 * PIECE;
 /// Runs of rows over which columns are added up apart, at most.
 const MOST_RUNS: u64 = 256;
 
-/// Second moments as kernels take them: inverse roots of those of rows, null where there is none, and
-/// of those of columns.
+/// Second moments as kernels take them: inverse roots of those of rows, null where there is none,
+/// and of those of columns.
 #[derive(Clone, Copy)]
 pub struct Factors {
     pub rows: Argument,
