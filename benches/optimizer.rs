@@ -28,15 +28,9 @@ fn main() {
 const PARAMETERS: u64 = 1 << 25;
 
 const PARAMETERS_OF_STEP: StepParameters = StepParameters {
-    step: 1,
     learning_rate: 1e-4,
-    beta1: 0.9,
-    beta2: 0.999,
-    epsilon: 1e-8,
     weight_decay: 0.01,
-    loss_scale: 1.0,
-    clip: None,
-    clip_value: None,
+    ..StepParameters::STILL
 };
 
 /// Bytes read and written for a parameter, in either type.

@@ -152,6 +152,20 @@ pub struct StepParameters {
 }
 
 impl StepParameters {
+    /// Those of a first step that leaves weights as they are: no learning rate, and otherwise what
+    /// PyTorch's AdamW begins with, but for its decay.
+    pub const STILL: Self = Self {
+        step: 1,
+        learning_rate: 0.0,
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.0,
+        loss_scale: 1.0,
+        clip: None,
+        clip_value: None,
+    };
+
     /// What gradients are multiplied with; `norm` is their global one, asked for where they are
     /// clipped.
     pub(crate) fn clip_factor(&self, norm: impl FnOnce() -> f64) -> f64 {

@@ -227,8 +227,7 @@ mod tests {
             bytes: 8,
         };
         device.reserve(reservation()).unwrap();
-        let parameters = parameters();
-        device.begin_step(&parameters).unwrap();
+        device.begin_step(&StepParameters::STILL).unwrap();
         let zero = Operator::Zero { region };
         device.launch(Stream::Compute, 0, &zero).unwrap();
         device.record(Stream::Compute, 0).unwrap();
@@ -252,7 +251,7 @@ mod tests {
         );
         assert_eq!(device.log().len(), 10);
         assert_eq!(device.log()[6], Entry::Record(Stream::D2h, 1));
-        device.begin_step(&parameters).unwrap();
+        device.begin_step(&StepParameters::STILL).unwrap();
         assert!(device.wait(Stream::Compute, 1).is_err());
         assert!(device.record(Stream::Compute, 2).is_err());
     }
@@ -269,20 +268,6 @@ mod tests {
             norm_slots: 0,
             carry_elements: 0,
             rotary: None,
-        }
-    }
-
-    fn parameters() -> StepParameters {
-        StepParameters {
-            step: 1,
-            learning_rate: 0.0,
-            beta1: 0.0,
-            beta2: 0.0,
-            epsilon: 0.0,
-            weight_decay: 0.0,
-            loss_scale: 1.0,
-            clip: None,
-            clip_value: None,
         }
     }
 }

@@ -80,17 +80,7 @@ impl Place {
             let bytes: Vec<u8> = (0..region.bytes / 2).flat_map(number).collect();
             device.write(region, &bytes).unwrap();
         }
-        let step = StepParameters {
-            step: 1,
-            learning_rate: 0.0,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            loss_scale: 1.0,
-            clip: None,
-            clip_value: None,
-        };
+        let step = StepParameters::STILL;
         device.begin_step(&step).unwrap();
         let [qkv, d_o, o, lse, d_qkv] = self.regions[..] else {
             unreachable!("five regions")

@@ -37,17 +37,7 @@ fn reservation(dtype: Dtype) -> Reservation {
 }
 
 fn parameters() -> StepParameters {
-    StepParameters {
-        step: 1,
-        learning_rate: 0.0,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        loss_scale: 1.0,
-        clip: None,
-        clip_value: None,
-    }
+    StepParameters::STILL
 }
 
 /// Elements in memory.

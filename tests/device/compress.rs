@@ -84,13 +84,8 @@ impl Bench {
         let parameters = StepParameters {
             step,
             learning_rate: 0.1,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
             weight_decay: 0.1,
-            loss_scale: 1.0,
-            clip: None,
-            clip_value: None,
+            ..StepParameters::STILL
         };
         self.device.begin_step(&parameters).unwrap();
         self.device.launch(Stream::Compute, 0, operator).unwrap();

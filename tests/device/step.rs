@@ -101,15 +101,9 @@ pub fn run(
     step.place_weights(weights);
     let labelled = batch.labels.iter().filter(|&&l| l >= 0).count();
     let parameters = StepParameters {
-        step: 1,
         learning_rate: 1.0,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
         loss_scale: 1.0 / labelled as f64,
-        clip: None,
-        clip_value: None,
+        ..StepParameters::STILL
     };
     step.device.begin_step(&parameters).unwrap();
     step.forward_and_backward();

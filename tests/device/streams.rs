@@ -13,13 +13,10 @@ use ebbtide_solver::units::{BytesPerSec, Nanos};
 const PARAMETERS: StepParameters = StepParameters {
     step: 3,
     learning_rate: 0.01,
-    beta1: 0.9,
     beta2: 0.95,
-    epsilon: 1e-8,
     weight_decay: 0.1,
     loss_scale: 0.5,
-    clip: None,
-    clip_value: None,
+    ..StepParameters::STILL
 };
 
 fn reservation(dtype: Dtype) -> Reservation {

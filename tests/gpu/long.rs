@@ -92,19 +92,7 @@ fn ends(mut device: Box<dyn Device>) -> (Vec<Vec<f32>>, Vec<String>) {
         sequence: TOKENS,
         window: None,
     };
-    device
-        .begin_step(&StepParameters {
-            step: 1,
-            learning_rate: 0.0,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            loss_scale: 1.0,
-            clip: None,
-            clip_value: None,
-        })
-        .unwrap();
+    device.begin_step(&StepParameters::STILL).unwrap();
     let forward = Operator::Attention {
         shape,
         qkv,

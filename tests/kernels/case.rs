@@ -120,13 +120,10 @@ impl Case {
             step: StepParameters {
                 step: 3,
                 learning_rate: 0.01,
-                beta1: 0.9,
                 beta2: 0.95,
-                epsilon: 1e-8,
                 weight_decay: 0.1,
                 loss_scale: 0.37,
-                clip: None,
-                clip_value: None,
+                ..StepParameters::STILL
             },
             operators: Vec::new(),
             batch: (vec![0], vec![0]),

@@ -77,17 +77,7 @@ impl Bench {
         queue: impl FnOnce(&mut dyn Device) -> crate::device::Result<()>,
     ) -> Result<Vec<TraceEntry>> {
         let device = self.device.as_mut();
-        let begun = device.begin_step(&StepParameters {
-            step: 1,
-            learning_rate: 0.0,
-            beta1: 0.9,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            weight_decay: 0.0,
-            loss_scale: 1.0,
-            clip: None,
-            clip_value: None,
-        });
+        let begun = device.begin_step(&StepParameters::STILL);
         let queued = begun.and_then(|()| queue(device));
         // The step ends even where a command could not be queued.
         let finished = device.finish();

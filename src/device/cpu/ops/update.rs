@@ -110,13 +110,9 @@ mod tests {
         StepParameters {
             step,
             learning_rate: 0.01,
-            beta1: 0.9,
             beta2: 0.95,
-            epsilon: 1e-8,
             weight_decay: 0.1,
-            loss_scale: 1.0,
-            clip: None,
-            clip_value: None,
+            ..StepParameters::STILL
         }
     }
 

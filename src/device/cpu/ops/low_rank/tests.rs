@@ -16,13 +16,7 @@ fn step(step: u64) -> StepParameters {
     StepParameters {
         step,
         learning_rate: 0.01,
-        beta1: 0.9,
-        beta2: 0.999,
-        epsilon: 1e-8,
-        weight_decay: 0.0,
-        loss_scale: 1.0,
-        clip: None,
-        clip_value: None,
+        ..StepParameters::STILL
     }
 }
 
