@@ -1,30 +1,33 @@
 //! Attention and its backward as single operators: by cuDNN with scratch memory for all heads, for
 //! some and for none, and by our own kernels, against the CPU device.
 
+use std::ops::Range;
+
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::device::{
     AttentionShape, Device, HeadShape, Operator, Region, Reservation, Space, StepParameters, Stream,
 };
 use ebbtide::profile::{Dtype, FusedShape};
+use ebbtide::training::elements::{decode, stored};
 
 use super::support::tiny::random::Random;
 use super::{card, has_cudnn, is_there};
 
 /// Operands and results, one behind the other in an arena.
-struct Place {
+pub struct Place {
     shape: AttentionShape,
     used: u64,
-    regions: Vec<Region>,
+    pub regions: Vec<Region>,
 }
 
-const QKV: usize = 0;
-const D_O: usize = 1;
+pub const QKV: usize = 0;
+pub const D_O: usize = 1;
 const O: usize = 2;
 const LSE: usize = 3;
 const D_QKV: usize = 4;
 
 impl Place {
-    fn new(shape: AttentionShape) -> Place {
+    pub fn new(shape: AttentionShape) -> Place {
         let mut place = Place {
             shape,
             used: 0,
@@ -39,7 +42,7 @@ impl Place {
         place
     }
 
-    fn take(&mut self, bytes: u64) -> Region {
+    pub fn take(&mut self, bytes: u64) -> Region {
         let offset_bytes = self.used;
         self.used += bytes.next_multiple_of(512);
         Region {
@@ -49,20 +52,14 @@ impl Place {
         }
     }
 
-    /// o, lse and dqkv as numbers, and what the device says of how it computed them.
-    fn run(
-        mut self,
-        mut device: Box<dyn Device>,
-        scratch: Option<u64>,
-    ) -> (Vec<Vec<f32>>, Vec<String>) {
-        let shape = self.shape;
-        let workspace = scratch.map(|bytes| self.take(bytes));
+    /// Has a device reserve the memory that was taken.
+    pub fn reserve(&self, device: &mut dyn Device) {
         let reservation = Reservation {
             dtype: Dtype::Bf16,
             arena_bytes: self.used,
             slab_bytes: 0,
             events: 0,
-            rows: shape.sequences * shape.sequence,
+            rows: self.shape.sequences * self.shape.sequence,
             micro_batches: 1,
             loss_slots: 0,
             norm_slots: 0,
@@ -70,18 +67,12 @@ impl Place {
             rotary: None,
         };
         device.reserve(reservation).unwrap();
-        let mut random = Random::new(7);
-        for operand in [QKV, D_O] {
-            let region = self.regions[operand];
-            let number = |_| {
-                let part = random.below(4001) as f32 / 1000.0 - 2.0;
-                half::bf16::from_f32(part).to_le_bytes()
-            };
-            let bytes: Vec<u8> = (0..region.bytes / 2).flat_map(number).collect();
-            device.write(region, &bytes).unwrap();
-        }
-        let step = StepParameters::STILL;
-        device.begin_step(&step).unwrap();
+    }
+
+    /// Runs the forward, then the backward.
+    pub fn attend(&self, device: &mut dyn Device, workspace: Option<Region>) {
+        let shape = self.shape;
+        device.begin_step(&StepParameters::STILL).unwrap();
         let [qkv, d_o, o, lse, d_qkv] = self.regions[..] else {
             unreachable!("five regions")
         };
@@ -104,18 +95,44 @@ impl Place {
         device.launch(Stream::Compute, 0, &forward).unwrap();
         device.launch(Stream::Compute, 1, &backward).unwrap();
         device.finish().unwrap();
-        let numbers = [O, LSE, D_QKV].map(|result| {
-            let mut bytes = vec![0; self.regions[result].bytes as usize];
-            device.read(self.regions[result], &mut bytes).unwrap();
-            let number = |bytes: &[u8]| match *bytes {
-                [a, b] => half::bf16::from_le_bytes([a, b]).to_f32(),
-                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-                _ => unreachable!("elements have 2 or 4 bytes"),
-            };
-            let size = if result == LSE { 4 } else { 2 };
-            bytes.chunks_exact(size).map(number).collect()
+    }
+
+    /// Some rows of o, lse and dqkv as numbers.
+    pub fn results(&self, device: &mut dyn Device, rows: Range<u64>) -> Vec<Vec<f32>> {
+        let all = self.shape.sequences * self.shape.sequence;
+        let results = [(O, Dtype::Bf16), (LSE, Dtype::F32), (D_QKV, Dtype::Bf16)];
+        let numbers = results.map(|(result, dtype)| {
+            let region = self.regions[result];
+            let row = region.bytes / all;
+            let part = region.part(rows.start * row, (rows.end - rows.start) * row);
+            let mut bytes = vec![0; part.bytes as usize];
+            device.read(part, &mut bytes).unwrap();
+            decode(stored(dtype), &bytes)
         });
-        (numbers.into(), device.notes())
+        numbers.into()
+    }
+
+    /// o, lse and dqkv as numbers, and what the device says of how it computed them.
+    fn run(
+        mut self,
+        mut device: Box<dyn Device>,
+        scratch: Option<u64>,
+    ) -> (Vec<Vec<f32>>, Vec<String>) {
+        let workspace = scratch.map(|bytes| self.take(bytes));
+        self.reserve(device.as_mut());
+        let mut random = Random::new(7);
+        for operand in [QKV, D_O] {
+            let region = self.regions[operand];
+            let number = |_| {
+                let part = random.below(4001) as f32 / 1000.0 - 2.0;
+                half::bf16::from_f32(part).to_le_bytes()
+            };
+            let bytes: Vec<u8> = (0..region.bytes / 2).flat_map(number).collect();
+            device.write(region, &bytes).unwrap();
+        }
+        self.attend(device.as_mut(), workspace);
+        let all = self.shape.sequences * self.shape.sequence;
+        (self.results(device.as_mut(), 0..all), device.notes())
     }
 }
 
@@ -135,7 +152,7 @@ pub fn assert_near(what: &str, found: &[Vec<f32>], expected: &[Vec<f32>]) {
     }
 }
 
-fn shape(
+pub fn shape(
     heads: u64,
     kv_heads: u64,
     head_dim: u64,

@@ -8,6 +8,7 @@ use ebbtide::device::{
 };
 use ebbtide::methods::Method;
 use ebbtide::profile::Dtype;
+use ebbtide::training::elements::{decode, stored};
 use ebbtide_solver::plan::{Fate, Plan};
 use ebbtide_solver::problem::Problem;
 use ebbtide_solver::schedule::Schedule;
@@ -297,16 +298,7 @@ fn products(
     [y, d_x].map(|region| {
         let mut found = vec![0; region.bytes as usize];
         device.read(region, &mut found).unwrap();
-        match dtype {
-            Dtype::F32 => found
-                .chunks_exact(4)
-                .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                .collect(),
-            _ => found
-                .chunks_exact(2)
-                .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32())
-                .collect(),
-        }
+        decode(stored(dtype), &found)
     })
 }
 

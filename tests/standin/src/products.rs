@@ -413,16 +413,12 @@ impl Product {
         let along = description.turned == [TURNED, 0] && k % 16 == 0;
         let codes = size_of_type(a.dtype) > 1 || along && a.stride % 16 == 0 && b.stride % 16 == 0;
         // Of FP8 it is bf16 where nothing is said, and has to be.
-        let of_bias = match a.dtype {
-            REAL_E4M3 => description.of_bias.unwrap_or(REAL_BF16),
-            _ => description.of_bias.unwrap_or(d.dtype),
+        let usual = match a.dtype {
+            REAL_E4M3 => REAL_BF16,
+            _ => d.dtype,
         };
-        let only = if a.dtype == REAL_E4M3 {
-            REAL_BF16
-        } else {
-            d.dtype
-        };
-        let biased = description.epilogue != BIAS || (of_bias == d.dtype && of_bias == only);
+        let of_bias = [usual, description.of_bias.unwrap_or(usual)];
+        let biased = description.epilogue != BIAS || of_bias == [d.dtype; 2];
         let numbers = numbers && biased;
         let alike = a.dtype == b.dtype && c.dtype == d.dtype && numbers && codes;
         let results = [c, d].iter().all(|r| (r.rows, r.columns) == (m, n));
