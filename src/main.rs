@@ -2,8 +2,9 @@
 
 use clap::Parser;
 use ebbtide::cli::{self, Cli, Command};
-use ebbtide::error::Result;
+use ebbtide::error::{Error, Result};
 use ebbtide_solver::build::STACK_BYTES;
+use ebbtide_solver::units::Bytes;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 use std::thread;
@@ -12,16 +13,22 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     let worker = thread::Builder::new().stack_size(STACK_BYTES);
     let worker = worker.spawn(move || run(&command));
-    let done = worker.expect("a thread can be made").join();
-    match done {
-        Ok(Ok(())) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
+    let worker = worker.map_err(|cause| {
+        Error::bad_input(format!(
+            "a stack of {} cannot be had: {cause}",
+            Bytes::new(STACK_BYTES as u64)
+        ))
+        .hint("a process's memory is limited to less (`ulimit -v`, a container)")
+    });
+    match worker.map(thread::JoinHandle::join) {
+        Ok(Ok(Ok(()))) => ExitCode::SUCCESS,
+        Ok(Ok(Err(error))) | Err(error) => {
             // Nobody is left to be told where standard error is closed.
             let _ = writeln!(io::stderr(), "error: {error}");
             ExitCode::from(error.kind.exit_code())
         }
         // The panic has said where.
-        Err(_) => {
+        Ok(Err(_)) => {
             let _ = writeln!(io::stderr(), "error: this is a bug in ebbtide");
             ExitCode::from(1)
         }

@@ -151,6 +151,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     }
     let model = execute::model(&schedule).map_err(named)?;
     check_outputs(args)?;
+    let stop = interrupts()?;
     let resumed = args.resume.as_deref().map(resume::read).transpose()?;
     let progress = begin(args, &schedule, resumed.as_ref())?;
     let tokens = read_tokens(args, &schedule, &model, progress.seed)?;
@@ -176,8 +177,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         resumed,
         progress.seed,
         &mut session,
+        &stop,
     )?;
-    let stop = interrupts()?;
     let mut trained = Training {
         args,
         schedule: &schedule,
@@ -276,7 +277,10 @@ fn save(
     checkpoint::write(&directory, model, dtype, |place| session.weight(place))?;
     let saved = Saved {
         progress: progress.clone(),
-        states: session.states()?,
+        states: session.states().map_err(|error| match error.hint {
+            None => error.hint(checkpoint::DIVERGED),
+            Some(_) => error,
+        })?,
     };
     resume::write(&directory, &saved)?;
     directory.finish()

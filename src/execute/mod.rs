@@ -34,7 +34,7 @@ use crate::memory;
 use crate::methods::Updates;
 use crate::model::ModelConfig;
 use crate::profile::Dtype;
-use crate::training::elements::{decode, encode, stored};
+use crate::training::elements::{check_finite, decode, encode, stored};
 use crate::training::tokens::Batch;
 use crate::training::Place;
 
@@ -195,13 +195,14 @@ impl<'a> Session<'a> {
     /// Writes the optimizer's states of every group, as [`Session::states`] gave them.
     ///
     /// # Errors
-    /// Groups that are missing or of another size, and every error of the device.
+    /// Groups that are missing, of another size or not of numbers, and every error of the device.
     pub fn restore(&mut self, saved: &BTreeMap<String, Vec<f32>>) -> Result<()> {
         for group in &self.program.schedule.state_groups {
             let Some(states) = group.states else { continue };
             let expected = self.program.state_bytes(group)? / 4;
             match saved.get(&group.name) {
                 Some(values) if values.len() as u64 == expected => {
+                    self.check_states(&group.name, values)?;
                     self.write_states(states, values)?;
                 }
                 Some(values) => {
@@ -381,9 +382,19 @@ impl<'a> Session<'a> {
                 continue;
             };
             let bytes = self.bytes(home)?;
-            all.insert(group.name.clone(), decode(stored(Dtype::F32), &bytes));
+            let values = decode(stored(Dtype::F32), &bytes);
+            self.check_states(&group.name, &values)?;
+            all.insert(group.name.clone(), values);
         }
         Ok(all)
+    }
+
+    /// Refuses states that are no numbers where they should be.
+    fn check_states(&self, group: &str, values: &[f32]) -> Result<()> {
+        match self.program.method.states_are_numbers() {
+            true => check_finite(&format!("states of {group}"), values),
+            false => Ok(()),
+        }
     }
 
     /// The weights that make a value, in order.

@@ -297,6 +297,11 @@ impl Method {
     pub const fn keeps_states(self) -> bool {
         !matches!(self, Method::Sgd | Method::Lomo)
     }
+    /// Whether its states are numbers one and all, not codes with scales between them.
+    pub fn states_are_numbers(self) -> bool {
+        let coded = self.low_rank().is_some_and(|low_rank| low_rank.eight_bit);
+        !coded && self != Method::AdamW8bit
+    }
     /// Bytes of the states of a weight value.
     pub fn state_bytes(self, layout: &Layout<'_>, value: WeightValue) -> u64 {
         match self.updates() {

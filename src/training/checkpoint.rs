@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype as Stored, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::directory::Unfinished;
-use super::elements::{decode, encode, stored};
+use super::elements::{check_finite, decode, encode, stored};
 use super::{names, places, Place};
 use crate::error::{Error, Result};
 use crate::model::{Family, ModelConfig};
@@ -25,6 +25,9 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Headers are a few MiB at most; safetensors itself stops at 100 MB.
 const MAX_HEADER: u64 = 100_000_000;
+
+/// What makes weights and states stay numbers.
+pub const DIVERGED: &str = "a lower --lr, or --clip; nothing was saved";
 
 /// One tensor in one file.
 #[derive(Clone, Debug)]
@@ -103,7 +106,7 @@ impl Checkpoint {
             let shape = shape(place, &stored);
             if entry.info.shape != shape {
                 return Err(Error::bad_input(format!(
-                    "{name} has shape {:?}, the config asks for {shape:?}",
+                    "{name} has shape {:?}, the model asks for {shape:?}",
                     entry.info.shape
                 )));
             }
@@ -144,14 +147,11 @@ impl Checkpoint {
             let bytes = read_bytes(path, entry)
                 .map_err(|cause| cannot_read(&cause).within(path.display()))?;
             let read = decode(entry.info.dtype, &bytes);
-            if let Some(at) = read.iter().position(|value| !value.is_finite()) {
-                let name = &stored.name;
-                return Err(
-                    Error::bad_input(format!("{name}: element {at} is {}", read[at]))
-                        .hint("the weights are broken: fetch them again, or take an earlier save")
-                        .within(path.display()),
-                );
-            }
+            check_finite(&stored.name, &read).map_err(|error| {
+                error
+                    .hint("the weights are broken: fetch them again, or take an earlier save")
+                    .within(path.display())
+            })?;
             match stored.transposed {
                 true => values.extend(transpose(&read, place.weight.columns as usize)),
                 false => values.extend(read),
@@ -257,6 +257,12 @@ fn header(path: &Path) -> Result<Vec<(String, u64, TensorInfo)>> {
     if length < needed {
         return Err(truncated(needed));
     }
+    if length > needed {
+        return Err(Error::bad_input(format!(
+            "{length} bytes, of which its header knows {needed}"
+        ))
+        .hint("fetch the file again"));
+    }
     let tensors = metadata.tensors().into_iter();
     let entry = |(name, info): (String, &TensorInfo)| {
         (name, 8 + size + info.data_offsets.0 as u64, info.clone())
@@ -275,7 +281,8 @@ fn read_bytes(path: &Path, entry: &Entry) -> std::io::Result<Vec<u8>> {
 /// Writes `config.json` and `model.safetensors` as HF loads them; `read` gives each weight.
 ///
 /// # Errors
-/// What cannot be written, and every error of `read`.
+/// What cannot be written or would not be read back, values that are no numbers among it, and every
+/// error of `read`.
 pub fn write(
     directory: &Unfinished,
     model: &ModelConfig,
@@ -315,6 +322,7 @@ pub fn write(
         for stored in names::stored(model, place) {
             let end = first + stored.rows as usize * columns;
             let rows = &values[first..end];
+            check_finite(&stored.name, rows).map_err(|error| error.hint(DIVERGED))?;
             let bytes = match stored.transposed {
                 true => encode(dtype, &transpose(rows, stored.rows as usize)),
                 false => encode(dtype, rows),

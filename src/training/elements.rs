@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 use safetensors::tensor::Dtype as Stored;
 
+use crate::error::{Error, Result};
 use crate::profile::Dtype;
 
 /// Values that one thread takes at a time.
@@ -30,6 +31,21 @@ fn decoded<const N: usize>(bytes: &[u8], value: impl Fn([u8; N]) -> f32 + Sync) 
     pieces
         .map(|bytes| value(bytes.try_into().expect("N bytes")))
         .collect()
+}
+
+/// Refuses values of which one is no number, or infinite.
+///
+/// # Errors
+/// The first of them.
+pub fn check_finite(name: &str, values: &[f32]) -> Result<()> {
+    let bad = values.par_iter().with_min_len(PIECE);
+    match bad.position_first(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(Error::bad_input(format!(
+            "{name}: element {at} is {}",
+            values[at]
+        ))),
+    }
 }
 
 /// The bytes of values in a type; bf16 is rounded to the nearest, ties to even.

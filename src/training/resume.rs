@@ -91,6 +91,11 @@ pub fn read(directory: &Path) -> Result<Saved> {
                     "{name} is of type {found}, not F32"
                 )));
             }
+            if let shape @ ([] | [_, _, ..]) = view.shape() {
+                return Err(Error::bad_input(format!(
+                    "{name} has shape {shape:?}, states are vectors"
+                )));
+            }
             let chunks = view.data().chunks_exact(4);
             let values = chunks.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             Ok((name, values.collect()))

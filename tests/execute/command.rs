@@ -1,7 +1,9 @@
 //! `ebbtide run` as a person calls it.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -47,6 +49,12 @@ fn code(out: &Output) -> i32 {
 }
 fn stderr(out: &Output) -> String {
     String::from_utf8_lossy(&out.stderr).into_owned()
+}
+/// Ctrl-C.
+fn interrupt(child: &Child) {
+    let id = child.id().to_string();
+    let killed = Command::new("kill").args(["-INT", &id]).status();
+    assert!(killed.unwrap().success());
 }
 fn run(schedule: &str, more: &[&str]) -> Output {
     ebbtide(&[&["run", schedule], more].concat())
@@ -341,8 +349,70 @@ fn a_broken_save_is_not_resumed() {
         said.contains("optimizer.safetensors: not safetensors, or truncated"),
         "{said}"
     );
+    let mut broken = whole.clone();
+    let last = broken.len() - 4..;
+    broken[last].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&states, broken).unwrap();
+    let said = stderr(&resume());
+    assert!(
+        said.contains("states of ") && said.contains("is NaN"),
+        "{said}"
+    );
     std::fs::write(&states, whole).unwrap();
+    let weights = format!("{saved}/model.safetensors");
+    let whole = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, [&whole[..], &[0; 8]].concat()).unwrap();
+    let said = stderr(&resume());
+    assert!(said.contains("of which its header knows"), "{said}");
+    std::fs::write(&weights, whole).unwrap();
     assert_eq!(code(&resume()), 0);
+}
+
+/// What could not be loaded again.
+#[test]
+fn weights_that_are_no_numbers_are_not_saved() {
+    let place = Place::new("diverged");
+    for (method, says) in [("sgd", "weight: element"), ("adamw", "element")] {
+        let tiny = ["--method", method];
+        let schedule = place.plan("tiny", &[LEAN, &tiny[..]].concat());
+        let saved = place.at(method);
+        let out = run(
+            &schedule,
+            &["--steps", "1", "--lr", "1e39", "--save", &saved],
+        );
+        let said = stderr(&out);
+        assert!(code(&out) == 2 && said.contains(says), "{said}");
+        assert!(said.contains("nothing was saved"), "{said}");
+        assert!(!Path::new(&saved).exists(), "half a directory");
+    }
+}
+
+/// Where weights are being loaded: it says so, and ends with the contract's code.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_is_interrupted_before_its_first_step() {
+    let place = Place::new("early");
+    let schedule = place.plan("tiny", LEAN);
+    let tokens = place.at("ids.u16");
+    let made = Command::new("mkfifo").arg(&tokens).status();
+    assert!(made.unwrap().success());
+    let mut child = Command::new(EBBTIDE);
+    let child = child.args(["run", &schedule, "--tokens", &tokens]);
+    let child = child.stderr(Stdio::piped()).spawn().unwrap();
+    // Opens once the run wants to read.
+    let mut pipe = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&tokens)
+        .unwrap();
+    interrupt(&child);
+    pipe.write_all(&[0; 4096]).unwrap();
+    drop(pipe);
+    let out = child.wait_with_output().unwrap();
+    let said = stderr(&out);
+    assert!(
+        code(&out) == 2 && said.contains("interrupted before the first step"),
+        "{said}"
+    );
 }
 
 /// Before a step is run for it.
@@ -475,7 +545,7 @@ fn a_run_that_diverges_saves_nothing() {
     let place = Place::new("diverges");
     let schedule = place.plan("tiny", LEAN);
     let saved = place.at("saved");
-    let out = run(&schedule, &["--lr", "1e38", "--save", &saved]);
+    let out = run(&schedule, &["--lr", "1e39", "--save", &saved]);
     assert_eq!(code(&out), 2);
     let said = stderr(&out);
     assert!(
@@ -504,36 +574,37 @@ fn a_full_disk_leaves_nothing_under_the_final_name() {
     assert_eq!(left, ["s.json"]);
 }
 
-/// Ctrl-C ends the run after its step, saved and reported.
+/// Ctrl-C ends the run after its step, saved and reported; however long its first step takes.
 #[cfg(target_os = "linux")]
 #[test]
 fn an_interrupt_ends_cleanly() {
     let place = Place::new("interrupt");
     let schedule = place.plan("tiny", LEAN);
     let saved = place.at("saved");
-    let child = Command::new(EBBTIDE)
-        .args([
-            "run", &schedule, "--steps", "1000000", "--json", "--save", &saved,
-        ])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    // It is ready for the signal once it catches it.
-    let catches = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
-        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
-        u64::from_str_radix(mask.expect("Linux").trim(), 16).unwrap() & (1 << (2 - 1)) != 0
+    let after = |wait: Duration| {
+        let mut child = Command::new(EBBTIDE);
+        let steps = ["run", &schedule, "--steps", "1000000", "--json"];
+        child.args(steps).args(["--save", &saved]);
+        child.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = child.spawn().unwrap();
+        // It is ready for the signal once it catches it.
+        let catches = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+            let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+            u64::from_str_radix(mask.expect("Linux").trim(), 16).unwrap() & (1 << (2 - 1)) != 0
+        };
+        while !catches() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(wait);
+        interrupt(&child);
+        let out = child.wait_with_output().unwrap();
+        assert_eq!(code(&out), 2, "{}", stderr(&out));
+        out
     };
-    while !catches() {
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    let killed = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
-    assert!(killed.unwrap().success());
-    let out = child.wait_with_output().unwrap();
-    assert_eq!(code(&out), 2, "{}", stderr(&out));
+    let waits = (0..8).map(|doubled| Duration::from_millis(200 << doubled));
+    let early = |out: &Output| stderr(out).contains("before the first step");
+    let out = waits.map(after).find(|out| !early(out)).unwrap();
     let report: Value = serde_json::from_slice(&out.stdout).unwrap();
     let done = report["steps"].as_u64().unwrap();
     assert!(done < 1_000_000);

@@ -2,6 +2,7 @@
 //! step.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use indicatif::ProgressFinish;
 
@@ -116,6 +117,7 @@ pub(super) fn load(
     resumed: Option<Saved>,
     seed: u64,
     session: &mut Session<'_>,
+    stop: &AtomicBool,
 ) -> Result<Vec<String>> {
     let mut remarks = model.notes.clone();
     let device = session.device_name();
@@ -128,13 +130,18 @@ pub(super) fn load(
     let directory = args.resume.as_deref().or(args.weights.as_deref());
     let bar = progress_bar(places(model).count() as u64).with_message("weights");
     let bar = bar.with_finish(ProgressFinish::AndClear);
+    let next = || {
+        bar.inc(1);
+        match stop.load(Ordering::Relaxed) {
+            true => Err(Error::bad_input("interrupted before the first step")),
+            false => Ok(()),
+        }
+    };
     let Some(directory) = directory else {
-        session
-            .load(|place| {
-                bar.inc(1);
-                initial::values(model, place, seed)
-            })
-            .map_err(|error| error.within(args.schedule.display()))?;
+        session.load(|place| {
+            next()?;
+            initial::values(model, place, seed)
+        })?;
         return Ok(remarks);
     };
     let checkpoint = Checkpoint::open(directory, model)?;
@@ -150,11 +157,12 @@ pub(super) fn load(
         ));
     }
     session.load(|place| {
-        bar.inc(1);
+        next()?;
         checkpoint.read(place)
     })?;
     if let Some(saved) = resumed {
-        session.restore(&saved.states)?;
+        let restored = session.restore(&saved.states);
+        restored.map_err(|error| error.within(directory.display()))?;
     }
     Ok(remarks)
 }
