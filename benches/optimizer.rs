@@ -1,5 +1,5 @@
-//! The host's AdamW beside a plain copy of the same bytes, and matrix products and attention on one
-//! thread. `cargo bench --bench optimizer`.
+//! The host's AdamW beside a plain copy of the same bytes, and 8-bit moments, matrix products and
+//! attention on one thread. `cargo bench --bench optimizer`.
 //!
 //! An update of a parameter in bf16 reads gradient, master, `m` and `v` (14 bytes) and writes
 //! weight, master, `m` and `v` (14 bytes): a copy of 14 bytes moves as much. In f32 it reads 16
@@ -10,6 +10,7 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::Bencher;
 use ebbtide::device::cpu::ops::attention::Attention;
 use ebbtide::device::cpu::ops::linear;
+use ebbtide::device::cpu::ops::quantised::{quantise, BLOCK, SIGNED, UNSIGNED};
 use ebbtide::device::cpu::ops::rotary::Heads;
 use ebbtide::device::cpu::{CpuDevice, CpuOptions};
 use ebbtide::device::layout::{Layout, States};
@@ -32,6 +33,19 @@ const PARAMETERS_OF_STEP: StepParameters = StepParameters {
     weight_decay: 0.01,
     ..StepParameters::STILL
 };
+
+/// Moments to codes.
+#[divan::bench(args = [true, false], sample_count = 20)]
+fn eight_bits(bencher: Bencher, signed: bool) {
+    let map = if signed { &*SIGNED } else { &*UNSIGNED };
+    let value = |i: usize| ((i * i) as f32).sin() * 1e-3;
+    let values: Vec<f32> = (0..1 << 20)
+        .map(|i| if signed { value(i) } else { value(i).abs() })
+        .collect();
+    let (mut codes, mut scales) = (vec![0; values.len()], vec![0.0; values.len() / BLOCK]);
+    let bencher = bencher.counter(ItemsCount::new(values.len()));
+    bencher.bench_local(|| quantise(map, &values, &mut codes, &mut scales));
+}
 
 /// Bytes read and written for a parameter, in either type.
 const TRAFFIC: u64 = 28;

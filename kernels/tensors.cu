@@ -130,84 +130,112 @@ __device__ void with_moments(const Changed& changed, M* m, M* v, const Constants
                              u64 first, u64 count, u64 key, u32 step) {
     const Constants c = *constants;
     const Draws draws = {key, step, FIRST_MOMENT};
-    if (count % 4 == 0 && first % 4 == 0 && changed.wide() && aligned(m + first, v + first))
-        by_moments<4>(changed, m, v, c, draws, first, count);
+    // Draws are of eight.
+    constexpr int N = sizeof(M) == 2 ? 8 : 4;
+    if (count % N == 0 && first % N == 0 && changed.wide() && aligned(m + first, v + first))
+        by_moments<N>(changed, m, v, c, draws, first, count);
     else
         by_moments<1>(changed, m, v, c, draws, first, count);
 }
 
 // ---- moments of 8 bits -------------------------------------------------------------------------
 
-// The code of the value nearest to x on a map of 256 in ascending order; of two as near the lower.
-__device__ __forceinline__ u32 nearest(const float* map, float x) {
-    u32 above = 0;
-    for (u32 half = 128; half > 0; half /= 2)
-        if (map[above + half - 1] < x) above += half;
-    const u32 below = above > 0 ? above - 1 : 0;
-    return x - map[below] <= map[above] - x ? below : above;
-}
+// Where numbers change their code: quantised.rs's `Map`, in shared memory. Magnitudes are told apart
+// by all but their TRAILING bits.
+template <int SIGNS, int TRAILING>
+struct Map {
+    // Leading bits of 2^-23, below which everything is nearest to 0, and of 1.
+    static constexpr int LEAST = (127 - 23) << (23 - TRAILING), MOST = 127 << (23 - TRAILING);
+    static constexpr int TURNS = MOST - LEAST + 1;
+    const float* values;
+    const u32* turns;
+
+    // The code of the value nearest to x, in the lowest byte; of two as near the lower.
+    __device__ __forceinline__ u32 code(float x) const {
+        const u32 bits = __float_as_uint(x);
+        const bool negative = SIGNS == 2 && int(bits) < 0;
+        const int group = most(LEAST, least(int(bits & 0x7FFFFFFF) >> TRAILING, MOST));
+        const u32 turn = turns[group - LEAST + (negative ? TURNS : 0)];
+        if (bits << (32 - TRAILING) <= turn) return turn;
+        return negative ? turn - 1 : turn + 1;
+    }
+};
+typedef Map<2, 17> Signed;
+typedef Map<1, 16> Unsigned;
 
 constexpr int OF_LANE = 8;
 
-// Codes of a block's values, of which each lane has two runs of four, and their scale.
-__device__ __forceinline__ void quantise(const float* map, const float (&values)[OF_LANE],
+// Codes of a block's values, of which each lane has a run, and their scale.
+template <class M>
+__device__ __forceinline__ void quantise(const M& map, const float (&values)[OF_LANE],
                                          u32 (&codes)[OF_LANE], float& scale) {
     scale = 0;
-    for (const float x : values) scale = fabsf(x) > scale ? fabsf(x) : scale;
+    for (const float x : values) scale = fmaxf(fabsf(x), scale);
     scale = lanes_most(scale, 32);
     const float by = scale > 0 ? 1.0f / scale : 0.0f;
-    for (int i = 0; i < OF_LANE; i++)
-        codes[i] = nearest(map, by < INFINITE ? values[i] * by : values[i] / scale);
+    if (by < INFINITE)
+        for (int i = 0; i < OF_LANE; i++) codes[i] = map.code(values[i] * by);
+    else
+        for (int i = 0; i < OF_LANE; i++) codes[i] = map.code(values[i] / scale);
 }
 
 // A warp for every block of 256 elements; `first` is a multiple of it.
 template <class Changed>
 __device__ void in_eight_bits(const Changed& changed, u8* m, u8* v, float* m_scales,
-                              float* v_scales, const float* maps, const Constants* constants,
+                              float* v_scales, const u32* maps, const Constants* constants,
                               u64 first, u64 count) {
-    SHARED(float, map, [512]);
-    for (u32 i = threadIdx.x; i < 512; i += blockDim.x) map[i] = maps[i];
+    constexpr u32 VALUES = 512, TURNS = 2 * Signed::TURNS + Unsigned::TURNS;
+    SHARED(u32, words, [VALUES + TURNS]);
+    for (u32 i = threadIdx.x; i < VALUES + TURNS; i += blockDim.x) words[i] = maps[i];
     __syncthreads();
+    const float* values = reinterpret_cast<const float*>(words);
+    const Signed of_m = {values, words + VALUES};
+    const Unsigned of_v = {values + 256, words + VALUES + 2 * Signed::TURNS};
     const Constants c = *constants;
-    const bool wide = changed.wide();
+    const bool wide = changed.wide() && aligned(m, v);
     const u32 lane = threadIdx.x % 32;
     const u64 step = u64(gridDim.x) * blockDim.x / 32 * 256;
     for (u64 start = (u64(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * 256; start < count;
          start += step) {
+        const u64 block = (first + start) / 256, at = first + start + lane * OF_LANE;
+        float scales[2] = {m_scales[block], v_scales[block]};
+        const u32 left = u32(least(count - start, u64(256)));
+        const bool whole = wide && left == 256;
         float one[OF_LANE] = {}, two[OF_LANE] = {};
-        const u64 block = (first + start) / 256;
-        for (int run = 0; run < 2; run++) {
-            const u64 i = start + run * 128 + lane * 4;
-            float four[2][4] = {};
-            for (int j = 0; j < 4; j++) {
-                if (i + j >= count) continue;
-                four[0][j] = map[m[first + i + j]] * m_scales[block];
-                four[1][j] = map[256 + v[first + i + j]] * v_scales[block];
-            }
-            if (wide && i + 4 <= count)
-                changed.template change<4>(first + i, four[0], four[1], c);
-            else
-                for (int j = 0; j < 4 && i + j < count; j++) {
-                    float a[1] = {four[0][j]}, b[1] = {four[1][j]};
-                    changed.template change<1>(first + i + j, a, b, c);
-                    four[0][j] = a[0];
-                    four[1][j] = b[0];
-                }
-            for (int j = 0; j < 4; j++) {
-                one[run * 4 + j] = four[0][j];
-                two[run * 4 + j] = four[1][j];
-            }
-        }
         u32 codes[2][OF_LANE];
-        float scales[2];
-        quantise(map, one, codes[0], scales[0]);
-        quantise(map + 256, two, codes[1], scales[1]);
-        for (int i = 0; i < OF_LANE; i++) {
-            const u64 at = start + i / 4 * 128 + lane * 4 + i % 4;
-            if (at >= count) continue;
-            m[first + at] = u8(codes[0][i]);
-            v[first + at] = u8(codes[1][i]);
-        }
+        if (whole) {
+            const Pack<u8, OF_LANE> of_one = piece_at<OF_LANE>(m + at);
+            const Pack<u8, OF_LANE> of_two = piece_at<OF_LANE>(v + at);
+            for (int i = 0; i < OF_LANE; i++) {
+                one[i] = of_m.values[of_one.v[i]] * scales[0];
+                two[i] = of_v.values[of_two.v[i]] * scales[1];
+            }
+            changed.template change<OF_LANE>(at, one, two, c);
+        } else
+            for (u32 i = 0; i < OF_LANE; i++) {
+                if (lane * OF_LANE + i >= left) break;
+                float a[1] = {of_m.values[m[at + i]] * scales[0]};
+                float b[1] = {of_v.values[v[at + i]] * scales[1]};
+                changed.template change<1>(at + i, a, b, c);
+                one[i] = a[0];
+                two[i] = b[0];
+            }
+        quantise(of_m, one, codes[0], scales[0]);
+        quantise(of_v, two, codes[1], scales[1]);
+        if (whole) {
+            Pack<u8, OF_LANE> of_one, of_two;
+            for (int i = 0; i < OF_LANE; i++) {
+                of_one.v[i] = u8(codes[0][i]);
+                of_two.v[i] = u8(codes[1][i]);
+            }
+            *reinterpret_cast<Pack<u8, OF_LANE>*>(m + at) = of_one;
+            *reinterpret_cast<Pack<u8, OF_LANE>*>(v + at) = of_two;
+        } else
+            for (u32 i = 0; i < OF_LANE; i++) {
+                if (lane * OF_LANE + i >= left) break;
+                m[at + i] = u8(codes[0][i]);
+                v[at + i] = u8(codes[1][i]);
+            }
         if (lane > 0) continue;
         m_scales[block] = scales[0];
         v_scales[block] = scales[1];
@@ -229,7 +257,7 @@ __device__ void in_eight_bits(const Changed& changed, u8* m, u8* v, float* m_sca
         with_moments(adam, m, v, constants, first, count, key, step);                             \
     }                                                                                             \
     KERNEL(256, adam_in_8_bits##suffix, E* weight, const G* gradient, u8* m, u8* v,               \
-           float* m_scales, float* v_scales, const float* maps, const Constants* constants,       \
+           float* m_scales, float* v_scales, const u32* maps, const Constants* constants,       \
            u64 first, u64 count, u64 key, u32 step) {                                             \
         const Adam<E, G> adam = {weight, gradient, {key, step, WEIGHTS}, first};                  \
         in_eight_bits(adam, m, v, m_scales, v_scales, maps, constants, first, count);             \
@@ -245,7 +273,7 @@ __device__ void in_eight_bits(const Changed& changed, u8* m, u8* v, float* m_sca
         with_moments(direction, m, v, constants, first, count, key, step);                        \
     }                                                                                             \
     KERNEL(256, direction_in_8_bits##suffix, float* out, const G* gradient, u8* m, u8* v,         \
-           float* m_scales, float* v_scales, const float* maps, const Constants* constants,       \
+           float* m_scales, float* v_scales, const u32* maps, const Constants* constants,       \
            u64 first, u64 count, u64, u32, float most) {                                          \
         const Direction<G> direction = {out, gradient, first, most};                              \
         in_eight_bits(direction, m, v, m_scales, v_scales, maps, constants, first, count);        \

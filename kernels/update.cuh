@@ -23,13 +23,24 @@ struct Words {
     }
 };
 
-// Philox 4x32 with 10 rounds (Salmon et al. 2011, section 3.3): the words of elements 4 block ... .
+// All 64 bits. NVRTC adds a zero to the upper half of what it is not told to be one instruction.
+__device__ __forceinline__ u64 wide_product(u32 x, u32 y) {
+#ifdef __CUDA_ARCH__
+    u64 all;
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(all) : "r"(x), "r"(y));
+    return all;
+#else
+    return u64(x) * y;
+#endif
+}
+
+// Philox 4x32 with 10 rounds (Salmon et al. 2011, section 3.3).
 __device__ __forceinline__ Words words(const Draws& draws, u64 block) {
     u32 c0 = u32(block), c1 = u32(block >> 32), c2 = draws.epoch, c3 = draws.purpose;
     u32 k0 = u32(draws.key), k1 = u32(draws.key >> 32);
 #pragma unroll
     for (int round = 0; round < 10; round++) {
-        const u64 a = u64(0xD2511F53u) * c0, b = u64(0xCD9E8D57u) * c2;
+        const u64 a = wide_product(0xD2511F53u, c0), b = wide_product(0xCD9E8D57u, c2);
         c0 = u32(b >> 32) ^ c1 ^ k0;
         c1 = u32(b);
         c2 = u32(a >> 32) ^ c3 ^ k1;
@@ -47,22 +58,34 @@ __device__ __forceinline__ float stochastic(float x, u32 random) {
     return finite ? __uint_as_float((bits + (random & 0xFFFF)) & 0xFFFF0000) : x;
 }
 
-// Rounds a tensor's elements from `at` on, each by the draw of its place, if they become bf16. N is 1,
-// or 4 where `at` is a multiple of it.
+// Rounds a tensor's elements from `at` on, each by the half of a word that its place has, if they
+// become bf16. N is 1, or 4 or 8 where `at` is a multiple of it.
 template <class T, int N>
 __device__ __forceinline__ void round_by(const Draws& draws, u64 at, float (&x)[N]) {
-    static_assert(N == 1 || N == 4, "a block of words has four");
+    static_assert(N == 1 || N == 4 || N == 8, "a block of words has eight halves");
     if (sizeof(T) > 2) return;
-    const Words random = words(draws, at / 4);
+    const Words random = words(draws, at / 8);
+    const u32 first = at % 8;
 #pragma unroll
-    for (int i = 0; i < N; i++) x[i] = stochastic(x[i], N == 4 ? random.v[i] : random.at(at % 4));
+    for (int i = 0; i < N; i++) {
+        const u32 word = N == 8 ? random.v[i / 2]
+                         : N == 4 ? (first ? random.v[2 + i / 2] : random.v[i / 2])
+                                  : random.at(first / 2);
+        x[i] = stochastic(x[i], word >> (N == 1 ? first : i) % 2 * 16);
+    }
 }
 
 // ---- elements ----------------------------------------------------------------------------------
 
-// No larger than `most`; a NaN stays.
+// No larger than `most`; a NaN stays one.
 __device__ __forceinline__ float no_larger(float x, float most) {
+#ifdef __CUDA_ARCH__
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(most));
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(-most));
+    return x;
+#else
     return x < -most ? -most : x > most ? most : x;
+#endif
 }
 
 // A gradient as updates take it: no larger than the step allows, then scaled by the norm of all.

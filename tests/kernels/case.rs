@@ -369,7 +369,7 @@ impl Case {
             (Buffer::Cos, table(|table| &table.cos)),
             (Buffer::Sin, table(|table| &table.sin)),
             (Buffer::Constants, constants(&self.step).to_vec()),
-            (Buffer::Maps, encode(&maps(), Dtype::F32)),
+            (Buffer::Maps, words(&maps())),
         ];
         let given = given.map(|(buffer, bytes)| (buffer, (bytes.len() as u64, bytes)));
         let slots = |slots: u32| vec![0; 8 * slots as usize];

@@ -17,11 +17,14 @@ pub fn stochastic_bf16(value: f32, random: u32) -> f32 {
     f32::from_bits(rounded)
 }
 
-/// Rounds elements `first ..` in place, each by the draw of its place; `first` is a multiple of 4.
+/// Rounds elements `first ..` in place, each by the half of a word that its place has; `first` is
+/// a multiple of 8.
 pub fn round_all(draws: Draws, first: u64, values: &mut [f32]) {
-    for (block, four) in (first / 4..).zip(values.chunks_mut(4)) {
-        for (value, word) in four.iter_mut().zip(draws.words(block)) {
-            *value = stochastic_bf16(*value, word);
+    for (block, eight) in (first / 8..).zip(values.chunks_mut(8)) {
+        let words = draws.words(block);
+        let halves = words.iter().flat_map(|word| [word & 0xFFFF, word >> 16]);
+        for (value, half) in eight.iter_mut().zip(halves) {
+            *value = stochastic_bf16(*value, half);
         }
     }
 }

@@ -20,11 +20,15 @@ use crate::device::tensors::{Moments, TensorRule, TensorUpdate};
 use sequence::{Given, Sequence};
 
 /// Bytes of [`Buffer::Maps`].
-pub const MAPS_BYTES: u64 = 2 * 256 * 4;
+pub const MAPS_BYTES: u64 = (2 * 256 + 2 * 23 * 64 + 2 + 23 * 128 + 1) * 4;
 
-/// The contents of [`Buffer::Maps`]: the values of signed codes, then of unsigned ones.
-pub fn maps() -> Vec<f32> {
-    SIGNED.iter().chain(&*UNSIGNED).copied().collect()
+/// The contents of [`Buffer::Maps`]: the values of signed codes and of unsigned ones, as bits, then
+/// where numbers change their code, in the same order.
+pub fn maps() -> Vec<u32> {
+    let maps = [&*SIGNED, &*UNSIGNED];
+    let values = maps.iter().flat_map(|map| map.values.map(f32::to_bits));
+    let turns = maps.iter().flat_map(|map| map.turns.iter().copied());
+    values.chain(turns).collect()
 }
 
 /// All that runs an operator, in so many bytes of [`Buffer::Scratch`].
@@ -182,10 +186,12 @@ impl Sequence<'_> {
             self.epoch(),
         ]);
         arguments.extend(more);
-        // Four elements a thread, or a warp for a block of 8-bit moments.
+        // A thread has 8 elements, or 4 of f32. What changes 8-bit moments loads the maps first:
+        // worth it for some more.
         let at_once = match moments.kind {
-            Moments::EightBit => 8 * 256,
-            _ => 4 * 256,
+            Moments::EightBit => 8 * 8 * 256,
+            Moments::AsWeights => self.operands.wide() * 256,
+            Moments::F32 => 4 * 256,
         };
         let grid = blocks(count, at_once, i32::MAX as u64);
         self.launch(name, [grid, 1, 1], 256, arguments)
