@@ -110,6 +110,17 @@ __device__ __forceinline__ float direction_element(float r, float& m, float& v,
     return c.direction * m / (sqrtf(v) + c.epsilon);
 }
 
+// The sum of N squares: in f32, at a fraction of f64's cost, where that can hold it.
+template <int N>
+__device__ __forceinline__ double sum_of_squares(const float (&x)[N]) {
+    float sum = 0;
+    for (int i = 0; i < N; i++) sum += x[i] * x[i];
+    if (sum < INFINITE) return sum;
+    double wide = 0;
+    for (int i = 0; i < N; i++) wide += double(x[i]) * double(x[i]);
+    return wide;
+}
+
 // ---- matrices ----------------------------------------------------------------------------------
 
 // Runs `at(row, column)` for every N-th element of a matrix.
@@ -198,7 +209,7 @@ __device__ double update_squares(const U& u, const Constants& c, u32 rows, u32 c
     down_columns<N>(rows, columns, known, [&](u32 row, u32 column, const Known& of_columns) {
         float x[N];
         u.load(row, column, of_columns, c, x);
-        for (int i = 0; i < N; i++) sum += double(x[i]) * double(x[i]);
+        sum += sum_of_squares(x);
     });
     return sum;
 }

@@ -212,7 +212,7 @@ fn moments_of_low_rank_in_8_bits() {
             let mut case = case(setting, 3);
             // A code is up to a hundredth of its block's largest.
             case.tolerance = 0.02;
-            tensor(&mut case, rule, (1100, 24), Lies::Whole);
+            tensor(&mut case, rule, (521, 24), Lies::Whole);
             case.check(&format!("{rule:?}"));
         }
     }
