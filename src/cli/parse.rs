@@ -167,7 +167,8 @@ pub fn gap(text: &str) -> Parsed<f64> {
 /// Anything else.
 pub fn rate(text: &str) -> Parsed<BytesPerSec> {
     let wrong = || format!("`{text}` is no rate such as 2GB/s");
-    let size = bytes(text.strip_suffix("/s").ok_or_else(wrong)?)?;
+    let size = text.strip_suffix("/s").map(bytes);
+    let size = size.and_then(Parsed::ok).ok_or_else(wrong)?;
     BytesPerSec::new(size.get()).ok_or_else(wrong)
 }
 

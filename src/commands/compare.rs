@@ -93,14 +93,29 @@ const PATIENCE: Duration = Duration::from_millis(150);
 /// `BadInput` for what cannot be read, planned or written and for an interruption; `Infeasible`
 /// where nothing fits at any length, after all files have been written.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let begun = Instant::now();
     let comparing = Comparing::new(args)?;
     let runs = read_runs(&args.run)?;
+    let made = !args.output.exists();
+    let done = write(args, &comparing, &runs, out);
+    if made && done.is_err() {
+        // Where nothing was found that is worth to go on from.
+        let _ = std::fs::remove_dir(&args.output);
+    }
+    done
+}
+
+fn write(
+    args: &Args,
+    comparing: &Comparing<'_>,
+    runs: &[run_file::Measured],
+    out: &mut dyn Write,
+) -> Result<()> {
+    let begun = Instant::now();
     let stored = directory(&args.output)?.join("comparison.json");
     let file = go_on(&stored, comparing.fresh())?;
     let file = comparing.all(file, &stored)?;
     let shown = comparing.asked(&file);
-    report::write(&shown, &runs, &args.output)?;
+    report::write(&shown, runs, &args.output)?;
     if args.json {
         print(out, file::write(&shown))?;
     } else {

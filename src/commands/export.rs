@@ -4,7 +4,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use super::read_schedule;
+use super::read_sound_schedule;
 use crate::cli::{parse, print};
 use crate::error::{Error, Result};
 use crate::execute;
@@ -35,9 +35,10 @@ pub struct Args {
 ///
 /// # Errors
 /// `BadInput` for a file that is no schedule, one without its model, or a profile that cannot be
-/// found; `Infeasible` where nothing that the system can do fits.
+/// found; `Refused` for one with violations; `Infeasible` where nothing that the system can do
+/// fits.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let file = read_schedule(&args.schedule)?;
+    let file = read_sound_schedule(&args.schedule)?;
     let name = args.profile.as_deref().unwrap_or(&file.hardware.name);
     let profile = profile::load(name).map_err(|error| match &args.profile {
         Some(_) => error,

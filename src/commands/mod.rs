@@ -32,6 +32,19 @@ fn read_schedule(path: &Path) -> Result<ScheduleFile> {
     schedule::read(&text).map_err(|error| error.within(path.display()))
 }
 
+/// The same of one that the checker does not refuse.
+fn read_sound_schedule(path: &Path) -> Result<ScheduleFile> {
+    let file = read_schedule(path)?;
+    let violations = ebbtide_solver::check::check(&file.schedule);
+    let Some(first) = violations.first() else {
+        return Ok(file);
+    };
+    let path = path.display();
+    Err(Error::refused(format!("the checker refuses it: {first}"))
+        .hint(format!("`ebbtide check {path}` lists all violations"))
+        .within(path))
+}
+
 /// A flag that Ctrl-C sets; another one, a second later or more, ends the process at once (some
 /// senders signal a process and its group). A file that grows beyond its limit is an error to
 /// report, not a signal to die of.

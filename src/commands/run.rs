@@ -11,10 +11,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use ebbtide_solver::check;
 use ebbtide_solver::units::BytesPerSec;
 
-use super::{interrupts, read_schedule};
+use super::{interrupts, read_sound_schedule};
 use crate::cli::{parse, print};
 use crate::device::{Cause, Device, Target};
 use crate::error::{Error, Result};
@@ -138,17 +137,8 @@ pub struct Args {
 /// `Refused` for a schedule with violations, `NoDevice` when the device fails, `BadInput` for
 /// everything that cannot be read or written, and for a loss that is not a number.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
-    let schedule = read_schedule(&args.schedule)?;
+    let schedule = read_sound_schedule(&args.schedule)?;
     let named = |error: Error| error.within(args.schedule.display());
-    let violations = check::check(&schedule.schedule);
-    if let Some(first) = violations.first() {
-        return Err(named(
-            Error::refused(format!("the checker refuses it: {first}")).hint(format!(
-                "`ebbtide check {}` lists all violations",
-                args.schedule.display()
-            )),
-        ));
-    }
     let model = execute::model(&schedule).map_err(named)?;
     check_outputs(args)?;
     let stop = interrupts()?;

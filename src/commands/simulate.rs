@@ -1,14 +1,13 @@
 //! `ebbtide simulate S.json`: what a schedule takes, on which stream, in which memory; and the same
 //! as files for viewers.
 
-use super::read_schedule;
+use super::read_sound_schedule;
 use crate::cli::print;
 use crate::error::{Error, Result};
 use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::{snapshot, trace};
 use crate::memory;
 use crate::report;
-use ebbtide_solver::check;
 use ebbtide_solver::schedule::Stream;
 use ebbtide_solver::simulate::{copied_bytes, try_simulate};
 use std::io::Write;
@@ -49,16 +48,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         }
     }
     check_distinct(&files)?;
-    let file = read_schedule(&args.schedule)?;
-    let name = args.schedule.display();
-    let violations = check::check(&file.schedule);
-    if let Some(first) = violations.first() {
-        return Err(Error::refused(format!("the checker refuses it: {first}"))
-            .hint(format!("`ebbtide check {name}` lists all violations"))
-            .within(name));
-    }
+    let file = read_sound_schedule(&args.schedule)?;
     let timeline = try_simulate(&file.schedule)
-        .map_err(|stuck| Error::bad_input(stuck.to_string()).within(name))?;
+        .map_err(|stuck| Error::bad_input(stuck.to_string()).within(args.schedule.display()))?;
     if let Some(path) = &args.trace {
         write_atomically(path, trace::write(&file, &timeline))?;
     }
