@@ -3,7 +3,7 @@
 //! [`graph`] says what is computed, `plan` makes cuDNN's descriptors of it and finds its engine,
 //! `library` finds cuDNN. Plans are made once for each shape and kept. Which attention comes here,
 //! and in which pieces, is decided by `launch::fused`. Not yet run on a GPU; that cuDNN 9.19 has
-//! engines for these graphs is tested without one (`tests/cudnn.rs`).
+//! engines for these graphs is tested without one (`tests/cudnn`).
 
 pub mod graph;
 mod library;

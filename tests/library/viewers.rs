@@ -237,7 +237,7 @@ fn allocations_balance_and_no_two_live_blocks_overlap() {
     assert_eq!(number(&segment["total_size"]), exports.arena());
     let events = snapshot["device_traces"][0].as_array().unwrap();
     assert_eq!(events[0]["action"], "segment_alloc");
-    let (mut live, mut requested, mut time) = (BTreeMap::new(), None, 0);
+    let (mut live, mut requested, mut time) = (BTreeMap::<u64, u64>::new(), None, 0);
     let (mut bytes, mut most) = (0, 0);
     for event in &events[1..] {
         let (addr, size) = (number(&event["addr"]), number(&event["size"]));

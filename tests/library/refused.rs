@@ -1,15 +1,14 @@
 //! The referee's refusals, from files: each is the good schedule with one change, and is named
 //! after the fault that this brings about. `UPDATE_REFUSED=1` writes them anew.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use ebbtide::format::schedule::{read, write};
 use ebbtide_solver::check::{check, Fault, Violation};
-use support::tiny::faults::CHANGES;
-use support::tiny_file;
+
+use super::support::tiny::faults::{Change, CHANGES};
+use super::support::tiny_file;
 
 const GOOD: &str = "base.good.json";
 
@@ -30,7 +29,7 @@ fn violations(name: &str) -> Vec<Violation> {
 /// The files are what the changes make of the good schedule.
 #[test]
 fn the_files_are_the_changes() {
-    let good = ("base.good", (|_| {}) as support::tiny::faults::Change);
+    let good = ("base.good", (|_| {}) as Change);
     for (name, change) in CHANGES.iter().copied().chain([good]) {
         let mut file = tiny_file();
         change(&mut file.schedule);

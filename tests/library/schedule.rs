@@ -1,7 +1,5 @@
 //! The schedule file: there and back, its JSON Schema, and what is refused.
 
-mod support;
-
 use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::device::packed::Storage;
 use ebbtide::error::Kind;
@@ -12,8 +10,9 @@ use ebbtide_solver::ids::{BufferId, Id, OpId};
 use ebbtide_solver::problem::{Category, Domain};
 use ebbtide_solver::schedule::{Access, Action, Operand, Space};
 use ebbtide_solver::units::{Bytes, Nanos, Span};
-use support::tiny::random::Random;
-use support::{tiny, tiny_file};
+
+use super::support::tiny::random::Random;
+use super::support::{tiny, tiny_file};
 
 /// Small, large and the largest numbers.
 fn number(random: &mut Random) -> u64 {
@@ -163,7 +162,7 @@ fn arbitrary(random: &mut Random) -> ScheduleFile {
 }
 
 fn validator() -> jsonschema::Validator {
-    let schema = include_str!("../schemas/schedule.schema.json");
+    let schema = include_str!("../../schemas/schedule.schema.json");
     let schema = serde_json::from_str(schema).expect("the published schema is JSON");
     jsonschema::draft202012::new(&schema).expect("the published schema is a schema")
 }

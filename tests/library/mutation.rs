@@ -3,8 +3,7 @@
 //! Two layers of real models, lowered for two machines, planned by every strategy under budgets
 //! from the leanest plan's to everything's. Each schedule must be clean; then faults are injected,
 //! and whatever the referee accepts is executed by the slow oracle.
-//! `FAULTS=1000 cargo test --release --test mutation` injects more into each.
-mod support;
+//! `FAULTS=1000 cargo test --release --test library mutation` injects more into each.
 
 use std::collections::BTreeMap;
 
@@ -20,9 +19,10 @@ use ebbtide_solver::schedule::{Action, Schedule, Stream};
 use ebbtide_solver::search::{contexts, solve, Options, Strategy};
 use ebbtide_solver::units::Bytes;
 use rayon::prelude::*;
-use support::tiny::mutation::{difference, random_fault};
-use support::tiny::oracle::{good_outcome, is_harmful};
-use support::tiny::random::Random;
+
+use super::support::tiny::mutation::{difference, random_fault};
+use super::support::tiny::oracle::{good_outcome, is_harmful};
+use super::support::tiny::random::Random;
 
 /// What a schedule makes use of.
 fn features(problem: &Problem, schedule: &Schedule) -> Vec<&'static str> {
