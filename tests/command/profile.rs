@@ -1,54 +1,14 @@
 //! `ebbtide profile` as a person calls it: what it writes, what it goes on from, what it refuses.
 
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 
-const EBBTIDE: &str = env!("CARGO_BIN_EXE_ebbtide");
-
-/// A directory of its own for each test, gone when it ends.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(name: &str) -> Self {
-        let name = format!("ebbtide-profile-{}-{name}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).to_str().unwrap().to_owned()
-    }
-    fn json(&self, name: &str) -> Option<Value> {
-        let text = std::fs::read_to_string(self.0.join(name)).ok()?;
-        Some(serde_json::from_str(&text).unwrap())
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn ebbtide(args: &[&str]) -> Output {
-    Command::new(EBBTIDE).args(args).output().unwrap()
-}
-
-fn succeeds(args: &[&str]) -> Output {
-    let out = ebbtide(args);
-    assert_eq!(out.status.code(), Some(0), "{args:?}: {}", stderr(&out));
-    out
-}
-
-fn stderr(out: &Output) -> String {
-    String::from_utf8_lossy(&out.stderr).into_owned()
-}
+use super::{json, prints, refuses, told, Scratch, EBBTIDE};
 
 /// What is measured in these tests.
-const TINY: [&str; 7] = [
+const MEASURED: [&str; 7] = [
     "profile", "--model", "tiny", "--seq", "32,64", "--link", "500MB/s",
 ];
 
@@ -56,34 +16,34 @@ const TINY: [&str; 7] = [
 #[cfg(target_os = "linux")]
 #[test]
 fn an_interrupted_measurement_goes_on_and_serves_plan_and_run() {
-    let place = Place::new("whole");
-    let (file, schedule) = (place.at("p.json"), place.at("s.json"));
-    let profile = [&TINY[..], &["-o", &file]].concat();
+    let scratch = Scratch::new();
+    let (file, schedule) = (scratch.path("p.json"), scratch.path("s.json"));
+    let profile = [&MEASURED[..], &["-o", &file]].concat();
 
     let mut child = Command::new(EBBTIDE);
     let child = child.args(&profile).stderr(Stdio::piped()).spawn().unwrap();
-    let begun = || Some(place.json("p.json.partial")?["calibration"].is_object());
-    while begun() != Some(true) {
+    let partial = "p.json.partial";
+    while !scratch.has(partial) || !scratch.json(partial)["calibration"].is_object() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let id = child.id().to_string();
     let killed = Command::new("kill").args(["-INT", &id]).status();
     assert!(killed.unwrap().success());
-    let out = child.wait_with_output().unwrap();
-    assert_eq!(out.status.code(), Some(2), "{}", stderr(&out));
+    let (code, _, err) = told(child.wait_with_output().unwrap());
+    assert_eq!(code, 2, "{err}");
     for words in ["interrupted after", "goes on from", "p.json.partial"] {
-        assert!(stderr(&out).contains(words), "{}", stderr(&out));
+        assert!(err.contains(words), "{err}");
     }
-    assert!(place.json("p.json").is_none(), "half a profile");
+    assert!(!scratch.has("p.json"), "half a profile");
 
     // What is there is not measured again: this number would not come twice.
-    let mut partial = place.json("p.json.partial").unwrap();
-    partial["calibration"]["launch_ns"] = 1234.into();
-    std::fs::write(place.at("p.json.partial"), partial.to_string()).unwrap();
-    let table = String::from_utf8(succeeds(&profile).stdout).unwrap();
+    let mut begun = scratch.json(partial);
+    begun["calibration"]["launch_ns"] = 1234.into();
+    scratch.file(partial, begun.to_string());
+    let table = prints(&profile);
     assert!(table.contains("block of tokens"), "{table}");
-    assert!(place.json("p.json.partial").is_none(), "left behind");
-    let measured = place.json("p.json").unwrap();
+    assert!(!scratch.has(partial), "left behind");
+    let measured = scratch.json("p.json");
     assert_eq!(measured["operators"]["launch"]["ns"], 1234);
     for direction in ["forward", "dgrad", "wgrad"] {
         let samples = measured["operators"]["gemm"]["samples"].as_array().unwrap();
@@ -99,11 +59,11 @@ fn an_interrupted_measurement_goes_on_and_serves_plan_and_run() {
 
     let mut plan = vec!["plan", "--model", "tiny", "--profile", &file, "--seq", "64"];
     plan.extend(["--device-memory", "3MiB", "-o", &schedule]);
-    succeeds(&plan);
-    let run = succeeds(&[
+    prints(&plan);
+    let run = prints(&[
         "run", &schedule, "--link", "500MB/s", "--steps", "3", "--json",
     ]);
-    let run: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let run = json(&run);
     assert_eq!(run["hardware"], run["device"]);
     let named = |kind: &str| {
         let parts = run["parts"].as_array().unwrap().iter();
@@ -115,18 +75,18 @@ fn an_interrupted_measurement_goes_on_and_serves_plan_and_run() {
 
 #[test]
 fn what_cannot_be_measured_is_refused_at_once() {
-    let place = Place::new("refused");
-    let file = place.at("p.json");
-    let missing = place.at("no/such/p.json");
-    let directory = place.0.to_str().unwrap().to_owned();
-    let foreign = place.at("foreign.json");
+    let scratch = Scratch::new();
+    let file = scratch.path("p.json");
+    let missing = scratch.path("no/such/p.json");
+    let directory = scratch.0.to_str().unwrap().to_owned();
+    let foreign = scratch.path("foreign.json");
     let other = r#"{"schema":"ebbtide/measured/1","settings":{"ebbtide_version":"0","model":"m",
         "config":{},"device":"cpu","dtype":"f32","link_bytes_per_s":null,"deterministic":false,
         "tokens":[1]},
         "calibration":null,"links":null,"slowdown":null,"host":null,"steps":[]}"#;
-    std::fs::write(place.at("foreign.json.partial"), other).unwrap();
-    let broken = place.at("broken.json");
-    std::fs::write(place.at("broken.json.partial"), "{").unwrap();
+    scratch.file("foreign.json.partial", other);
+    let broken = scratch.path("broken.json");
+    scratch.file("broken.json.partial", "{");
     let cases: [(&[&str], i32, &str); 13] = [
         (
             &["--device", "cuda:0", "-o", &file],
@@ -172,12 +132,7 @@ fn what_cannot_be_measured_is_refused_at_once() {
             }
         }
         args.extend(more);
-        let out = ebbtide(&args);
-        let error = stderr(&out);
-        assert_eq!(out.status.code(), Some(code), "{args:?}: {error}");
-        assert!(error.contains(words), "{args:?}: {error}");
-        assert_eq!(error.matches("error:").count(), 1, "{args:?}: {error}");
-        assert_eq!(out.stdout, b"", "{args:?}");
+        refuses(&args, code, words);
     }
-    assert!(place.json("p.json").is_none() && place.json("p.json.partial").is_none());
+    assert!(!scratch.has("p.json") && !scratch.has("p.json.partial"));
 }

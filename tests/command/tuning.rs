@@ -2,7 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use assert_cmd::Command;
 use ebbtide::device::arithmetic::Arithmetic;
 use ebbtide::device::packed::Storage;
 use ebbtide::format::schedule::Predicted;
@@ -15,20 +14,20 @@ use ebbtide::tuning::{cuts, tune, Freedom, Outcome};
 use ebbtide_solver::problem::Budget;
 use ebbtide_solver::search::{Options, Strategy};
 use ebbtide_solver::units::{Bytes, BytesPerSec};
+use serde_json::Value;
 
-fn plan(flags: &[&str]) -> Command {
-    let mut command = Command::cargo_bin("ebbtide").unwrap();
-    command.args([
-        "plan",
-        "--model",
-        "tiny",
-        "--profile",
-        "unit",
-        "--seq",
-        "256",
-    ]);
-    command.args(flags);
-    command
+use super::{ebbtide, json, prints, refuses};
+
+fn plan<'a>(flags: &[&'a str]) -> Vec<&'a str> {
+    let plan = ["plan", "--model=tiny", "--profile=unit", "--seq=256"];
+    [&plan[..], flags].concat()
+}
+
+/// What a plan prints as JSON, whatever was tried beside it.
+fn planned(flags: &[&str]) -> Value {
+    let (code, out, err) = ebbtide(&plan(flags));
+    assert_eq!(code, 0, "{err}");
+    json(&out)
 }
 
 #[test]
@@ -99,13 +98,11 @@ fn the_fastest_of_what_is_allowed_is_chosen() {
 fn the_table_names_the_choice_and_what_it_changes() {
     let mut flags = vec!["--method", "auto", "--allow", "sgd,lomo", "--batch", "2"];
     flags.extend(["--device-memory", "3MiB"]);
-    let done = plan(&flags).assert().success();
-    let text = String::from_utf8_lossy(&done.get_output().stdout).into_owned();
+    let text = prints(&plan(&flags));
     assert_eq!(text.matches(" chosen").count(), 1, "{text}");
     assert!(text.contains("trains otherwise than adamw"), "{text}");
     assert!(text.contains("cannot accumulate 2"), "{text}");
-    let alone = plan(&["--method", "auto"]).assert().success();
-    let text = String::from_utf8_lossy(&alone.get_output().stdout).into_owned();
+    let text = prints(&plan(&["--method", "auto"]));
     assert!(text.contains("adamw changes no result"), "{text}");
     assert!(!text.contains("lomo"), "{text}");
 }
@@ -113,9 +110,8 @@ fn the_table_names_the_choice_and_what_it_changes() {
 #[test]
 fn json_is_the_chosen_plans_alone() {
     let flags = ["--method", "auto", "--allow", "apollo", "--json"];
-    let done = plan(&flags).assert().success();
-    let json: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
-    assert!(["adamw", "apollo"].contains(&json["method"].as_str().unwrap()));
+    let method = planned(&flags)["method"].clone();
+    assert!(["adamw", "apollo"].contains(&method.as_str().unwrap()));
 }
 
 #[test]
@@ -128,31 +124,25 @@ fn compact_is_told_its_rank_and_its_layers() {
         "--compress",
         "qkv,down",
     ];
-    let done = plan(&[&flags[..], &["--json"]].concat()).assert().success();
-    let json: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
-    let options = &json["method_options"];
+    let file = planned(&[&flags[..], &["--json"]].concat());
+    let options = &file["method_options"];
     assert_eq!(options["rank_divisor"], 8);
     assert_eq!(options["compress"], serde_json::json!(["qkv", "down"]));
-    let decisions = json["decisions"].as_array().unwrap();
+    let decisions = file["decisions"].as_array().unwrap();
     let decided = |name: &str| decisions.iter().any(|d| d["tensor"] == name);
     assert!(decided("n1.projected") && decided("h.projected") && decided("n2"));
     assert!(!decided("n2.projected"));
-    let shown = plan(&flags).assert().success();
-    let text = String::from_utf8_lossy(&shown.get_output().stdout).into_owned();
+    let text = prints(&plan(&flags));
     assert!(text.contains("rank 1/8"), "{text}");
 }
 
 #[test]
 fn aware_training_is_used_where_it_is_named() {
-    let done = plan(&["--allow", "qat-int8", "--json"]).assert().success();
-    let json: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
-    assert_eq!(json["arithmetic"], "qat-int8");
+    let aware = planned(&["--allow", "qat-int8", "--json"]);
+    assert_eq!(aware["arithmetic"], "qat-int8");
     // On a machine that is no faster in 8 bits, products stay as they are.
-    let done = plan(&["--allow", "fp8-compute", "--json"])
-        .assert()
-        .success();
-    let json: serde_json::Value = serde_json::from_slice(&done.get_output().stdout).unwrap();
-    assert!(json["arithmetic"].is_null());
+    let plain = planned(&["--allow", "fp8-compute", "--json"]);
+    assert!(plain["arithmetic"].is_null());
 }
 
 #[test]
@@ -187,9 +177,7 @@ fn what_leaves_no_choice_is_refused() {
         (&["--method", "lora"], "invalid value"),
     ];
     for (flags, why) in refused {
-        let done = plan(flags).assert().code(2);
-        let text = String::from_utf8_lossy(&done.get_output().stderr).into_owned();
-        assert!(text.contains(why), "{flags:?}: {text}");
+        refuses(&plan(flags), 2, why);
     }
 }
 
