@@ -138,6 +138,9 @@ fn bad_input_is_refused_before_anything_is_planned() {
     assert_eq!(code, 2, "{err}");
     assert!(err.contains("none.json: cannot read"), "{err}");
     assert!(!scratch.has("out"));
+    let (code, _, err) = compare("256", &target, &["--strategy", "exhaustive"]);
+    assert!(code == 2 && err.contains("at most 1000000 plans"), "{err}");
+    assert!(!scratch.has("out"), "an empty directory");
 
     // A file stands where the directory should be.
     scratch.file("out", "a file");

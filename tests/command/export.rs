@@ -83,4 +83,8 @@ fn what_cannot_be_exported_is_refused() {
     refused(&path, &["--to", "nobody"], 2, "nobody");
     refused(&path, &["--to", "trl", "--profile", "none"], 2, "none");
     refused(&scratch.path("none.json"), &["--to", "trl"], 2, "none.json");
+    let mut file = scratch.json("s.json");
+    file["streams"]["compute"].as_array_mut().unwrap().pop();
+    let short = scratch.file("short.json", file.to_string());
+    refused(&short, &["--to", "trl"], 5, "the checker refuses it");
 }

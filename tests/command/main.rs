@@ -9,6 +9,7 @@ mod export;
 mod files;
 mod profile;
 mod tuning;
+mod viewers;
 
 use std::fs;
 use std::path::PathBuf;

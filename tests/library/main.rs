@@ -1,4 +1,4 @@
-//! The library's parts: models, graphs and profiles, the referee, and the files that are written.
+//! The library's parts: models, graphs and profiles, the referee, the schedule file.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -10,4 +10,3 @@ mod mutation;
 mod profile;
 mod refused;
 mod schedule;
-mod viewers;

@@ -2,30 +2,31 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::path::PathBuf;
+use std::process::Command;
 
-use assert_cmd::Command;
 use serde_json::{json, Value};
 
-/// A plan that swaps, and its exports, in a directory that is gone when the test is over.
+use super::{prints, refuses, Scratch};
+
+/// A plan that swaps, and its exports.
 struct Exports {
-    directory: PathBuf,
+    scratch: Scratch,
     schedule: Value,
     trace: Vec<Value>,
 }
 
 impl Exports {
-    fn new(name: &str) -> Self {
-        let directory =
-            std::env::temp_dir().join(format!("ebbtide-exports-{}-{name}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        let path = |file: &str| directory.join(file).to_str().unwrap().to_owned();
-        let (schedule, trace) = (path("schedule.json"), path("trace.json"));
-        prints(&[
-            "plan --model tiny --profile h100-sxm5-80gb --seq 4k --device-memory 10MiB -o",
-            &schedule,
-        ]);
-        let pickle = path("memory.pickle");
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let [schedule, trace, pickle] =
+            ["schedule.json", "trace.json", "memory.pickle"].map(|name| scratch.path(name));
+        let plan = [
+            "plan",
+            "--model=tiny",
+            "--profile=h100-sxm5-80gb",
+            "--seq=4k",
+        ];
+        prints(&[&plan[..], &["--device-memory=10MiB", "-o", &schedule]].concat());
         let flags = ["--trace", &trace, "--memory-snapshot", &pickle];
         let said = prints(&[&["simulate", &schedule], &flags[..]].concat());
         assert!(
@@ -36,13 +37,13 @@ impl Exports {
             said.contains(&format!("\nsnapshot in {pickle}, for ")),
             "{said}"
         );
-        let json = |path| -> Value {
-            serde_json::from_str(&fs::read_to_string(path).unwrap()).expect("valid JSON")
-        };
-        let schedule = json(&schedule);
-        let trace = json(&trace)["traceEvents"].as_array().unwrap().clone();
+        let schedule = scratch.json("schedule.json");
+        let trace = scratch.json("trace.json")["traceEvents"]
+            .as_array()
+            .unwrap()
+            .clone();
         Self {
-            directory,
+            scratch,
             schedule,
             trace,
         }
@@ -54,25 +55,9 @@ impl Exports {
     fn arena(&self) -> u64 {
         number(&self.schedule["predicted"]["arena_bytes"])
     }
-    fn pickle(&self) -> PathBuf {
-        self.directory.join("memory.pickle")
+    fn pickle(&self) -> String {
+        self.scratch.path("memory.pickle")
     }
-}
-
-impl Drop for Exports {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.directory);
-    }
-}
-
-/// Standard output of a command that must succeed; the first part is split at spaces.
-fn prints(parts: &[&str]) -> String {
-    let mut command = Command::cargo_bin("ebbtide").unwrap();
-    let command = command.args(parts[0].split(' ')).args(&parts[1..]);
-    let output = command.output().unwrap();
-    let err = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{parts:?}: {err}");
-    String::from_utf8(output.stdout).unwrap()
 }
 
 fn number(value: &Value) -> u64 {
@@ -94,7 +79,7 @@ fn span(event: &Value) -> (u64, u64) {
 
 #[test]
 fn every_stream_is_a_named_row_whose_events_do_not_overlap() {
-    let exports = Exports::new("rows");
+    let exports = Exports::new();
     let mut rows: BTreeMap<u64, Vec<(u64, u64)>> = BTreeMap::new();
     for event in exports.phase("X") {
         let args = &event["args"];
@@ -122,7 +107,7 @@ fn every_stream_is_a_named_row_whose_events_do_not_overlap() {
 
 #[test]
 fn every_swap_has_its_arrow() {
-    let exports = Exports::new("arrows");
+    let exports = Exports::new();
     let copies = |tid: u64| exports.phase("X").filter(move |e| e["tid"] == tid);
     let ids = |ph| exports.phase(ph).map(|e| (number(&e["id"]), e));
     let outs: HashMap<u64, &Value> = ids("s").collect();
@@ -152,7 +137,7 @@ fn every_swap_has_its_arrow() {
 
 #[test]
 fn the_memory_counters_reach_the_peak_and_stay_in_the_arena() {
-    let exports = Exports::new("counters");
+    let exports = Exports::new();
     let total = |e: &Value| -> u64 { e["args"].as_object().unwrap().values().map(number).sum() };
     let counters: Vec<&Value> = exports.phase("C").collect();
     assert!(counters
@@ -229,7 +214,7 @@ fn unpickle(bytes: &[u8]) -> Value {
 
 #[test]
 fn allocations_balance_and_no_two_live_blocks_overlap() {
-    let exports = Exports::new("snapshot");
+    let exports = Exports::new();
     let snapshot = unpickle(&fs::read(exports.pickle()).unwrap());
     let segment = &snapshot["segments"][0];
     let base = number(&segment["address"]);
@@ -297,8 +282,8 @@ print(len(s['device_traces'][0]))
 
 #[test]
 fn python_reads_the_same_snapshot() {
-    let exports = Exports::new("python");
-    let mut python = std::process::Command::new("python3");
+    let exports = Exports::new();
+    let mut python = Command::new("python3");
     let Ok(output) = python.args(["-c", READER]).arg(exports.pickle()).output() else {
         eprintln!("not checked: there is no python3");
         return;
@@ -313,13 +298,10 @@ fn python_reads_the_same_snapshot() {
 
 #[test]
 fn a_file_that_cannot_be_written_is_said_so() {
-    let exports = Exports::new("unwritable");
-    let schedule = exports.directory.join("schedule.json");
+    let exports = Exports::new();
+    let schedule = exports.scratch.path("schedule.json");
     for flag in ["--trace", "--memory-snapshot"] {
-        let mut command = Command::cargo_bin("ebbtide").unwrap();
-        let command = command.arg("simulate").arg(&schedule).arg(flag);
-        let output = command.arg(schedule.join("x")).output().unwrap();
-        assert_eq!(output.status.code(), Some(2));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("cannot write"));
+        let within = format!("{schedule}/x");
+        refuses(&["simulate", &schedule, flag, &within], 2, "cannot write");
     }
 }
