@@ -8,6 +8,7 @@ mod export;
 #[cfg(unix)]
 mod files;
 mod profile;
+mod run;
 mod tuning;
 mod viewers;
 
@@ -80,6 +81,14 @@ fn told(output: Output) -> (i32, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let code = output.status.code().unwrap_or(-1);
     (code, text(output.stdout), text(output.stderr))
+}
+
+/// Ctrl-C.
+#[cfg(target_os = "linux")]
+fn interrupt(child: &std::process::Child) {
+    let id = child.id().to_string();
+    let killed = Command::new("kill").args(["-INT", &id]).status();
+    assert!(killed.unwrap().success());
 }
 
 /// Standard output of a command that must succeed and say nothing else.

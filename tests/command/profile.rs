@@ -26,9 +26,7 @@ fn an_interrupted_measurement_goes_on_and_serves_plan_and_run() {
     while !scratch.has(partial) || !scratch.json(partial)["calibration"].is_object() {
         std::thread::sleep(Duration::from_millis(10));
     }
-    let id = child.id().to_string();
-    let killed = Command::new("kill").args(["-INT", &id]).status();
-    assert!(killed.unwrap().success());
+    super::interrupt(&child);
     let (code, _, err) = told(child.wait_with_output().unwrap());
     assert_eq!(code, 2, "{err}");
     for words in ["interrupted after", "goes on from", "p.json.partial"] {

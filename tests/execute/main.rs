@@ -6,7 +6,6 @@ mod support;
 mod characters;
 mod clipping;
 mod clock;
-mod command;
 mod faults;
 mod hf;
 mod identity;

@@ -5,8 +5,8 @@ use ebbtide::device::cuda::launch::{fused_calls, Argument, FusedCall, Launch, SC
 use ebbtide::device::{AttentionShape, HeadShape, Operator, Region, Reservation, Space};
 use ebbtide::profile::{Dtype, FusedShape};
 
-use crate::case::Request;
 use crate::library;
+use crate::request::Request;
 
 /// Where lse lies in scratch memory.
 const STATISTICS: u64 = 1 << 20;

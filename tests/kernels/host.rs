@@ -4,8 +4,8 @@ use std::process::Command;
 
 use ebbtide::device::cuda::launch::Launch;
 
-use crate::case::Request;
 use crate::library;
+use crate::request::Request;
 
 /// Runs one launch on a buffer of 64 bytes; what the program says where it fails.
 fn told(kernel: &'static str, block: u32, bytes: u64) -> Option<String> {

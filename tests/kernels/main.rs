@@ -12,6 +12,7 @@ mod low_rank;
 mod nvrtc;
 mod packed;
 mod plans;
+mod request;
 mod rows;
 mod tensors;
 mod update;

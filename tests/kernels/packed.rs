@@ -4,8 +4,9 @@
 use ebbtide::device::cuda::launch::Launch;
 use half::bf16;
 
-use crate::case::{noise, Request};
+use crate::case::noise;
 use crate::library;
+use crate::request::Request;
 
 /// A matrix and its transpose, rounded by columns and by rows.
 struct Turned {
