@@ -3,12 +3,13 @@
 //! Each command's flags stand beside what it does, in `commands/`; what they have in common is
 //! parsed by [`parse`].
 
+pub mod output;
 pub mod parse;
 
 use crate::commands::{
     arena, chain, check, compare, export, fit, list, plan, profile, run, simulate,
 };
-use crate::error::{Error, Result};
+use crate::error::Result;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 
@@ -137,27 +138,7 @@ pub fn run(command: &Command, out: &mut dyn Write) -> Result<()> {
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "ebbtide", &mut script);
-            print(out, &script)
+            output::print(out, &script)
         }
     }
-}
-
-/// Writes what a command has to say.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn print(out: &mut dyn Write, text: impl AsRef<[u8]>) -> Result<()> {
-    out.write_all(text.as_ref()).map_err(unwritable)
-}
-
-/// Makes sure that all of it has been written.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn flush(out: &mut dyn Write) -> Result<()> {
-    out.flush().map_err(unwritable)
-}
-
-fn unwritable(cause: std::io::Error) -> Error {
-    Error::bad_input(format!("cannot write to standard output: {cause}"))
 }

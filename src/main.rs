@@ -1,7 +1,7 @@
 //! The `ebbtide` command: parse, dispatch, print one error, exit with the contract's code.
 
 use clap::Parser;
-use ebbtide::cli::{self, Cli, Command};
+use ebbtide::cli::{self, output, Cli, Command};
 use ebbtide::error::{Error, Result};
 use ebbtide_solver::build::STACK_BYTES;
 use ebbtide_solver::units::Bytes;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<()> {
     let mut out = BufWriter::new(UntilClosed(io::stdout()));
     let done = cli::run(command, &mut out);
-    let flushed = cli::flush(&mut out);
+    let flushed = output::flush(&mut out);
     done.and(flushed)
 }
 

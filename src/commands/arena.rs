@@ -5,7 +5,8 @@
 
 mod csv;
 
-use crate::cli::{self, parse};
+use crate::cli::output::print;
+use crate::cli::parse;
 use crate::error::{Error, Result};
 use crate::files::{check_distinct, check_writable, read_text, write_atomically};
 use csv::Instance;
@@ -91,7 +92,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     } else {
         to_table(&instance, &placement, spent, args.output.as_deref())
     };
-    cli::print(out, report)
+    print(out, report)
 }
 
 fn check_capacity(placement: &Placement, capacity: u64, spent: Duration) -> Result<()> {

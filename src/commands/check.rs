@@ -1,7 +1,7 @@
 //! `ebbtide check S.json`: the referee's verdict on a schedule, whoever wrote it.
 
 use super::read_schedule;
-use crate::cli::print;
+use crate::cli::output::print;
 use crate::error::{Error, Result};
 use crate::report;
 use ebbtide_solver::check;

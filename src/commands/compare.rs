@@ -16,7 +16,8 @@ use rayon::prelude::*;
 
 use super::fit::{narrow, Row};
 use super::{interrupts, progress_bar, setting};
-use crate::cli::{parse, print};
+use crate::cli::output::print;
+use crate::cli::parse;
 use crate::comparison::{self, Limits};
 use crate::error::{Error, Result};
 use crate::files::{check_writable, read_text, write_atomically};

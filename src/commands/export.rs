@@ -5,7 +5,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use super::read_sound_schedule;
-use crate::cli::{parse, print};
+use crate::cli::output::print;
+use crate::cli::parse;
 use crate::error::{Error, Result};
 use crate::execute;
 use crate::export::{settings, simulated, words, System, Traits};

@@ -4,7 +4,8 @@
 //! bisected. What binds is why the shortest length that was found too long does not fit.
 
 use super::setting;
-use crate::cli::{parse, print};
+use crate::cli::output::print;
+use crate::cli::parse;
 use crate::error::{Error, Result};
 use crate::lower::MAX_TOKENS;
 use crate::methods::Method;

@@ -1,6 +1,6 @@
 //! `ebbtide list`: what is built in.
 
-use crate::cli::print;
+use crate::cli::output::print;
 use crate::error::Result;
 use crate::methods::Method;
 use crate::model;

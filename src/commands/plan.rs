@@ -1,8 +1,8 @@
 //! `ebbtide plan`: the fastest step that fits, with its proof, as a schedule file.
 
 use super::setting;
-use crate::cli::parse::{Allowed, Choice};
-use crate::cli::{parse, print};
+use crate::cli::output::print;
+use crate::cli::parse::{self, Allowed, Choice};
 use crate::device::arithmetic::Arithmetic;
 use crate::error::{Error, Result};
 use crate::files::{check_distinct, check_writable, write_atomically};

@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{interrupts, progress_bar};
-use crate::cli::{parse, print};
+use crate::cli::output::print;
+use crate::cli::parse;
 use crate::device::Target;
 use crate::error::{Error, Result};
 use crate::files::{check_writable, read_text, write_atomically};

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use ebbtide_solver::units::BytesPerSec;
 
 use super::{interrupts, read_sound_schedule};
-use crate::cli::{parse, print};
+use crate::cli::output::print;
+use crate::cli::parse;
 use crate::device::{Cause, Device, Target};
 use crate::error::{Error, Result};
 use crate::execute::{self, Session};

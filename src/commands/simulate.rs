@@ -2,7 +2,7 @@
 //! as files for viewers.
 
 use super::read_sound_schedule;
-use crate::cli::print;
+use crate::cli::output::print;
 use crate::error::{Error, Result};
 use crate::files::{check_distinct, check_writable, write_atomically};
 use crate::format::{snapshot, trace};

@@ -129,7 +129,8 @@ impl Device for CpuDevice {
             ));
         }
         let events = vec![None; reservation.events as usize];
-        let state = Arc::new(State::new(reservation, self.options)?);
+        let threads = update::host_threads(self.options.host_threads)?;
+        let state = Arc::new(State::new(reservation, self.options, threads)?);
         let (mut queues, mut threads) = (Vec::new(), Vec::new());
         for stream in Stream::ALL {
             let (queue, commands) = channel();

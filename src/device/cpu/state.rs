@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use super::memory::Memory;
 use super::options::CpuOptions;
-use super::update::host_threads;
 use crate::device::{Cause, Failure, Region, Reservation, Space, StepParameters};
 
 /// A micro-batch's token ids and labels.
@@ -52,8 +51,12 @@ pub struct State {
 }
 
 impl State {
-    /// Allocates everything.
-    pub fn new(reservation: Reservation, options: CpuOptions) -> Result<State, Failure> {
+    /// Allocates everything; the optimizer has these threads.
+    pub fn new(
+        reservation: Reservation,
+        options: CpuOptions,
+        host_threads: rayon::ThreadPool,
+    ) -> Result<State, Failure> {
         let out_of_memory = |what: &str, bytes| {
             let what = what.to_owned();
             Failure::new(Cause::OutOfMemory { what, bytes })
@@ -64,7 +67,6 @@ impl State {
             memory.ok_or_else(|| out_of_memory(what, bytes))
         };
         let zeros = |count: u32| (0..count).map(|_| AtomicU64::new(0)).collect();
-        let host_threads = host_threads(options.host_threads)?;
         Ok(State {
             arena: memory("the arena", reservation.arena_bytes, options.device_memory)?,
             slab: memory("the host slab", reservation.slab_bytes, options.host_memory)?,
@@ -73,17 +75,7 @@ impl State {
                 .map(|_| RwLock::default())
                 .collect(),
             step: RwLock::new(Step {
-                parameters: StepParameters {
-                    step: 0,
-                    learning_rate: 0.0,
-                    beta1: 0.0,
-                    beta2: 0.0,
-                    epsilon: 0.0,
-                    weight_decay: 0.0,
-                    loss_scale: 0.0,
-                    clip: None,
-                    clip_value: None,
-                },
+                parameters: StepParameters::STILL,
                 began: Instant::now(),
             }),
             host_threads,

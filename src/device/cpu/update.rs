@@ -9,7 +9,6 @@ use rayon::prelude::*;
 
 use super::memory::{decode, encode, Exclusive, Memory};
 use super::ops::update::{adamw, add_squares, sgd, Constants};
-use super::run::Outcome;
 use super::state::State;
 use crate::device::operator::{UpdateRule, UpdateSlice};
 use crate::device::{Cause, Failure, Region};
@@ -37,7 +36,12 @@ pub(in crate::device) fn host_threads(count: usize) -> Result<rayon::ThreadPool,
 }
 
 /// Updates the parameters of all slices.
-pub fn run(state: &State, rule: UpdateRule, slices: &[UpdateSlice], on_host: bool) -> Outcome {
+pub fn run(
+    state: &State,
+    rule: UpdateRule,
+    slices: &[UpdateSlice],
+    on_host: bool,
+) -> Result<(), Cause> {
     let parameters = state.step().parameters;
     let clip = parameters.clip_factor(|| state.gradient_norm());
     let constants = Constants::new(&parameters, clip);
@@ -55,7 +59,12 @@ pub fn run(state: &State, rule: UpdateRule, slices: &[UpdateSlice], on_host: boo
 }
 
 /// Writes the sum of squares of gradients to a slot.
-pub fn square(state: &State, gradients: &[Vec<Region>], slot: u32, on_host: bool) -> Outcome {
+pub fn square(
+    state: &State,
+    gradients: &[Vec<Region>],
+    slot: u32,
+    on_host: bool,
+) -> Result<(), Cause> {
     let dtype = state.reservation.dtype;
     let mut sum = 0.0;
     for copies in gradients {
@@ -323,7 +332,7 @@ fn add_up(
     }
 }
 
-fn check(state: &State, rule: UpdateRule, slice: &UpdateSlice) -> Outcome {
+fn check(state: &State, rule: UpdateRule, slice: &UpdateSlice) -> Result<(), Cause> {
     let dtype = state.reservation.dtype;
     let panel = slice.weight;
     let elements = panel.rows * panel.columns;
