@@ -10,6 +10,7 @@
 //! knows of planning, and nothing asks the checker: whoever runs a schedule does that first.
 
 mod bind;
+mod operands;
 mod program;
 mod queue;
 pub mod timing;

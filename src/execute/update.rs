@@ -7,7 +7,7 @@ use ebbtide_solver::ids::ValueId;
 use ebbtide_solver::problem::Category;
 use ebbtide_solver::schedule::Instruction;
 
-use super::bind::Taken;
+use super::operands::Taken;
 use super::program::{Member, Program};
 use crate::device::layout::{is_accumulated, Updated, WeightValue};
 use crate::device::tensors::TensorUpdate;

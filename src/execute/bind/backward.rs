@@ -2,8 +2,9 @@
 
 use ebbtide_solver::problem::Category;
 
+use super::super::operands::{cleared, Bound};
 use super::super::update;
-use super::{cleared, Bound, NORMS, RESIDUAL};
+use super::{NORMS, RESIDUAL};
 use crate::device::layout::{is_accumulated, WeightValue};
 use crate::device::{HeadNormsBackward, Operator, Region};
 use crate::error::{Error, Result};

@@ -2,8 +2,9 @@
 
 use ebbtide_solver::problem::Category;
 
+use super::super::operands::{cleared, Bound};
 use super::super::program::projected;
-use super::{cleared, Bound, HEADS, NORMS};
+use super::{HEADS, NORMS};
 use crate::device::layout::WeightValue;
 use crate::device::tensors::TensorRule;
 use crate::device::{HeadNorms, Operator, Region};
