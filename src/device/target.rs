@@ -163,7 +163,7 @@ impl Target {
 
     /// Memory in use now beside what a schedule places on the device and on the host, where
     /// `usable` was what a process could get. Of the CPU it is all that this process holds; of a
-    /// card also what [`LATER`] is for.
+    /// card also what `LATER` is for.
     ///
     /// # Errors
     /// As [`Target::facts`].

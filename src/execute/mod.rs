@@ -1,4 +1,4 @@
-//! The interpreter: runs a [`Schedule`] step after step on any [`Device`].
+//! The interpreter: runs a [`Schedule`](ebbtide_solver::schedule::Schedule) step after step on any [`Device`].
 //!
 //! ```text
 //! Schedule, ModelConfig ─ program ─ bind ─ queue ─► Vec<Command> ─┐

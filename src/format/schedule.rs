@@ -212,7 +212,7 @@ pub fn write(file: &ScheduleFile) -> String {
 /// The same object without its long lists: operators, values, buffers and streams.
 ///
 /// # Panics
-/// As [`write`].
+/// As [`write()`].
 pub fn write_summary(file: &ScheduleFile) -> String {
     assert_states(file);
     encode::to_summary(file)

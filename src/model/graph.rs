@@ -64,8 +64,8 @@ pub enum Cut {
 /// What an operator computes; times and FLOPs follow from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// A matrix product of every token's vector with `k × n` weights (`n`, or for
-    /// [`Product::OverGroups`] `k`, is shared out among head groups).
+    /// A matrix product of every token's vector with `k × n` weights (which of
+    /// them head groups share out, [`Shared`] says).
     Gemm {
         /// Length of the input vector.
         k: u64,

@@ -138,7 +138,7 @@ pub const GRID_WORK_LARGEST: usize = 50_000_000;
 
 impl Grid {
     /// The grid of `samples` (shape, nanoseconds), and the largest fraction by which one was
-    /// raised. Nothing when it would be larger than [`GRID_WORK_LARGEST`].
+    /// raised. Nothing when it would be larger than `GRID_WORK_LARGEST`.
     ///
     /// # Panics
     /// When there is no sample.

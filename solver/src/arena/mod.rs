@@ -16,7 +16,7 @@
 //! ```
 //!
 //! What it does not know: what the requests are, what time is (positions are only compared), where
-//! the arena lies. [`validate`] shares nothing with the search and is there to be asked.
+//! the arena lies. [`validate()`] shares nothing with the search and is there to be asked.
 
 mod best_fit;
 pub mod bilevel;

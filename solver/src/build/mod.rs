@@ -4,8 +4,8 @@
 //! Problem, Plan ─ expand ─► Draft ─ place_transfers ─► lifetimes ─ arena ─► offsets ─ emit ─►
 //! Schedule
 //! ```
-//! [`draft`] stops before addresses, which is what the search needs of hundreds of plans;
-//! [`schedule`] gives the whole thing for the one that is chosen.
+//! [`build()`] stops before addresses, which is what the search needs of hundreds of plans;
+//! [`with_addresses`] gives them to the one that is chosen.
 
 mod draft;
 mod emit;

@@ -2,7 +2,7 @@
 //!
 //! A problem comes in several *variants* (how operators are cut); a strategy may take any. All
 //! strategies produce plans in the same space, which the same code builds and simulates, so their
-//! times compare and one relaxation bounds them all. [`ilp`] starts from the best of the others.
+//! times compare and one relaxation bounds them all. `ilp` starts from the best of the others.
 
 use std::time::Instant;
 

@@ -1,7 +1,7 @@
 //! A GPU of NVIDIA's as a device.
 //!
 //! In: commands. Out: numbers, and a trace by the card's own clock. Matrix products are cuBLASLt's
-//! ([`products`], `multiply`), attention is cuDNN's where that is there and serves it ([`cudnn`]),
+//! (`products`, `multiply`), attention is cuDNN's where that is there and serves it ([`cudnn`]),
 //! everything else are the kernels of `kernels/`, which NVRTC compiles for the card that is there
 //! ([`launch`], `compile`). Nothing is linked: `library` finds driver and libraries at run time,
 //! and says what is missing.
@@ -16,7 +16,7 @@
 //! events, which the first step makes; algorithms and cuDNN's plans are there before it, where
 //! `prepare` was called, and where algorithms are timed their first products wait. The streams
 //! of compute, copies and the host are the driver's; on the host's, the driver calls the optimizer
-//! ([`host`]).
+//! (`host`).
 //!
 //! All `unsafe` of the program is in this folder. A region is compared with its memory before its
 //! address is taken; that regions of commands which run at the same time are apart is what the

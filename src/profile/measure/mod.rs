@@ -1,4 +1,4 @@
-//! Measures a device: what it can do, as a [`ProfileFile`].
+//! Measures a device: what it can do, as a [`ProfileFile`](crate::format::profile::ProfileFile).
 //!
 //! In: a [`Target`], a model, numbers of tokens. Out: samples, by stages that are whole or not
 //! there, so that a measurement can be interrupted and go on. Everything goes through
@@ -7,10 +7,10 @@
 //! ```text
 //! calibration ─ links ─ slowdown ─ host ─ step 128, 1 group ─ step 128, 2 groups ─ … ─► profile
 //! ```
-//! Operators are timed in their place in whole training steps ([`step`]), after [`step::WARM_UP`]
+//! Operators are timed in their place in whole training steps (`step`), after `step::WARM_UP`
 //! steps that do not count. What the timer adds is taken off every operator, and what a launch
 //! costs is put on, as the lowering takes it off again. Medians, spread and outliers:
-//! [`statistics`].
+//! `statistics`.
 //!
 //! Not measured: how a hot device slows down over minutes, and other models' shapes, for which
 //! curves interpolate.

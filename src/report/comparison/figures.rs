@@ -1,4 +1,4 @@
-//! A comparison as figures: values become marks; how they are drawn is [`figure`]'s business.
+//! A comparison as figures: values become marks; how they are drawn is `figure`'s business.
 
 use ebbtide_solver::problem::Category;
 
