@@ -130,7 +130,7 @@ __device__ void with_moments(const Changed& changed, M* m, M* v, const Constants
                              u64 first, u64 count, u64 key, u32 step) {
     const Constants c = *constants;
     const Draws draws = {key, step, FIRST_MOMENT};
-    // Draws are of eight.
+    // Eight roundings take one draw.
     constexpr int N = sizeof(M) == 2 ? 8 : 4;
     if (count % N == 0 && first % N == 0 && changed.wide() && aligned(m + first, v + first))
         by_moments<N>(changed, m, v, c, draws, first, count);
