@@ -1,4 +1,4 @@
-//! The interpreter: runs a [`Schedule`](ebbtide_solver::schedule::Schedule) step after step on any [`Device`].
+//! The interpreter: runs a [`Schedule`] step after step on any [`Device`].
 //!
 //! ```text
 //! Schedule, ModelConfig ─ program ─ bind ─ queue ─► Vec<Command> ─┐
@@ -8,6 +8,8 @@
 //! All instructions are bound once, before the first step; a step only queues commands. What is
 //! wrong with a schedule shows when the session begins, or as a failure of the device. Nothing here
 //! knows of planning, and nothing asks the checker: whoever runs a schedule does that first.
+//!
+//! [`Schedule`]: ebbtide_solver::schedule::Schedule
 
 mod bind;
 mod operands;

@@ -7,15 +7,13 @@
 
 use serde_json::Value;
 
-use super::families::{family_of, Bias, Family, Traits};
+use super::families::{family_of, Activation, Bias, Family, NormKind, Traits};
 use super::fields::{parse, Fields};
 use super::positions::{read_rope, Positions, MAX_POSITIONS};
 use super::refused::refuse_unmodelled;
-use super::windows::read_windows;
+use super::windows::{read_windows, MAX_LAYERS};
 use crate::error::{Error, Result};
 
-/// The most blocks.
-pub(super) const MAX_LAYERS: u64 = 10_000;
 const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_HEADS: u64 = 1 << 16;
 const MAX_HEAD_DIM: u64 = 1 << 14;
@@ -33,28 +31,6 @@ const DROPOUT_KEYS: [&str; 6] = [
     "attn_pdrop",
     "residual_dropout",
 ];
-
-/// How a norm computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormKind {
-    /// `w · x / rms(x)` (Zhang and Sennrich 2019).
-    Rms,
-    /// `(1 + w) · x / rms(x)`, Gemma's.
-    RmsPlusOne,
-    /// `w · (x - mean) / deviation + b` (Ba et al. 2016).
-    Layer,
-}
-
-/// The MLP's non-linearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x · sigmoid(x)`; gated it is SwiGLU.
-    Silu,
-    /// GELU by the error function.
-    Gelu,
-    /// GELU by its tanh approximation; gated it is Gemma's GeGLU.
-    GeluTanh,
-}
 
 /// The type in which the published weights are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,6 @@
 //! a family reads, which it ignores, and what a missing one means. A key that the family ignores
 //! but that asks for something else than the family does is an error, never dropped.
 
-use super::config::{Activation, NormKind};
 use super::fields::Fields;
 use crate::error::{Error, Result};
 
@@ -23,6 +22,28 @@ pub enum Family {
     Gemma,
     /// GPT-2: learned positions, LayerNorm, plain MLP, biases everywhere.
     Gpt2,
+}
+
+/// How a norm computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// `w · x / rms(x)` (Zhang and Sennrich 2019).
+    Rms,
+    /// `(1 + w) · x / rms(x)`, Gemma's.
+    RmsPlusOne,
+    /// `w · (x - mean) / deviation + b` (Ba et al. 2016).
+    Layer,
+}
+
+/// The MLP's non-linearity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x · sigmoid(x)`; gated it is SwiGLU.
+    Silu,
+    /// GELU by the error function.
+    Gelu,
+    /// GELU by its tanh approximation; gated it is Gemma's GeGLU.
+    GeluTanh,
 }
 
 /// Where a family's bias flags come from.

@@ -23,8 +23,8 @@ mod weights;
 mod windows;
 
 pub use compressed::Compressed;
-pub use config::{Activation, ModelConfig, NormKind, StoredDtype};
-pub use families::Family;
+pub use config::{ModelConfig, StoredDtype};
+pub use families::{Activation, Family, NormKind};
 pub use positions::{Positions, RopeScaling};
 pub use shipped::{load, shipped};
 pub use step::{compressed_step_graph, step_graph};

@@ -3,7 +3,8 @@
 //! q, k and v are one tensor, as are gate and up: that is how a step computes them. A matrix is
 //! [out × in], as PyTorch's `Linear` has it (GPT-2's files hold the transpose).
 
-use super::config::{ModelConfig, NormKind};
+use super::config::ModelConfig;
+use super::families::NormKind;
 use super::positions::Positions;
 
 /// What a weight tensor is for.

@@ -3,12 +3,13 @@
 //! A window of `w` lets a token see itself and the `w - 1` before it. Mistral gives every layer
 //! the same; Qwen gives it to late layers, or to those that `layer_types` names.
 
-use super::config::MAX_LAYERS;
 use super::families::{Traits, Windowed};
 use super::fields::Fields;
 use super::positions::MAX_POSITIONS;
 use crate::error::{Error, Result};
 
+/// The most layers.
+pub(super) const MAX_LAYERS: u64 = 10_000;
 /// HF's window when a family with windows does not state its size.
 const DEFAULT_WINDOW: u64 = 4096;
 /// HF's first layer with a window when Qwen does not state it.

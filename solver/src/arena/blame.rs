@@ -5,9 +5,8 @@
 //! again from there, whether that was lower or not.
 
 use super::best_fit::fit_in_order;
-use super::exact::Known;
 use super::generate::Random;
-use super::instance::Instance;
+use super::instance::{Instance, Known};
 use super::sweep::Fit;
 
 /// Offers to `known` what so many orders give, the first of them `order`.

@@ -13,7 +13,7 @@
 mod nogoods;
 mod search;
 
-use super::instance::Instance;
+use super::instance::{Instance, Known};
 use super::{heuristics, seams, Options};
 use search::{Answer, Choose, First, Limits, Search, Style, STACK_BYTES};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,33 +49,6 @@ impl Rules {
 impl Default for Rules {
     fn default() -> Self {
         Self::ALL
-    }
-}
-
-/// What is known of an instance: offsets of some height, and what no placement is lower than.
-#[derive(Clone, Debug)]
-pub(crate) struct Known {
-    pub offsets: Vec<u64>,
-    pub height: u64,
-    pub lower_bound: u64,
-}
-
-impl Known {
-    /// That there is no placement yet.
-    pub fn nothing(instance: &Instance) -> Self {
-        Self {
-            offsets: Vec::new(),
-            height: u64::MAX,
-            lower_bound: instance.lower_bound,
-        }
-    }
-
-    /// Keeps the offsets if they are lower.
-    pub fn offer(&mut self, instance: &Instance, offsets: Vec<u64>) {
-        let height = instance.height(&offsets);
-        if height < self.height {
-            (self.offsets, self.height) = (offsets, height);
-        }
     }
 }
 

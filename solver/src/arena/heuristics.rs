@@ -2,8 +2,7 @@
 
 use super::best_fit::fit_in_order;
 use super::blame::rearrange;
-use super::exact::Known;
-use super::instance::{Instance, Item};
+use super::instance::{Instance, Item, Known};
 use super::skyline::{drop_in_order, push_down};
 use super::sweep::{sweep, sweep_many, Fit, Sweep, Timeline};
 use std::cmp::Reverse;

@@ -193,6 +193,33 @@ fn gcd(a: u64, b: u64) -> u64 {
     }
 }
 
+/// What is known of an instance: offsets of some height, and what no placement is lower than.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub offsets: Vec<u64>,
+    pub height: u64,
+    pub lower_bound: u64,
+}
+
+impl Known {
+    /// That there is no placement yet.
+    pub fn nothing(instance: &Instance) -> Self {
+        Self {
+            offsets: Vec::new(),
+            height: u64::MAX,
+            lower_bound: instance.lower_bound,
+        }
+    }
+
+    /// Keeps the offsets if they are lower.
+    pub fn offer(&mut self, instance: &Instance, offsets: Vec<u64>) {
+        let height = instance.height(&offsets);
+        if height < self.height {
+            (self.offsets, self.height) = (offsets, height);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

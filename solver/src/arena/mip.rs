@@ -12,8 +12,7 @@
 //! with the height of a greedy placement as `M_cap` and as the start. The numbers of the MIP are
 //! floating point; only the order of its addresses is taken, and the items are dropped in it.
 
-use super::exact::Known;
-use super::instance::Instance;
+use super::instance::{Instance, Known};
 use super::skyline::drop_in_order;
 use super::{finish, heuristics, Options, Placement, Request, Status};
 use good_lp::solvers::{SolutionStatus, WithInitialSolution, WithTimeLimit};

@@ -36,8 +36,7 @@ pub use mip::place_by_mip;
 pub use validate::{validate, Fault};
 
 use crate::units::Bytes;
-use exact::Known;
-use instance::Instance;
+use instance::{Instance, Known};
 
 /// What must have an address: `size` bytes, alive at positions `start..end`.
 ///

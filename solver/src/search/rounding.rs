@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 
 use super::relaxation::{Fractions, Relaxed};
-use super::segments::{Input, Shape};
 use super::Context;
 use crate::ids::{Table, TensorId};
 use crate::plan::{Fate, Hold, Placement, Plan};
@@ -38,6 +37,27 @@ pub fn interleaved(context: &Context<'_>, relaxed: &Relaxed, hold: Hold) -> Plan
         fate.collect()
     };
     rounded(context, relaxed, hold, pieces)
+}
+
+/// Where segments start and where there is room to make an attention output again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// For every block what becomes of its input.
+    pub inputs: Vec<Input>,
+    /// For every block the bytes of attention output that may be made again. Only blocks that end a
+    /// segment are good for that: no later block input is made of theirs.
+    pub again: Vec<u64>,
+}
+
+/// What becomes of a block input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// It stays, packed where it can be: where memory is this short, half of it is worth more.
+    Kept,
+    /// It travels.
+    Swapped,
+    /// It is made again from the block before.
+    Remade,
 }
 
 /// As much of every kind, but what is kept is of the last blocks, which need it first and are soon

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use super::outline::TensorOutline;
 use super::relaxation::{relax, Margins, Relaxed};
-use super::rounding::{place_states, stacked};
+use super::rounding::{place_states, stacked, Input, Shape};
 use super::{better, Candidate, Context};
 use crate::build::{expand, Infeasible};
 use crate::ids::{Id, StepId, Table, TensorId};
@@ -42,27 +42,6 @@ pub fn inputs_recomputed(context: &Context<'_>, relaxed: &Relaxed) -> bool {
 
 fn is_input(problem: &Problem, tensor: TensorId) -> bool {
     problem.values[problem.tensors[tensor].value].split == Split::Whole
-}
-
-/// Where segments start and where there is room to make an attention output again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// For every block what becomes of its input.
-    pub inputs: Vec<Input>,
-    /// For every block the bytes of attention output that may be made again. Only blocks that end a
-    /// segment are good for that: no later block input is made of theirs.
-    pub again: Vec<u64>,
-}
-
-/// What becomes of a block input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// It stays, packed where it can be: where memory is this short, half of it is worth more.
-    Kept,
-    /// It travels.
-    Swapped,
-    /// It is made again from the block before.
-    Remade,
 }
 
 /// The best plan with segments that is found. Attention outputs that are made again stay for their
