@@ -7,6 +7,8 @@ use ebbtide_solver::units::Bytes;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
+#[cfg(unix)]
+use std::sync::{atomic::AtomicBool, Arc};
 
 /// The text of a file that is no longer than `most`, which `what` (`a profile`) never is. A byte
 /// order mark, which editors on Windows leave, is not part of it.
@@ -61,15 +63,23 @@ pub fn check_writable(path: &Path) -> Result<()> {
     made.map(drop).map_err(|cause| refused(path, cause))
 }
 
-/// Refuses two names for one file among `(what, path)`, where one would overwrite the other.
+/// Refuses two names for one file among `(what, path)`, where one would overwrite the other, and
+/// what is a file already in a directory that was named before.
 ///
 /// # Errors
 /// Bad input that names both.
 pub fn check_distinct(files: &[(&str, &Path)]) -> Result<()> {
     for (i, (what, path)) in files.iter().enumerate() {
-        let same = |other: &&(&str, &Path)| resolved(other.1) == resolved(path);
-        if let Some((other, _)) = files[..i].iter().find(same) {
-            let message = format!("{other} and {what} are the same file");
+        let place = resolved(path);
+        for (other, named) in &files[..i] {
+            let named = resolved(named);
+            let message = if named == place {
+                format!("{other} and {what} are the same file")
+            } else if place.is_file() && named.is_dir() && place.parent() == Some(&named) {
+                format!("{what} is a file of {other}")
+            } else {
+                continue;
+            };
             return Err(Error::bad_input(message).within(path.display()));
         }
     }
@@ -94,6 +104,17 @@ pub fn write_atomically(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
         let _ = fs::remove_file(&beside);
         refused(path, cause)
     })
+}
+
+/// Makes a file that grows beyond its limit (`ulimit -f`) an error to report, not a signal to die
+/// of.
+pub fn report_limits() {
+    #[cfg(unix)]
+    {
+        let ignored = Arc::new(AtomicBool::new(false));
+        // Where it cannot be, the process dies as it would have.
+        let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored);
+    }
 }
 
 fn refused(path: &Path, why: impl std::fmt::Display) -> Error {

@@ -3,13 +3,16 @@
 use clap::Parser;
 use ebbtide::cli::{self, output, Cli, Command};
 use ebbtide::error::{Error, Result};
+use ebbtide::files;
 use ebbtide_solver::build::STACK_BYTES;
 use ebbtide_solver::units::Bytes;
+use rayon::ThreadPoolBuilder;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::process::ExitCode;
 use std::thread;
 
 fn main() -> ExitCode {
+    files::report_limits();
     let command = Cli::parse().command;
     let worker = thread::Builder::new().stack_size(STACK_BYTES);
     let worker = worker.spawn(move || run(&command));
@@ -36,6 +39,12 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Result<()> {
+    // Where memory is too short for a thread on every processor, this one does their work.
+    if ThreadPoolBuilder::new().build_global().is_err() {
+        let alone = ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+        // Only a second pool would be refused.
+        let _ = alone.build_global();
+    }
     let mut out = BufWriter::new(UntilClosed(io::stdout()));
     let done = cli::run(command, &mut out);
     let flushed = output::flush(&mut out);

@@ -164,12 +164,21 @@ fn directory(path: &Path) -> Result<&Path> {
     })?;
     check_writable(&path.join("comparison.json"))?;
     let page = path.join("index.html");
-    if page.is_dir() || page.exists() && !path.join("comparison.json").exists() {
-        let error =
-            Error::bad_input("it is there, but is of no comparison: nothing is overwritten");
-        return Err(error.within(page.display()).hint("choose another -o"));
+    let foreign = match page.is_dir() {
+        true => Some(page),
+        false if path.join("comparison.json").exists() => None,
+        false => report::would_replace(path).map_err(|cause| {
+            Error::bad_input(format!("cannot read this directory: {cause}")).within(path.display())
+        })?,
+    };
+    match foreign {
+        None => Ok(path),
+        Some(file) => {
+            let error =
+                Error::bad_input("it is there, but is of no comparison: nothing is overwritten");
+            Err(error.within(file.display()).hint("choose another -o"))
+        }
     }
-    Ok(path)
 }
 
 /// What has been found before, or nothing.

@@ -165,7 +165,7 @@ impl Row {
     /// The next length to ask for: twice the last one, then the middle.
     fn next(&self, limit: u64) -> Option<u64> {
         let Some((misses, _)) = &self.misses else {
-            let next = (2 * self.fits).clamp(FIRST.min(limit), limit);
+            let next = self.fits.saturating_mul(2).clamp(FIRST.min(limit), limit);
             return (self.fits < limit).then_some(next);
         };
         let step = precision(self.fits, self.parts);
@@ -181,10 +181,13 @@ impl Row {
     }
 }
 
-/// To how many tokens lengths are told apart: 64 below 8k, else 1k or a part of them.
+/// To how many tokens lengths are told apart: a few below 1k, 64 below 8k, else 1k or a part of
+/// them.
 fn precision(tokens: u64, parts: u64) -> u64 {
     match tokens {
-        0..8192 => 64,
+        0..64 => 1,
+        64..1024 => 16,
+        1024..8192 => 64,
         _ => (tokens / parts / 1024 * 1024).max(1024),
     }
 }

@@ -45,29 +45,26 @@ fn read_sound_schedule(path: &Path) -> Result<ScheduleFile> {
         .within(path))
 }
 
-/// A flag that Ctrl-C sets; another one, a second later or more, ends the process at once (some
-/// senders signal a process and its group). A file that grows beyond its limit is an error to
-/// report, not a signal to die of.
+/// A flag that Ctrl-C sets; another one, some time later, ends the process at once (some
+/// senders signal a process and its group).
 fn interrupts() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     #[cfg(unix)]
     {
-        use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+        use signal_hook::consts::{SIGINT, SIGTERM};
         use signal_hook::flag::{register, register_conditional_default};
         let impatient = Arc::new(AtomicBool::new(false));
         let registered = [SIGINT, SIGTERM].into_iter().try_for_each(|signal| {
             register_conditional_default(signal, Arc::clone(&impatient))?;
             register(signal, Arc::clone(&stop)).map(|_| ())
         });
-        let ignored = Arc::new(AtomicBool::new(false));
-        let registered = registered.and(register(SIGXFSZ, ignored).map(|_| ()));
         registered.map_err(|cause| Error::bad_input(format!("cannot handle signals: {cause}")))?;
         let stopping = Arc::clone(&stop);
         std::thread::spawn(move || {
             while !stopping.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(100));
             }
-            std::thread::sleep(Duration::from_secs(1));
+            std::thread::sleep(Duration::from_millis(200));
             impatient.store(true, Ordering::Relaxed);
         });
     }

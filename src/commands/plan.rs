@@ -94,6 +94,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         true => fastest(args, request, (&freedom, &options), out)?,
     };
     let planned = planned.map_err(|infeasible| {
+        if options.expired() {
+            return report::infeasible::late(&describe(&request), &infeasible, args.time_limit);
+        }
         let ways_out = planning::would_fit(&request, args.strategy, Instant::now() + LOOK_FOR);
         report::infeasible::error(&describe(&request), &infeasible, &ways_out)
     })?;

@@ -13,7 +13,7 @@ use crate::cli::output::print;
 use crate::cli::parse;
 use crate::device::Target;
 use crate::error::{Error, Result};
-use crate::files::{check_writable, read_text, write_atomically};
+use crate::files::{check_distinct, check_writable, read_text, write_atomically};
 use crate::format::measured::{self, MeasuredFile};
 use crate::format::profile as file;
 use crate::model;
@@ -85,6 +85,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     let stages = request.stages().map_err(|error| error.within("--seq"))?;
     stages.iter().try_for_each(|&stage| request.check(stage))?;
     check_writable(&args.output)?;
+    check_distinct(&[("--model", Path::new(&args.model)), ("-o", &args.output)])?;
     let partial = beside(&args.output);
     let mut measured = go_on(&partial, request.begin(&args.device))?;
     write_atomically(&partial, measured::write(&measured))?;

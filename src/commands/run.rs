@@ -144,8 +144,13 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
     check_outputs(args)?;
     let stop = interrupts()?;
     let resumed = args.resume.as_deref().map(resume::read).transpose()?;
-    let progress = begin(args, &schedule, resumed.as_ref())?;
+    let mut progress = begin(args, &schedule, resumed.as_ref())?;
     let tokens = read_tokens(args, &schedule, &model, progress.seed)?;
+    let data = tokens.described();
+    let others = progress
+        .data
+        .replace(data.clone())
+        .filter(|was| *was != data);
     let target = Target::named(&args.device, args.link, args.deterministic)?;
     let mut device = target.open()?;
     let heuristic = match (&args.profile, target) {
@@ -178,6 +183,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<()> {
         timings: Vec::new(),
         gradient_norms: Vec::new(),
     };
+    if let Some(was) = others {
+        remarks.push(format!(
+            "the saved run trained on {was}, this one on {data}"
+        ));
+    }
     let interrupted = trained.steps(&mut session, &stop)?;
     if let Some(directory) = &args.save {
         save(
@@ -224,7 +234,18 @@ fn check_outputs(args: &Args) -> Result<()> {
     let Some(path) = &args.output else {
         return Ok(());
     };
-    let mut places = vec![("the schedule", args.schedule.as_path()), ("-o", path)];
+    let mut places = vec![("the schedule", args.schedule.as_path())];
+    let inputs = [
+        ("--profile", &args.profile),
+        ("--weights", &args.weights),
+        ("--tokens", &args.tokens),
+        ("--tokenizer", &args.tokenizer),
+        ("--resume", &args.resume),
+    ];
+    for (what, input) in inputs {
+        places.extend(input.as_deref().map(|input| (what, input)));
+    }
+    places.push(("-o", path));
     places.extend(args.save.as_deref().map(|saved| ("--save", saved)));
     check_distinct(&places)?;
     // What is saved makes its own directory.

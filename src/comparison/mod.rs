@@ -48,10 +48,9 @@ impl Limits {
             abreast: 1,
         }
     }
-    /// Why a strategy found nothing: for the search it may be that its time was up.
-    fn late(&self, strategy: Strategy, options: &Options, why: String) -> String {
-        let late = options.deadline.is_some_and(|d| Instant::now() >= d);
-        match late && strategy == Strategy::Ilp {
+    /// Why a strategy found nothing: it may be that its time was up.
+    fn late(&self, options: &Options, why: String) -> String {
+        match options.expired() {
             true => format!(
                 "search time: nothing found in {}, the nearest miss is one of {why}",
                 Nanos::new(u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX))
@@ -88,7 +87,7 @@ pub fn group(request: &Request<'_>, strategies: &[Strategy], limits: &Limits) ->
             extrapolated.get_or_insert_with(guessed);
         }
         let mut found = cell(strategy, true, found);
-        let why = |why: String| limits.late(strategy, &options, why);
+        let why = |why: String| limits.late(&options, why);
         found.misses = found.misses.map(why);
         cells.push(found);
     }
@@ -264,7 +263,7 @@ pub fn under_budget(
             device_bytes: budget.device.get(),
             misses: found.as_ref().err().map(|miss| {
                 let why = report::infeasible::what_binds(miss);
-                limits.late(strategy, &options, why)
+                limits.late(&options, why)
             }),
             step_ns: found.ok().map(|found| found.candidate.step().get()),
         }

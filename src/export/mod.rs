@@ -365,6 +365,18 @@ pub fn words(
             file.method
         ));
     }
+    if system == System::Torchtitan && !file.schedule.clips() {
+        lines.push(
+            "torchtitan clips gradients to a norm of max_norm=1.0; the schedule does not".into(),
+        );
+    }
+    let micro_batches = file.schedule.micro_batches;
+    if system == System::Jax && micro_batches > 1 {
+        lines.push(format!(
+            "a step of the schedule adds up the gradients of {micro_batches} micro-batches, which \
+             the training loop has to do (optax.MultiSteps)"
+        ));
+    }
     if let Some(storage) = file.storage {
         lines.push(format!(
             "{name} does not pack what is saved in {storage}, as the schedule does"
@@ -378,8 +390,8 @@ pub fn words(
     }
     if file.schedule.groups > 1 {
         lines.push(format!(
-            "the schedule runs attention in {} head groups and cuts MLP and head into tiles; \
-             {name} as simulated does not",
+            "the schedule runs attention in {} head groups and MLP and head in its tiles; {name} \
+             as simulated does not",
             file.schedule.groups
         ));
     }

@@ -24,6 +24,11 @@ fn bf16(file: &ScheduleFile) -> bool {
     file.workload.dtype == "bf16"
 }
 
+/// Sequences of a step.
+fn sequences(file: &ScheduleFile) -> u64 {
+    file.workload.batch * u64::from(file.schedule.micro_batches)
+}
+
 /// Flags of `trl sft`.
 fn trl(cost: &Cost, file: &ScheduleFile) -> String {
     let does = cost.does;
@@ -124,6 +129,7 @@ fn megatron(cost: &Cost, file: &ScheduleFile, traits: &Traits) -> String {
     let mut flags = vec![
         format!("--seq-length {}", file.workload.seq),
         format!("--micro-batch-size {}", file.workload.batch),
+        format!("--global-batch-size {}", sequences(file)),
     ];
     if bf16(file) {
         flags.push("--bf16".into());
@@ -176,12 +182,21 @@ fn torchtitan(cost: &Cost, file: &ScheduleFile) -> String {
         Placement::Resident => "False",
         _ => "True",
     };
+    let computed = if bf16(file) { "bfloat16" } else { "float32" };
+    // AdamW changes masters in f32, which are what torchtitan calls the parameters.
+    let stored = match file.method.as_str() {
+        "adamw" => "float32",
+        _ => computed,
+    };
     format!(
         "from torchtitan.config import TrainingConfig\n\
          from torchtitan.distributed.activation_checkpoint import FullAC, SelectiveAC\n\n\
-         training = TrainingConfig(\n    local_batch_size={},\n    seq_len={},\n    \
+         training = TrainingConfig(\n    local_batch_size={},\n    global_batch_size={},\n    \
+         seq_len={},\n    dtype=\"{stored}\",\n    mixed_precision_param=\"{computed}\",\n    \
          enable_cpu_offload={on_host},\n)\nactivation_checkpoint = {checkpointing}\n",
-        file.workload.batch, file.workload.seq
+        file.workload.batch,
+        sequences(file),
+        file.workload.seq
     )
 }
 

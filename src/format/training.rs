@@ -21,6 +21,8 @@ pub struct Progress {
     pub method: String,
     /// The type of weights and activations.
     pub dtype: String,
+    /// What it trains on; none where an older version did not say.
+    pub data: Option<String>,
     /// The loss of every step, from the first on.
     pub losses: Vec<f64>,
 }
@@ -35,6 +37,8 @@ struct Wire {
     seed: u64,
     method: String,
     dtype: String,
+    #[serde(default)]
+    data: Option<String>,
     losses: Vec<f64>,
 }
 
@@ -46,6 +50,7 @@ pub fn write(progress: &Progress) -> String {
         seed,
         method,
         dtype,
+        data,
         losses,
     } = progress.clone();
     let wire = Wire {
@@ -55,6 +60,7 @@ pub fn write(progress: &Progress) -> String {
         seed,
         method,
         dtype,
+        data,
         losses,
     };
     serde_json::to_string_pretty(&wire).expect("plain data") + "\n"
@@ -85,6 +91,7 @@ pub fn read(text: &str) -> Result<Progress> {
         seed: wire.seed,
         method: wire.method,
         dtype: wire.dtype,
+        data: wire.data,
         losses: wire.losses,
     })
 }

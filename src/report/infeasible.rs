@@ -1,7 +1,9 @@
 //! Why nothing fits, for a person: which step, which bytes, and what would make it fit.
 
+use std::time::Duration;
+
 use ebbtide_solver::build::Infeasible;
-use ebbtide_solver::units::{Bytes, Tokens};
+use ebbtide_solver::units::{Bytes, Nanos, Tokens};
 
 use super::by_category;
 use crate::error::Error;
@@ -35,6 +37,15 @@ pub fn error(what: &str, infeasible: &Infeasible, would_fit: &WouldFit) -> Error
     let message =
         format!("{what} does not fit: {needed} are needed of {place}, the limit is {limit}{parts}");
     Error::infeasible(message).hint(ways_out(would_fit))
+}
+
+/// The error that says that no plan for `what` was found in the time for it.
+pub fn late(what: &str, infeasible: &Infeasible, time: Duration) -> Error {
+    let time = Nanos::new(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    let miss = what_binds(infeasible);
+    let message =
+        format!("no plan for {what} was found in {time}; the nearest miss is one of {miss}");
+    Error::infeasible(message).hint("a longer --time-limit tells whether it fits")
 }
 
 fn ways_out(would_fit: &WouldFit) -> String {

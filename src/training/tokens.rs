@@ -5,10 +5,17 @@
 //! one within each sequence, so a sequence's last token has none, as in HF's causal language
 //! models.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
+
+use ebbtide_solver::units::Bytes;
 
 use super::random::Random;
 use crate::error::{Error, Result};
+
+/// Ids are kept in memory, as 4 bytes each: no more than 4 G of them.
+const LARGEST: Bytes = Bytes::gib(8);
 
 /// The label that is left out of the loss (HF's ignore index).
 pub const IGNORED: i32 = -100;
@@ -59,6 +66,20 @@ pub enum IdType {
 }
 
 impl Tokens {
+    /// What they are, in words that other tokens do not share.
+    pub fn described(&self) -> String {
+        let Tokens::Stream { ids, ignored } = self else {
+            return "one synthetic batch".into();
+        };
+        // FNV-1a (Fowler, Noll and Vo), which no version of a library changes.
+        let labels = ignored.iter().map(|&ignored| u32::from(ignored));
+        let words = ids.iter().copied().chain(labels);
+        let hash = words.fold(0xCBF2_9CE4_8422_2325u64, |hash, word| {
+            (hash ^ u64::from(word)).wrapping_mul(0x0100_0000_01B3)
+        });
+        format!("{} tokens ({hash:016x})", ids.len())
+    }
+
     /// Makes sure that there is a sequence and that all ids are the model's.
     ///
     /// # Errors
@@ -135,22 +156,31 @@ fn push(ids: &mut Vec<u32>, labels: &mut Vec<i32>, sequence: &[u32], ignored: &[
 /// # Errors
 /// What cannot be read, is not of this format, or is cut off.
 pub fn read(path: &Path, id_type: Option<IdType>) -> Result<Tokens> {
-    let bytes =
-        std::fs::read(path).map_err(|cause| Error::bad_input(format!("cannot read: {cause}")))?;
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or("");
-    match (id_type, extension) {
-        (None, "jsonl") => lines(&bytes),
+    let of: fn(&[u8]) -> Result<Tokens> = match (id_type, extension) {
+        (None, "jsonl") => lines,
         (Some(IdType::U16), _) | (None, "u16") => {
-            Ok(binary::<2>(&bytes, |b| u32::from(u16::from_le_bytes(b)))?)
+            |bytes| binary::<2>(bytes, |b| u32::from(u16::from_le_bytes(b)))
         }
-        (Some(IdType::U32), _) | (None, "u32") => Ok(binary::<4>(&bytes, u32::from_le_bytes)?),
-        (None, _) => Err(Error::bad_input(match extension {
-            "" => "cannot tell from its name how its tokens are stored".to_owned(),
-            _ => format!("cannot tell from .{extension} how its tokens are stored"),
-        })
-        .hint(
-            "name it .u16, .u32 or .jsonl, or add --token-type u16 or u32; text needs --tokenizer",
-        )),
+        (Some(IdType::U32), _) | (None, "u32") => |bytes| binary::<4>(bytes, u32::from_le_bytes),
+        (None, _) => {
+            return Err(Error::bad_input(match extension {
+                "" => "cannot tell from its name how its tokens are stored".to_owned(),
+                _ => format!("cannot tell from .{extension} how its tokens are stored"),
+            })
+            .hint(
+                "name it .u16, .u32 or .jsonl, or add --token-type u16 or u32; text needs \
+                 --tokenizer",
+            ))
+        }
+    };
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|f| f.take(LARGEST.get() + 1).read_to_end(&mut bytes));
+    read.map_err(|cause| Error::bad_input(format!("cannot read: {cause}")))?;
+    match bytes.len() as u64 > LARGEST.get() {
+        false => of(&bytes),
+        true => Err(Error::bad_input(format!("more than {LARGEST} of tokens"))
+            .hint("train on a part of them at a time, with --resume")),
     }
 }
 

@@ -241,6 +241,20 @@ fn what_does_not_fit_is_an_answer() {
     assert!(scratch.names().is_empty());
 }
 
+/// Where the time for it is up, nobody knows.
+#[test]
+fn a_search_that_ends_early_proves_nothing() {
+    let short = ["--device-memory=7MiB", "--strategy=checkpoint"];
+    let out = prints(&tiny(&short));
+    assert!(out.contains("0 violations"), "{out}");
+    let early = [&short[..], &["--time-limit=0s"]].concat();
+    refuses(
+        &tiny(&early),
+        3,
+        "was found in 0 ns; the nearest miss is one of",
+    );
+}
+
 #[test]
 fn nothing_is_left_behind_by_a_failed_write() {
     let scratch = Scratch::new();

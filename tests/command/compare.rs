@@ -142,6 +142,14 @@ fn bad_input_is_refused_before_anything_is_planned() {
     assert!(code == 2 && err.contains("at most 1000000 plans"), "{err}");
     assert!(!scratch.has("out"), "an empty directory");
 
+    // Of somebody else.
+    fs::create_dir(&target).unwrap();
+    scratch.file("out/report.md", "mine");
+    let (code, _, err) = compare("256", &target, &[]);
+    assert!(code == 2 && err.contains("nothing is overwritten"), "{err}");
+    assert_eq!(scratch.text("out/report.md"), "mine");
+    fs::remove_dir_all(&target).unwrap();
+
     // A file stands where the directory should be.
     scratch.file("out", "a file");
     for path in [target.clone(), scratch.path("out/below")] {

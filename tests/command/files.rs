@@ -142,3 +142,14 @@ fn a_byte_order_mark_is_no_part_of_a_text() {
     let args = ["plan", "--model", &model, "--profile", &profile, "--seq=1k"];
     prints(&args);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_that_grows_beyond_its_limit_is_an_error() {
+    let scratch = Scratch::new();
+    let path = scratch.path("s.json");
+    let limited = format!("ulimit -f 4; exec {EBBTIDE} {}", plan_into(&path).join(" "));
+    let (code, _, err) = told(Command::new("sh").args(["-c", &limited]).output().unwrap());
+    assert!(code == 2 && err.contains("cannot write"), "{err}");
+    assert_eq!(scratch.names(), [""; 0]);
+}

@@ -287,27 +287,31 @@ pub(super) fn parallel<'a, T: Sync, R: Send>(
         .map_or(1, usize::from)
         .min(items.len());
     let next = AtomicUsize::new(0);
+    let take = || {
+        let mut done = Vec::new();
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(i) else {
+                return done;
+            };
+            done.push((i, work(item)));
+        }
+    };
     let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.max(1))
-            .map(|_| {
-                let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
-                let worker = builder.spawn_scoped(scope, || {
-                    let mut done = Vec::new();
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(item) = items.get(i) else {
-                            return done;
-                        };
-                        done.push((i, work(item)));
-                    }
-                });
-                worker.expect("a thread can be made")
-            })
-            .collect();
-        workers
-            .into_iter()
-            .flat_map(|w| w.join().expect("a worker does not panic"))
-            .collect()
+        let spawn = |_| {
+            let builder = std::thread::Builder::new().stack_size(STACK_BYTES);
+            builder.spawn_scoped(scope, take).ok()
+        };
+        // Where memory is too short for the stack of one, the others do its work, or this one.
+        let workers: Vec<_> = (0..threads).map_while(spawn).collect();
+        let mine = if workers.is_empty() {
+            take()
+        } else {
+            Vec::new()
+        };
+        let joined = workers.into_iter().map(|w| w.join());
+        let others = joined.flat_map(|done| done.expect("a worker does not panic"));
+        mine.into_iter().chain(others).collect()
     });
     results.sort_by_key(|&(i, _)| i);
     results.into_iter().map(|(_, result)| result).collect()

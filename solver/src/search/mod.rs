@@ -57,6 +57,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// Whether it is time to stop.
+    pub fn expired(&self) -> bool {
+        self.deadline.is_some_and(|d| Instant::now() >= d)
+    }
+}
+
 /// How sure it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
@@ -167,10 +174,9 @@ pub fn solve(
         bound,
         status: Status::Gap,
     };
-    let expired = options.deadline.is_some_and(|d| Instant::now() >= d);
     if solution.step() <= bound {
         solution.status = Status::Optimal;
-    } else if expired && solution.gap() > options.gap {
+    } else if options.expired() && solution.gap() > options.gap {
         solution.status = Status::TimeLimit;
     }
     Ok(solution)

@@ -33,6 +33,7 @@ pub(super) fn begin(
             seed: args.seed.unwrap_or(0),
             method: method(schedule),
             dtype: schedule.workload.dtype.clone(),
+            data: None,
             losses: Vec::new(),
         });
     };

@@ -5,7 +5,7 @@ mod page;
 mod tables;
 mod words;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::files::write_atomically;
@@ -37,6 +37,22 @@ pub fn write(file: &ComparisonFile, runs: &[Measured], directory: &Path) -> Resu
         &directory.join("index.html"),
         page::page(file, &tables, &figures),
     )
+}
+
+/// A file in a directory that [`write`] might write over.
+///
+/// # Errors
+/// A directory that cannot be read.
+pub fn would_replace(directory: &Path) -> std::io::Result<Option<PathBuf>> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let names = ["index.html", "report.md", "cells.csv"].map(|name| directory.join(name));
+        let figure = path.extension().is_some_and(|e| e == "svg" || e == "png");
+        if figure || names.contains(&path) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// What is printed: the words, and the tables of steps.

@@ -123,6 +123,11 @@ fn a_resumed_run_is_the_same_bit_by_bit() {
         let resume = |more: &[&str], words| fails(&schedule, &[&resume, more].concat(), words);
         resume(&["6"], "has done 6 steps of 6");
         resume(&["9", "--seed", "6"], "seed 5");
+        let other = prints(&["run", &schedule, "--resume", &half, "--steps", "4"]);
+        assert!(
+            other.contains("the saved run trained on 5000 tokens ("),
+            "{other}"
+        );
     }
 }
 

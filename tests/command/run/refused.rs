@@ -88,6 +88,20 @@ fn a_place_that_cannot_be_written_is_told_at_once() {
     ] {
         fails(&schedule, &["--steps", "1000000", "-o", output], words);
     }
+    // Nor are what it reads.
+    let tokens = scratch.file("t.u16", [0; 400]);
+    let save = scratch.path("before");
+    report(&schedule, &["--steps", "1", "--save", &save]);
+    let inside = format!("{save}/training.json");
+    for (input, path, output) in [
+        ("--tokens", &tokens, &tokens),
+        ("--weights", &save, &inside),
+        ("--resume", &save, &inside),
+    ] {
+        let flags = [input, path, "--steps", "2", "-o", output];
+        fails(&schedule, &flags, input);
+    }
+    assert_eq!(fs::read(tokens).unwrap(), [0; 400]);
     assert_eq!(scratch.text("s.json"), before);
     // Nobody makes directories there, root included.
     #[cfg(target_os = "linux")]
@@ -129,6 +143,29 @@ fn what_the_checker_refuses_is_not_run() {
         }
     }
     assert!(refused > 40, "{refused}");
+}
+
+/// Before they are reserved or added up.
+#[test]
+fn sizes_that_no_machine_has_are_told() {
+    let scratch = Scratch::new();
+    plan(&scratch, "tiny", LEAN);
+    for (part, key) in [
+        ("hardware", "overhead_bytes"),
+        ("", "events"),
+        ("", "host_bytes"),
+    ] {
+        let mut file = scratch.json("s.json");
+        let of = if part.is_empty() {
+            &mut file
+        } else {
+            &mut file[part]
+        };
+        assert!(of[key].is_u64(), "{key}");
+        of[key] = (1u64 << if key == "events" { 31 } else { 62 }).into();
+        let broken = scratch.file("broken.json", file.to_string());
+        fails(&broken, &[], "more than");
+    }
 }
 
 /// A disk that fills up while weights are saved.
