@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse::time)]
     #[arg(allow_hyphen_values = true)]
     pub time_limit: Duration,
-    /// Offsets are multiples of this many bytes
+    /// Offsets are multiples of this many bytes, and a buffer takes a multiple of them
     #[arg(long, value_name = "BYTES", default_value_t = 1)]
     #[arg(value_parser = parse::within::<u64, 1, { 1 << 40 }>, allow_hyphen_values = true)]
     pub alignment: u64,

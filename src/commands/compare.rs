@@ -314,8 +314,10 @@ impl<'a> Comparing<'a> {
                 return Ok(());
             }
             let request = self.setting.request(method, seq);
-            let group = comparison::group(&request, &self.args.strategy, &self.limits)?;
-            bar.set_message(format!("{method} at {}", Tokens::new(seq)));
+            let what = format!("{method} at {}", Tokens::new(seq));
+            let group = comparison::group(&request, &self.args.strategy, &self.limits);
+            let group = group.map_err(|error| error.within(&what))?;
+            bar.set_message(what);
             bar.inc(1);
             let mut file = done.lock().expect("no thread panics with it");
             file.groups.push(group);

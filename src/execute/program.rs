@@ -95,6 +95,27 @@ pub fn dtype(file: &ScheduleFile) -> Result<Dtype> {
     })
 }
 
+/// No machine has more.
+const MOST_BYTES: u64 = 1 << 60;
+
+/// Refuses numbers that the checker does not know and that would be reserved or added up.
+fn check_sizes(file: &ScheduleFile) -> Result<()> {
+    let schedule = &file.schedule;
+    let instructions: usize = schedule.streams.iter().map(Vec::len).sum();
+    let overhead = file.hardware.overhead.get();
+    for (what, found, most) in [
+        ("events", schedule.events.into(), instructions as u64),
+        ("hardware.overhead_bytes", overhead, MOST_BYTES),
+    ] {
+        if found > most {
+            return Err(Error::bad_input(format!(
+                "{what} is {found}, more than {most}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 impl<'a> Program<'a> {
     /// Reads what a schedule file says of its workload.
     ///
@@ -128,6 +149,7 @@ impl<'a> Program<'a> {
                 "workload.passes is {passes}, must be 1 or 2"
             )));
         }
+        check_sizes(file)?;
         let layout = Layout {
             model,
             dtype: dtype(file)?,

@@ -34,8 +34,10 @@ pub fn error(what: &str, infeasible: &Infeasible, would_fit: &WouldFit) -> Error
         parts if parts.is_empty() => parts,
         parts => format!(" ({parts})"),
     };
-    let message =
-        format!("{what} does not fit: {needed} are needed of {place}, the limit is {limit}{parts}");
+    let message = format!(
+        "{what} does not fit: the nearest plan takes {needed} of {place}, the limit is \
+         {limit}{parts}"
+    );
     Error::infeasible(message).hint(ways_out(would_fit))
 }
 

@@ -20,7 +20,6 @@ use crate::methods::{Layers, LowRank, Rank};
 /// Bad input: a rate of zero, a negative fraction, an action without its operator or state group.
 pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
     check_tokens(&file)?;
-    check_sizes(&file)?;
     let machine = machine(&file.hardware)?;
     let compute = instructions(Stream::Compute, file.streams.compute)?;
     let d2h = instructions(Stream::D2h, file.streams.d2h)?;
@@ -94,33 +93,6 @@ pub(super) fn into_domain(file: File) -> Result<ScheduleFile> {
 }
 
 /// What says the same in two ways says the same.
-/// No machine has more.
-const MOST_BYTES: u64 = 1 << 60;
-
-/// Numbers that are reserved or added up before anything could find them too large.
-fn check_sizes(file: &File) -> Result<()> {
-    let streams = &file.streams;
-    let lengths = [&streams.compute, &streams.d2h, &streams.h2d, &streams.host].map(Vec::len);
-    let instructions = lengths.into_iter().sum::<usize>() as u64;
-    for (what, found, most) in [
-        ("events", file.events.into(), instructions),
-        (
-            "hardware.overhead_bytes",
-            file.hardware.overhead_bytes,
-            MOST_BYTES,
-        ),
-        ("arena_bytes", file.arena_bytes, MOST_BYTES),
-        ("host_bytes", file.host_bytes, MOST_BYTES),
-    ] {
-        if found > most {
-            return Err(Error::bad_input(format!(
-                "{what} is {found}, more than {most}"
-            )));
-        }
-    }
-    Ok(())
-}
-
 fn check_tokens(file: &File) -> Result<()> {
     let (workload, tokens) = (&file.workload, file.workload.tokens);
     if workload.seq.checked_mul(workload.batch) != Some(tokens) {
