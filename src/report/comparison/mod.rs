@@ -39,7 +39,7 @@ pub fn write(file: &ComparisonFile, runs: &[Measured], directory: &Path) -> Resu
     )
 }
 
-/// A file in a directory that [`write`] might write over.
+/// A file in a directory that [`write()`] might write over.
 ///
 /// # Errors
 /// A directory that cannot be read.
