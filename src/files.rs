@@ -17,17 +17,7 @@ use std::sync::{atomic::AtomicBool, Arc};
 /// Bad input: a file that cannot be read, is empty, is longer or is not UTF-8, said of the file.
 pub fn read_text(path: &Path, most: Bytes, what: &str) -> Result<String> {
     let refuse = |why: String| Err(Error::bad_input(why).within(path.display()));
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| {
-        let limited = file.take(most.get() + 1);
-        std::io::BufReader::new(limited).read_to_end(&mut bytes)
-    });
-    if let Err(cause) = read {
-        return refuse(format!("cannot read: {cause}"));
-    }
-    if bytes.len() as u64 > most.get() {
-        return refuse(format!("more than {most}, too long for {what}"));
-    }
+    let bytes = read_bytes(path, most, what).map_err(|error| error.within(path.display()))?;
     let text = match String::from_utf8(bytes) {
         Ok(text) => text,
         Err(error) => {
@@ -39,6 +29,22 @@ pub fn read_text(path: &Path, most: Bytes, what: &str) -> Result<String> {
         "" => refuse(format!("the file is empty, not {what}")),
         rest if rest.len() < text.len() => Ok(rest.to_owned()),
         _ => Ok(text),
+    }
+}
+
+/// The bytes of a file that is no longer than `most`, which `what` never is.
+///
+/// # Errors
+/// Bad input: a file that cannot be read or is longer.
+pub fn read_bytes(path: &Path, most: Bytes, what: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|f| f.take(most.get() + 1).read_to_end(&mut bytes));
+    read.map_err(|cause| Error::bad_input(format!("cannot read: {cause}")))?;
+    match bytes.len() as u64 > most.get() {
+        false => Ok(bytes),
+        true => Err(Error::bad_input(format!(
+            "more than {most}, too long for {what}"
+        ))),
     }
 }
 

@@ -289,10 +289,7 @@ fn save(
     checkpoint::write(&directory, model, dtype, |place| session.weight(place))?;
     let saved = Saved {
         progress: progress.clone(),
-        states: session.states().map_err(|error| match error.hint {
-            None => error.hint(checkpoint::DIVERGED),
-            Some(_) => error,
-        })?,
+        states: session.states()?,
     };
     resume::write(&directory, &saved)?;
     directory.finish()

@@ -37,7 +37,7 @@ use crate::memory;
 use crate::methods::Updates;
 use crate::model::ModelConfig;
 use crate::profile::Dtype;
-use crate::training::elements::{check_finite, decode, encode, stored};
+use crate::training::elements::{check_finite, decode, encode, stored, DIVERGED};
 use crate::training::tokens::Batch;
 use crate::training::Place;
 
@@ -377,7 +377,7 @@ impl<'a> Session<'a> {
     /// in words of 32 bits, bit by bit.
     ///
     /// # Errors
-    /// Every failure of the device.
+    /// States that are no numbers, and every failure of the device.
     pub fn states(&mut self) -> Result<BTreeMap<String, Vec<f32>>> {
         let mut all = BTreeMap::new();
         for group in &self.program.schedule.state_groups {
@@ -386,7 +386,8 @@ impl<'a> Session<'a> {
             };
             let bytes = self.bytes(home)?;
             let values = decode(stored(Dtype::F32), &bytes);
-            self.check_states(&group.name, &values)?;
+            let checked = self.check_states(&group.name, &values);
+            checked.map_err(|error| error.hint(DIVERGED))?;
             all.insert(group.name.clone(), values);
         }
         Ok(all)

@@ -13,7 +13,7 @@ use safetensors::tensor::{Dtype as Stored, Metadata, TensorInfo};
 use serde_json::Value;
 
 use super::directory::Unfinished;
-use super::elements::{check_finite, decode, encode, stored};
+use super::elements::{check_finite, decode, encode, stored, DIVERGED};
 use super::{names, places, Place};
 use crate::error::{Error, Result};
 use crate::model::{Family, ModelConfig};
@@ -25,9 +25,6 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Headers are a few MiB at most; safetensors itself stops at 100 MB.
 const MAX_HEADER: u64 = 100_000_000;
-
-/// What makes weights and states stay numbers.
-pub const DIVERGED: &str = "a lower --lr, or --clip; nothing was saved";
 
 /// One tensor in one file.
 #[derive(Clone, Debug)]

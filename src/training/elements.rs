@@ -9,6 +9,9 @@ use crate::profile::Dtype;
 /// Values that one thread takes at a time.
 const PIECE: usize = 1 << 16;
 
+/// What makes weights and states that are to be saved stay numbers.
+pub const DIVERGED: &str = "a lower --lr, or --clip; nothing was saved";
+
 /// What a checkpoint calls a type.
 pub const fn stored(dtype: Dtype) -> Stored {
     match dtype {

@@ -5,14 +5,13 @@
 //! one within each sequence, so a sequence's last token has none, as in HF's causal language
 //! models.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use ebbtide_solver::units::Bytes;
 
 use super::random::Random;
 use crate::error::{Error, Result};
+use crate::files::read_bytes;
 
 /// Ids are kept in memory, as 4 bytes each: no more than 4 G of them.
 const LARGEST: Bytes = Bytes::gib(8);
@@ -174,14 +173,7 @@ pub fn read(path: &Path, id_type: Option<IdType>) -> Result<Tokens> {
             ))
         }
     };
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|f| f.take(LARGEST.get() + 1).read_to_end(&mut bytes));
-    read.map_err(|cause| Error::bad_input(format!("cannot read: {cause}")))?;
-    match bytes.len() as u64 > LARGEST.get() {
-        false => of(&bytes),
-        true => Err(Error::bad_input(format!("more than {LARGEST} of tokens"))
-            .hint("train on a part of them at a time, with --resume")),
-    }
+    of(&read_bytes(path, LARGEST, "tokens to train on at a time")?)
 }
 
 fn binary<const N: usize>(bytes: &[u8], id: fn([u8; N]) -> u32) -> Result<Tokens> {
