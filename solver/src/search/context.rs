@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
 
 use super::coarse::{coarsen, Coarse};
 use super::lp::Unsolved;
@@ -27,8 +26,7 @@ pub struct Context<'a> {
     pub coarse: Coarse,
     relaxed: OnceLock<Result<Relaxed, Unsolved>>,
     infeasible: OnceLock<Infeasible>,
-    deadline: Option<Instant>,
-    gap: f64,
+    options: Options,
     /// Step of the best plan that is known of any variant, in nanoseconds: plans that cannot beat
     /// it are not built.
     cutoff: Arc<AtomicU64>,
@@ -53,8 +51,7 @@ impl<'a> Context<'a> {
             coarse,
             relaxed: OnceLock::new(),
             infeasible: OnceLock::new(),
-            deadline: options.deadline,
-            gap: options.gap,
+            options: *options,
             cutoff: Arc::clone(cutoff),
             built: Mutex::default(),
             unbuilt: Mutex::default(),
@@ -62,7 +59,7 @@ impl<'a> Context<'a> {
     }
     /// What is searched from now on ends at another time and gap.
     pub fn limit(&mut self, options: &Options) {
-        (self.deadline, self.gap) = (options.deadline, options.gap);
+        self.options = *options;
     }
     /// The relaxation, or why there is none; solved when it is first asked for.
     pub fn relaxed(&self) -> &Result<Relaxed, Unsolved> {
@@ -98,10 +95,10 @@ impl<'a> Context<'a> {
     /// Whether a step is further from the bound than this many times the gap that is wanted.
     pub(super) fn far(&self, step: Nanos, times: f64) -> bool {
         let bound = self.bound().get();
-        step.get().saturating_sub(bound) as f64 > bound as f64 * times * self.gap
+        step.get().saturating_sub(bound) as f64 > bound as f64 * times * self.options.gap
     }
     pub(super) fn expired(&self) -> bool {
-        self.deadline.is_some_and(|d| Instant::now() >= d)
+        self.options.expired()
     }
     /// What to say where nothing fits: why the plan that needs least does not.
     pub(super) fn infeasible(&self) -> Infeasible {
